@@ -1,0 +1,1 @@
+"""Pipeline steps: plain functions from files to files."""

@@ -1,0 +1,177 @@
+"""The contract of a linear operator H and of a measurement y = H x + sigma_y n.
+
+An operator object holds B independent operators, one per sample of a batch. It is immutable, holds no randomness,
+and is an `nn.Module` whose explicit tensors are buffers, so `.to(device, dtype)` works.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from invfusion.errors import ShapeError
+
+
+class LinearOperator(nn.Module, ABC):
+    """B linear maps from images (C, H, W) to measurements of shape M = `measurement_shape`.
+
+    Any axes K between the batch and the channels are carried along: `H` maps (B, *K, C, H, W) to (B, *K, *M), and
+    `H_adjoint` and `H_pinv` map back. So an image (no K) and a stack of feature images use the same call.
+
+    Measurement entries are of the order of pixel values in every family, so `sigma_y` means the same everywhere.
+    `H_pinv` is the exact Moore-Penrose inverse of `H`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, batch_size: int, image_shape: Sequence[int], measurement_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.batch_size = int(batch_size)
+        self.image_shape: tuple[int, int, int] = tuple(int(n) for n in image_shape)  # type: ignore[assignment]
+        self.measurement_shape: tuple[int, ...] = tuple(int(n) for n in measurement_shape)
+        if len(self.image_shape) != 3:
+            raise ShapeError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+
+    # What a subclass implements. Inputs were checked by the public methods below.
+    @abstractmethod
+    def _forward(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _adjoint(self, y: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _pinv(self, y: Tensor) -> Tensor: ...
+
+    @property
+    @abstractmethod
+    def norm(self) -> Tensor:
+        """Largest singular value of each operator, (B,)."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that define the operator, each with leading axis B. `from_tensors` takes them back."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
+        """Rebuild the operator; raises `ShapeError` where the tensors do not fit the image shape."""
+
+    def attributes(self) -> dict[str, Any]:
+        """JSON-able facts beside the tensors that all B operators share (a stride, say)."""
+        return {}
+
+    # Public interface.
+    def H(self, x: Tensor) -> Tensor:
+        """(B, *K, C, H, W) -> (B, *K, *M)."""
+        self._check(x, self.image_shape, "an image")
+        return self._forward(x)
+
+    def H_adjoint(self, y: Tensor) -> Tensor:
+        """(B, *K, *M) -> (B, *K, C, H, W), the transpose of `H`."""
+        self._check(y, self.measurement_shape, "a measurement")
+        return self._adjoint(y)
+
+    def H_pinv(self, y: Tensor) -> Tensor:
+        """(B, *K, *M) -> (B, *K, C, H, W), the exact Moore-Penrose inverse of `H`."""
+        self._check(y, self.measurement_shape, "a measurement")
+        return self._pinv(y)
+
+    def back_project(self, y: Tensor) -> Tensor:
+        """A cheap stand-in for `H_pinv` inside networks; exact here unless a subclass says otherwise."""
+        return self.H_pinv(y)
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """The image nearest to x that is consistent with y: x + H_pinv(y - H x)."""
+        return x + self.H_pinv(y - self.H(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.H(x)
+
+    def to_spec(self) -> dict[str, Any]:
+        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`."""
+        return {
+            "kind": self.kind,
+            "image_shape": list(self.image_shape),
+            "attributes": self.attributes(),
+            "tensors": self.tensors(),
+        }
+
+    def select(self, index: Sequence[int] | slice) -> Self:
+        """The operators of some samples of the batch, as an operator."""
+        rows = range(self.batch_size)[index] if isinstance(index, slice) else index
+        picked = torch.as_tensor(list(rows), dtype=torch.long)
+        tensors = {name: t[picked.to(t.device)] for name, t in self.tensors().items()}
+        return type(self).from_tensors(self.image_shape, tensors, self.attributes())
+
+    @classmethod
+    def cat(cls, operators: Sequence[Self]) -> Self:
+        """Join operators of equal kind, image shape and attributes along the batch."""
+        first = operators[0]
+        for other in operators[1:]:
+            if type(other) is not type(first) or (other.image_shape, other.attributes()) != (
+                first.image_shape,
+                first.attributes(),
+            ):
+                raise ShapeError(
+                    f"cannot join operators {first.kind} {first.image_shape} {first.attributes()} and "
+                    f"{other.kind} {other.image_shape} {other.attributes()} in one batch"
+                )
+        parts = [op.tensors() for op in operators]
+        tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        return type(first).from_tensors(first.image_shape, tensors, first.attributes())
+
+    def _check(self, value: Tensor, shape: tuple[int, ...], noun: str) -> None:
+        n = len(shape)
+        trailing = tuple(value.shape[value.ndim - n :]) if n else ()
+        if value.ndim < n + 1 or trailing != shape or value.shape[0] != self.batch_size:
+            raise ShapeError(
+                f"operator '{self.kind}' of {self.batch_size} samples expects {noun} of shape "
+                f"({self.batch_size}, *K, {', '.join(map(str, shape))}), got {tuple(value.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """y with the operator that made it and the standard deviation of its noise.
+
+    y: (B, *M); operator: B operators; sigma_y: (B,) noise standard deviation per entry, in pixel units ([-1, 1]).
+    """
+
+    y: Tensor
+    operator: LinearOperator
+    sigma_y: Tensor
+
+    @classmethod
+    def of(
+        cls, x: Tensor, operator: LinearOperator, sigma_y: Tensor | float = 0.0, noise: Tensor | None = None
+    ) -> "Measurement":
+        """Measure x: y = H x + sigma_y * noise. `noise` is (B, *M), needed where sigma_y > 0."""
+        clean = operator.H(x)
+        level = torch.as_tensor(sigma_y, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        if noise is None:
+            if bool((level > 0).any()):
+                raise ShapeError("a measurement with sigma_y > 0 needs its noise handed in")
+            return cls(clean, operator, level)
+        return cls(clean + level.view(-1, *[1] * (clean.ndim - 1)) * noise, operator, level)
+
+    @property
+    def H_pinv_y(self) -> Tensor:
+        """H_pinv(y), (B, C, H, W): the measurement shown as an image."""
+        return self.operator.H_pinv(self.y)
+
+    def to(self, device: torch.device | str) -> "Measurement":
+        """A copy on another device; the operator of this one stays where it is."""
+        operator = type(self.operator).from_tensors(
+            self.operator.image_shape,
+            {name: t.to(device) for name, t in self.operator.tensors().items()},
+            self.operator.attributes(),
+        )
+        return Measurement(self.y.to(device), operator, self.sigma_y.to(device))
+
+    def select(self, index: Sequence[int] | slice) -> "Measurement":
+        """The measurements of some samples of the batch."""
+        rows = list(range(self.operator.batch_size)[index]) if isinstance(index, slice) else list(index)
+        return Measurement(self.y[rows], self.operator.select(rows), self.sigma_y[rows])
