@@ -1,1 +1,21 @@
+"""Deterministic linear maps built from explicit tensors. A new operator is one file and one entry in `spec.OPERATORS`."""
 
+from invfusion.operators.base import LinearOperator, Measurement
+from invfusion.operators.convolution import StridedConvolution
+from invfusion.operators.masks import MaskOperator
+from invfusion.operators.matrix import MatrixOperator
+from invfusion.operators.null import NullOperator
+from invfusion.operators.spec import OPERATORS, operator_from_spec, spec_from_json, spec_to_json
+
+__all__ = [
+    "OPERATORS",
+    "LinearOperator",
+    "MaskOperator",
+    "MatrixOperator",
+    "Measurement",
+    "NullOperator",
+    "StridedConvolution",
+    "operator_from_spec",
+    "spec_from_json",
+    "spec_to_json",
+]

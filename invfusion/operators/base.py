@@ -5,14 +5,47 @@ and is an `nn.Module` whose explicit tensors are buffers, so `.to(device, dtype)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from functools import cached_property, wraps
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from invfusion.errors import ShapeError
+from invfusion.errors import OperatorError, ShapeError
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound="LinearOperator")
+
+
+class derived(cached_property[T]):  # noqa: N801 - used as a decorator
+    """A quantity computed from an operator's tensors at first use, and again after `.to(...)`.
+
+    Recomputing, not converting, is what makes the identities of a float32 operator hold to 1e-9 after `.double()`.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        @wraps(compute)
+        def outside_autograd(operator: Any) -> T:
+            # Tensors made in inference mode could never be used in a backward pass later.
+            with torch.inference_mode(False), torch.no_grad():
+                return compute(operator)
+
+        super().__init__(outside_autograd)
+
+
+def in_full_precision(apply: Callable[[S, Tensor], Tensor]) -> Callable[[S, Tensor], Tensor]:
+    """Run a method in the operator's precision, at least float32 and outside autocast; answer in the input's dtype."""
+
+    @wraps(apply)
+    def wrapped(operator: S, value: Tensor) -> Tensor:
+        dtype = torch.promote_types(value.dtype, operator.dtype)
+        with torch.autocast(value.device.type, enabled=False):
+            return apply(operator, value.to(dtype)).to(value.dtype)
+
+    return wrapped
 
 
 class LinearOperator(nn.Module, ABC):
@@ -34,6 +67,11 @@ class LinearOperator(nn.Module, ABC):
         self.measurement_shape: tuple[int, ...] = tuple(int(n) for n in measurement_shape)
         if len(self.image_shape) != 3:
             raise ShapeError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+        if self.batch_size < 1 or min(self.image_shape) < 1:
+            raise ShapeError(
+                f"an operator needs at least one sample and positive image sides, "
+                f"got {self.batch_size} samples of {self.image_shape}"
+            )
 
     # What a subclass implements. Inputs were checked by the public methods below.
     @abstractmethod
@@ -63,7 +101,19 @@ class LinearOperator(nn.Module, ABC):
         """JSON-able facts beside the tensors that all B operators share (a stride, say)."""
         return {}
 
+    def check_values(self) -> None:
+        """Raise `OperatorError` where the tensors hold values that the operator does not allow; for untrusted input."""
+        for name, tensor in self.tensors().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise OperatorError(f"tensor '{name}' of operator '{self.kind}' holds infinite or not-a-number values")
+
     # Public interface.
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the arithmetic: that of the tensors, at least float32."""
+        kinds = (t.dtype for t in self.tensors().values())
+        return torch.promote_types(next(kinds, torch.float32), torch.float32)
+
     def H(self, x: Tensor) -> Tensor:
         """(B, *K, C, H, W) -> (B, *K, *M)."""
         self._check(x, self.image_shape, "an image")
@@ -123,6 +173,12 @@ class LinearOperator(nn.Module, ABC):
         tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
         return type(first).from_tensors(first.image_shape, tensors, first.attributes())
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name in [n for n in self.__dict__ if isinstance(getattr(type(self), n, None), derived)]:
+            del self.__dict__[name]
+        return self
+
     def _check(self, value: Tensor, shape: tuple[int, ...], noun: str) -> None:
         n = len(shape)
         trailing = tuple(value.shape[value.ndim - n :]) if n else ()
@@ -131,6 +187,18 @@ class LinearOperator(nn.Module, ABC):
                 f"operator '{self.kind}' of {self.batch_size} samples expects {noun} of shape "
                 f"({self.batch_size}, *K, {', '.join(map(str, shape))}), got {tuple(value.shape)}"
             )
+
+
+def aligned(tensor: Tensor, ndim: int) -> Tensor:
+    """Insert stack axes behind the batch axis until `tensor` has `ndim` axes, so that it broadcasts over a stack."""
+    return tensor.reshape(tensor.shape[0], *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
+
+
+def take(kind: str, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+    """The named tensors, in order; raises `OperatorError` unless exactly these are there."""
+    if set(tensors) != set(names):
+        raise OperatorError(f"operator '{kind}' is defined by the tensors {sorted(names)}, got {sorted(tensors)}")
+    return [tensors[name] for name in names]
 
 
 @dataclass(frozen=True)

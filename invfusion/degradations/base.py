@@ -1,0 +1,27 @@
+"""What every family of degradations promises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from invfusion.errors import ConfigError
+from invfusion.operators.base import LinearOperator
+from invfusion.schema import Config
+
+
+class DegradationFamily(Config, ABC):
+    """A distribution over linear operators. All randomness comes from the CPU generator that is handed in."""
+
+    @abstractmethod
+    def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> LinearOperator:
+        """Draw `batch_size` float32 operators on the CPU for images of shape (C, H, W)."""
+
+
+def checked_sides(batch_size: int, image_shape: Sequence[int]) -> tuple[int, int]:
+    """The sides (h, w) of the images; raises `ConfigError` unless the request makes sense."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ConfigError(f"image_shape must be three positive numbers (C, H, W), got {tuple(image_shape)}")
+    return int(image_shape[1]), int(image_shape[2])

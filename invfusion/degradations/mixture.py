@@ -1,0 +1,44 @@
+"""A mixture of families: the training distribution of one model for many degradations."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from invfusion.degradations.base import DegradationFamily
+from invfusion.degradations.boxes import BoxInpaintingConfig, BoxOutpaintingConfig
+from invfusion.degradations.matrix import RandomMatrixConfig
+from invfusion.degradations.motion_blur import StridedMotionBlurConfig
+from invfusion.degradations.null import NullConfig
+from invfusion.degradations.patches import PatchInpaintingConfig
+from invfusion.operators.base import LinearOperator
+
+# Being in this union enrols a family everywhere: in params.yaml, in FAMILIES and in the contract tests.
+Family = (
+    PatchInpaintingConfig
+    | StridedMotionBlurConfig
+    | RandomMatrixConfig
+    | BoxOutpaintingConfig
+    | BoxInpaintingConfig
+    | NullConfig
+)
+
+
+class MixtureConfig(DegradationFamily):
+    """Each draw takes ONE member, with probability proportional to its weight (equal without weights), for its batch."""
+
+    kind: Literal["mixture"] = "mixture"
+    members: list[Annotated[Family, Field(discriminator="kind")]] = Field(min_length=1)
+    weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+
+    @model_validator(mode="after")
+    def _matching_weights(self) -> Self:
+        if self.weights is not None and (len(self.weights) != len(self.members) or sum(self.weights) <= 0):
+            raise ValueError(f"weights must be {len(self.members)} numbers, one per member, not all of them zero")
+        return self
+
+    def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> LinearOperator:
+        weights = torch.tensor(self.weights or [1.0] * len(self.members), dtype=torch.float64)
+        member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
+        return member.sample(batch_size, image_shape, generator)

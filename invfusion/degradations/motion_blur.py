@@ -1,0 +1,47 @@
+"""Motion blur followed by down-sampling."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from invfusion.degradations.base import DegradationFamily, checked_sides
+from invfusion.degradations.motion_kernel import motion_kernels, smooth
+from invfusion.errors import ConfigError
+from invfusion.operators.convolution import CUTOFF, StridedConvolution
+
+Intensity = Annotated[float, Field(ge=0, le=1)]
+
+
+class StridedMotionBlurConfig(DegradationFamily):
+    """A motion kernel as large as the image, smoothed by a Gaussian of std = stride, then every stride-th pixel.
+
+    The stride is uniform over `strides` and shared by one draw; kernels are per sample, with camera-shake intensity
+    uniform over `intensity`. Raises `ConfigError` where a stride does not divide the image. Source: paper A.3.2.
+    """
+
+    kind: Literal["strided_motion_blur"] = "strided_motion_blur"
+    strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 4, 8), min_length=1)
+    intensity: tuple[Intensity, Intensity] = (0.0, 1.0)
+    cutoff: float = Field(default=CUTOFF, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.intensity[0] > self.intensity[1]:
+            raise ValueError(f"intensity must be (low, high) with low <= high, got {self.intensity}")
+        return self
+
+    def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> StridedConvolution:
+        h, w = checked_sides(batch_size, image_shape)
+        unfit = [s for s in self.strides if h % s or w % s]
+        if unfit:
+            raise ConfigError(
+                f"the strides {unfit} of strided_motion_blur do not divide both sides of {h}x{w} images: "
+                f"remove them from 'strides' or use another image size"
+            )
+        stride = self.strides[int(torch.randint(len(self.strides), (), generator=generator))]
+        low, high = self.intensity
+        intensity = low + (high - low) * torch.rand(batch_size, generator=generator, dtype=torch.float64)
+        kernel = smooth(motion_kernels(intensity, h, w, generator), std=stride)
+        return StridedConvolution(image_shape, kernel, stride, self.cutoff)

@@ -1,0 +1,51 @@
+"""Masks: some pixels are seen, the others are not. In-painting and out-painting of every shape."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from invfusion.errors import OperatorError, ShapeError
+from invfusion.operators.base import LinearOperator, aligned, take
+
+
+class MaskOperator(LinearOperator):
+    """H = H_adjoint = H_pinv = multiplication by a 0/1 mask that the channels share; hidden pixels stay as zeros.
+
+    mask: (B, 1, H, W). Measurements have the image's shape. Source: paper A.3.1 and A.3.4.
+    """
+
+    kind: ClassVar[str] = "mask"
+    mask: Tensor
+
+    def __init__(self, image_shape: Sequence[int], mask: Tensor) -> None:
+        super().__init__(len(mask), image_shape, image_shape)
+        expected = (self.batch_size, 1, *self.image_shape[1:])
+        if tuple(mask.shape) != expected:
+            raise ShapeError(f"the mask of images {self.image_shape} must be (B, 1, H, W), got {tuple(mask.shape)}")
+        self.register_buffer("mask", mask)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x * aligned(self.mask, x.ndim).to(x.dtype)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)
+
+    def _pinv(self, y: Tensor) -> Tensor:
+        return self._forward(y)
+
+    @property
+    def norm(self) -> Tensor:
+        return self.mask.flatten(1).amax(dim=1).to(self.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mask": self.mask}
+
+    @classmethod
+    def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
+        return cls(image_shape, *take(cls.kind, tensors, "mask"))
+
+    def check_values(self) -> None:
+        if not bool(torch.isin(self.mask, torch.tensor([0, 1]).to(self.mask)).all()):
+            raise OperatorError("a mask must hold only 0 and 1")

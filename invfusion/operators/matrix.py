@@ -1,0 +1,95 @@
+"""A dense matrix per sample."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from invfusion.errors import ShapeError
+from invfusion.operators.base import LinearOperator, derived, in_full_precision, take
+
+# Squaring a matrix doubles the digits it loses: above this condition number of the Gram matrix, the SVD is used.
+MAX_GRAM_CONDITION = 1e5
+
+
+class MatrixOperator(LinearOperator):
+    """y = A x with the image flattened as (channel, row, column).
+
+    matrix: (B, m, D), D = C*H*W; zero rows are allowed (padding of samples with fewer rows) and handled exactly.
+    Source: paper A.3.3.
+    """
+
+    kind: ClassVar[str] = "matrix"
+    matrix: Tensor
+
+    def __init__(self, image_shape: Sequence[int], matrix: Tensor) -> None:
+        if matrix.ndim != 3:
+            raise ShapeError(f"the matrix must be (B, m, D), got {tuple(matrix.shape)}")
+        super().__init__(len(matrix), image_shape, matrix.shape[1:2])
+        size = torch.Size(self.image_shape).numel()
+        if matrix.shape[2] != size:
+            raise ShapeError(
+                f"a matrix for images {self.image_shape} needs {size} columns, got {tuple(matrix.shape)} = (B, m, D)"
+            )
+        self.register_buffer("matrix", matrix)
+
+    @derived
+    def inverse(self) -> Tensor:
+        """The pseudo-inverse, (B, D, m); computed in float64, kept in the operator's precision."""
+        return pseudo_inverse(self.matrix.double()).to(self.dtype)
+
+    @derived
+    def norm(self) -> Tensor:
+        small = _small_gram(self.matrix.double())
+        return torch.linalg.eigvalsh(small)[:, -1].clamp(min=0).sqrt().to(self.dtype)
+
+    @in_full_precision
+    def _forward(self, x: Tensor) -> Tensor:
+        return _apply_rows(self.matrix, x.flatten(-3))
+
+    @in_full_precision
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return _apply_rows(self.matrix.mT, y).unflatten(-1, self.image_shape)
+
+    @in_full_precision
+    def _pinv(self, y: Tensor) -> Tensor:
+        return _apply_rows(self.inverse, y).unflatten(-1, self.image_shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix}
+
+    @classmethod
+    def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
+        return cls(image_shape, *take(cls.kind, tensors, "matrix"))
+
+
+def pseudo_inverse(matrix: Tensor) -> Tensor:
+    """The Moore-Penrose inverses (B, D, m) of float64 matrices (B, m, D).
+
+    A^T (A A^T)^-1 by Cholesky, with a one on the diagonal at zero rows; samples whose other rows are (nearly) dependent
+    take the singular value decomposition.
+    """
+    gram = matrix @ matrix.mT
+    empty = gram.diagonal(dim1=-2, dim2=-1) == 0
+    gram = gram + torch.diag_embed(empty.to(gram.dtype))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    gram_inverse = torch.cholesky_inverse(factor)
+    condition = torch.linalg.matrix_norm(gram, 1) * torch.linalg.matrix_norm(gram_inverse, 1)
+    sound = (failed == 0) & (condition < MAX_GRAM_CONDITION)
+    inverse = matrix.mT @ gram_inverse
+    if not bool(sound.all()):
+        inverse[~sound] = torch.linalg.pinv(matrix[~sound])
+    return inverse
+
+
+def _small_gram(matrix: Tensor) -> Tensor:
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    return matrix @ matrix.mT if wide else matrix.mT @ matrix
+
+
+def _apply_rows(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """(B, m, D) applied to (B, *K, D) -> (B, *K, m)."""
+    stacked = vectors.reshape(len(vectors), -1, vectors.shape[-1])
+    result = stacked @ matrix.mT.to(vectors.dtype)
+    return result.reshape(*vectors.shape[:-1], -1)
