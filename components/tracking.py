@@ -72,8 +72,13 @@ class Run:
 
 
 def tracking_uri(params: "Params") -> str:
-    """The address of the MLflow store: MLFLOW_TRACKING_URI where it is set, else `runtime.mlflow_uri`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or params.runtime.mlflow_uri
+    """The address of the MLflow store: MLFLOW_TRACKING_URI where it is set, else `runtime.mlflow_uri`.
+
+    The path of a SQLite file is made absolute, since MLflow remembers a store by its address.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or params.runtime.mlflow_uri
+    database = _database(uri)
+    return f"sqlite:///{database}" if database else uri
 
 
 def check_reachable(params: "Params") -> None:
@@ -363,8 +368,8 @@ def _connect(uri: str) -> Any:
     with _service_errors(uri):
         from mlflow import MlflowClient
 
-        client = MlflowClient(uri, registry_uri=uri)
         with _locked(_database(uri)):
+            client = MlflowClient(uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
 
@@ -389,16 +394,24 @@ def _service_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ServiceError(
-            f"MLflow at {_without_password(uri)} cannot be used: {reason}. Start that server, or unset MLFLOW_TRACKING_URI "
-            "and set runtime.mlflow_uri to a local file such as sqlite:///mlflow.db"
+            f"MLflow at {_without_password(uri, uri)} cannot be used: {_without_password(_reason(error), uri)}. Start that "
+            "server, or unset MLFLOW_TRACKING_URI and set runtime.mlflow_uri to a local file such as sqlite:///mlflow.db"
         ) from error
 
 
-def _without_password(uri: str) -> str:
+def _reason(error: BaseException) -> str:
+    """The first line of the error at the bottom: "Connection refused" rather than what each layer made of it."""
+    root = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    lines = (str(root) or str(error)).splitlines()
+    return lines[0][:200] if lines else type(root).__name__
+
+
+def _without_password(text: str, uri: str) -> str:
     password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
+    return text.replace(f":{password}@", ":***@") if password else text
 
 
 def _database(uri: str) -> Path | None:
