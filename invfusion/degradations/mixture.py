@@ -26,7 +26,7 @@ Family = (
 
 
 class MixtureConfig(DegradationFamily):
-    """Each draw takes ONE member, with probability proportional to its weight (equal without weights), for its batch."""
+    """Each draw takes ONE member, with probability proportional to its weight (default: equal)."""
 
     kind: Literal["mixture"] = "mixture"
     members: list[Annotated[Family, Field(discriminator="kind")]] = Field(min_length=1)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # The law's constants: longest path per unit of d, Beta(1, STEP_BETA) steps, smallest freedom of steps and angles.
 MAX_LENGTH = 0.75
@@ -95,21 +94,32 @@ def _triangular(u: Tensor, mode: Tensor, right: Tensor) -> Tensor:
 def _rasterise(paths: Paths, h: int, w: int, width: int) -> Tensor:
     """Canvases (B, 2h, 2w) of zeros with ones along the paths, `width` pixels wide, clipped at the border."""
     points = _dense_points(paths)
-    limits = torch.tensor([2 * w, 2 * h])
-    cells = (points + limits / 2).floor().long()
-    inside = ((cells >= 0) & (cells < limits)).all(dim=-1)
-    lost = ~inside.any(dim=1)
-    if bool(lost.any()):
-        # Possible on elongated canvases: the path's nearest point moves to the centre.
-        return _rasterise(_recentred(paths, points, lost), h, w, width)
+    points = points - _way_back(points, h, w)[:, None]
+    brush = torch.arange(width) - (width - 1) // 2
+    column, row = (points + _centre(h, w)).floor().long().unbind(dim=-1)
+    column = (column[..., None, None] + brush).expand(-1, -1, width, -1).flatten(1)
+    row = (row[..., None, None] + brush[:, None]).expand(-1, -1, -1, width).flatten(1)
+    inside = (column >= 0) & (column < 2 * w) & (row >= 0) & (row < 2 * h)
     canvas = torch.zeros(len(points), 2 * h * 2 * w)
-    index = (cells[..., 1] * 2 * w + cells[..., 0]).where(inside, 0)
-    canvas.scatter_reduce_(1, index, inside.float(), reduce="amax")
-    return _widened(canvas.unflatten(1, (2 * h, 2 * w)), width)
+    canvas.scatter_reduce_(1, (row * 2 * w + column).where(inside, 0), inside.float(), reduce="amax")
+    return canvas.view(-1, 2 * h, 2 * w)
+
+
+def _centre(h: int, w: int) -> Tensor:
+    """Where the middle of pixel (h//2, w//2) lies on the canvas, as (x, y)."""
+    return torch.tensor([2 * (w // 2) + 1, 2 * (h // 2) + 1], dtype=torch.float64)
+
+
+def _way_back(points: Tensor, h: int, w: int) -> Tensor:
+    """(B, 2): zero, but for paths that miss an elongated canvas their point nearest to the centre."""
+    at = points + _centre(h, w)
+    inside = ((at >= 0) & (at < torch.tensor([2 * w, 2 * h]))).all(dim=-1)
+    nearest = points[torch.arange(len(points)), points.square().sum(dim=-1).argmin(dim=1)]
+    return nearest * ~inside.any(dim=1, keepdim=True)
 
 
 def _dense_points(paths: Paths) -> Tensor:
-    """Points (B, P, 2) along each poly-line, half a pixel apart; the last vertex is repeated where a path is shorter."""
+    """Points (B, P, 2) along each poly-line, half a pixel apart; shorter paths repeat their last vertex."""
     last = (paths.n_steps - 1)[:, None]
     start, end = paths.distance[:, :1], paths.distance.gather(1, last)
     count = 2 + int(((end - start).max() / 0.5).floor())
@@ -120,20 +130,6 @@ def _dense_points(paths: Paths) -> Tensor:
     share = ((travelled - d0) / (d1 - d0)).clamp(0, 1)[..., None]
     p0, p1 = (paths.points.gather(1, i[..., None].expand(-1, -1, 2)) for i in (left, right))
     return p0 + share * (p1 - p0)
-
-
-def _recentred(paths: Paths, points: Tensor, lost: Tensor) -> Paths:
-    nearest = points.square().sum(dim=-1).argmin(dim=1)
-    shift = points[torch.arange(len(points)), nearest] * lost[:, None]
-    return paths._replace(points=paths.points - shift[:, None])
-
-
-def _widened(canvas: Tensor, width: int) -> Tensor:
-    if width == 1:
-        return canvas
-    before = (width - 1) // 2
-    padded = F.pad(canvas[:, None], (before, width - 1 - before, before, width - 1 - before))
-    return F.max_pool2d(padded, width, stride=1)[:, 0]
 
 
 def _reduced(canvas: Tensor, blur: float) -> Tensor:

@@ -14,6 +14,11 @@ class NullConfig(DegradationFamily):
 
     kind: Literal["null"] = "null"
 
-    def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> NullOperator:
+    def sample(
+        self,
+        batch_size: int,
+        image_shape: Sequence[int],
+        generator: torch.Generator,  # noqa: ARG002 - nothing is random here
+    ) -> NullOperator:
         checked_sides(batch_size, image_shape)
         return NullOperator(image_shape, torch.zeros(batch_size, 0))

@@ -14,8 +14,8 @@ from invfusion.operators.masks import MaskOperator
 class PatchInpaintingConfig(DegradationFamily):
     """Square patches of one size are visible, each with probability p.
 
-    Per sample, size, p ~ U(0, max_visible) and patches are drawn again until some patch is visible. Sizes are the powers
-    of two that divide both sides of the image. Source: paper A.3.1 (the published code draws once per batch).
+    Per sample, size, p ~ U(0, max_visible) and patches are drawn again until some patch is visible. Sizes are the
+    powers of two that divide both sides of the image. Source: paper A.3.1 (the published code draws once per batch).
     """
 
     kind: Literal["patch_inpainting"] = "patch_inpainting"

@@ -1,6 +1,10 @@
-"""Deterministic linear maps built from explicit tensors. A new operator is one file and one entry in `spec.OPERATORS`."""
+"""Deterministic linear maps built from explicit tensors.
+
+A new operator is one file and one entry in `spec.OPERATORS`, which enrols it in the contract tests.
+"""
 
 from invfusion.operators.base import LinearOperator, Measurement
+from invfusion.operators.checks import OperatorReport, check_operator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
@@ -14,7 +18,9 @@ __all__ = [
     "MatrixOperator",
     "Measurement",
     "NullOperator",
+    "OperatorReport",
     "StridedConvolution",
+    "check_operator",
     "operator_from_spec",
     "spec_from_json",
     "spec_to_json",

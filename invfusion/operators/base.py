@@ -5,16 +5,15 @@ and is an `nn.Module` whose explicit tensors are buffers, so `.to(device, dtype)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from invfusion.errors import OperatorError, ShapeError
-
 
 T = TypeVar("T")
 S = TypeVar("S", bound="LinearOperator")
@@ -174,7 +173,7 @@ class LinearOperator(nn.Module, ABC):
         return type(first).from_tensors(first.image_shape, tensors, first.attributes())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in [n for n in self.__dict__ if isinstance(getattr(type(self), n, None), derived)]:
             del self.__dict__[name]
         return self
@@ -194,11 +193,12 @@ def aligned(tensor: Tensor, ndim: int) -> Tensor:
     return tensor.reshape(tensor.shape[0], *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
 
 
-def take(kind: str, tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    """The named tensors, in order; raises `OperatorError` unless exactly these are there."""
-    if set(tensors) != set(names):
-        raise OperatorError(f"operator '{kind}' is defined by the tensors {sorted(names)}, got {sorted(tensors)}")
-    return [tensors[name] for name in names]
+def check_definition(
+    kind: str, given: Mapping[str, Any], allowed: Collection[str], noun: Literal["tensors", "attributes"]
+) -> None:
+    """Raise `OperatorError` unless exactly the allowed names are given."""
+    if set(given) != set(allowed):
+        raise OperatorError(f"operator '{kind}' is defined by the {noun} {sorted(allowed)}, got {sorted(given)}")
 
 
 @dataclass(frozen=True)

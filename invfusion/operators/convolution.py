@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.operators.base import LinearOperator, aligned, derived, in_full_precision, take
+from invfusion.operators.base import LinearOperator, aligned, check_definition, derived, in_full_precision
 
 # Singular values below this share of the largest are zero, in H itself too, so that H H_pinv H = H holds exactly.
 CUTOFF = 1e-2
@@ -23,7 +23,6 @@ class Spectra(NamedTuple):
     """Factors on half spectra (B, 1, s, H/s, W//2+1): rows split into aliases, columns as `rfft` lays them out."""
 
     forward: Tensor
-    adjoint: Tensor
     pinv: Tensor
     norm: Tensor
 
@@ -59,22 +58,22 @@ class StridedConvolution(LinearOperator):
         energy = aliases.abs().square().mean(dim=(1, 3), keepdim=True)
         largest = energy.amax(dim=(2, 4), keepdim=True)
         kept = (energy >= self.cutoff**2 * largest) & (energy > 0)
-        half = [
-            z.reshape(-1, 1, s, h // s, w)[..., : w // 2 + 1].to(self.dtype.to_complex())
-            for z in (aliases * kept, aliases.conj() * kept, aliases.conj() * kept / energy.where(kept, 1))
-        ]
-        return Spectra(*half, norm=largest.sqrt().flatten().to(self.dtype))
+        forward = aliases * kept
+        pinv = forward.conj() / energy.where(kept, 1)
+        half = [z.reshape(-1, 1, s, h // s, w)[..., : w // 2 + 1].to(self.dtype.to_complex()) for z in (forward, pinv)]
+        return Spectra(forward=half[0], pinv=half[1], norm=largest.sqrt().flatten().to(self.dtype))
 
     @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
         s, (_, m, _), w = self.stride, self.measurement_shape, self.image_shape[2]
         z = torch.fft.rfft2(x).unflatten(-2, (s, m))
         folded = (z * aligned(self.spectra.forward, z.ndim)).mean(dim=-3)
-        return torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+        full_width: Tensor = torch.fft.irfft2(folded, s=(m, w))
+        return full_width[..., ::s]
 
     @in_full_precision
     def _adjoint(self, y: Tensor) -> Tensor:
-        return self._spread(y, self.spectra.adjoint)
+        return self._spread(y, self.spectra.forward.conj())
 
     @in_full_precision
     def _pinv(self, y: Tensor) -> Tensor:
@@ -85,7 +84,8 @@ class StridedConvolution(LinearOperator):
         zero_stuffed = F.pad(y[..., None], (0, self.stride - 1)).flatten(-2)
         z = torch.fft.rfft2(zero_stuffed)[..., None, :, :]
         tiled = (z * aligned(factor, z.ndim)).flatten(-3, -2)
-        return torch.fft.irfft2(tiled, s=self.image_shape[1:])
+        image: Tensor = torch.fft.irfft2(tiled, s=self.image_shape[1:])
+        return image
 
     @property
     def norm(self) -> Tensor:
@@ -99,10 +99,11 @@ class StridedConvolution(LinearOperator):
 
     @classmethod
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
-        stride, cutoff = attributes.get("stride"), attributes.get("cutoff", CUTOFF)
-        if not isinstance(stride, int) or not isinstance(cutoff, int | float) or not 0 <= cutoff < 1:
+        check_definition(cls.kind, tensors, ["kernel"], "tensors")
+        check_definition(cls.kind, attributes, ["stride", "cutoff"], "attributes")
+        stride, cutoff = attributes["stride"], attributes["cutoff"]
+        if type(stride) is not int or type(cutoff) not in (int, float) or not 0 <= cutoff < 1:
             raise OperatorError(
-                f"operator '{cls.kind}' needs the attributes stride (a whole number) and cutoff (in [0, 1)), "
-                f"got {attributes}"
+                f"operator '{cls.kind}' needs a whole number as stride and a cutoff in [0, 1), got {attributes}"
             )
-        return cls(image_shape, *take(cls.kind, tensors, "kernel"), stride=stride, cutoff=float(cutoff))
+        return cls(image_shape, tensors["kernel"], stride, float(cutoff))

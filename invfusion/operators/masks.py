@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.operators.base import LinearOperator, aligned, take
+from invfusion.operators.base import LinearOperator, aligned, check_definition
 
 
 class MaskOperator(LinearOperator):
@@ -44,7 +44,9 @@ class MaskOperator(LinearOperator):
 
     @classmethod
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
-        return cls(image_shape, *take(cls.kind, tensors, "mask"))
+        check_definition(cls.kind, tensors, ["mask"], "tensors")
+        check_definition(cls.kind, attributes, [], "attributes")
+        return cls(image_shape, tensors["mask"])
 
     def check_values(self) -> None:
         if not bool(torch.isin(self.mask, torch.tensor([0, 1]).to(self.mask)).all()):

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import LinearOperator, derived, in_full_precision, take
+from invfusion.operators.base import LinearOperator, check_definition, derived, in_full_precision
 
 # Squaring a matrix doubles the digits it loses: above this condition number of the Gram matrix, the SVD is used.
 MAX_GRAM_CONDITION = 1e5
+# How many samples of similar row counts are factorised together.
+GROUP = 8
 
 
 class MatrixOperator(LinearOperator):
@@ -36,13 +38,14 @@ class MatrixOperator(LinearOperator):
 
     @derived
     def inverse(self) -> Tensor:
-        """The pseudo-inverse, (B, D, m); computed in float64, kept in the operator's precision."""
-        return pseudo_inverse(self.matrix.double()).to(self.dtype)
+        """The pseudo-inverse, (B, D, m), in the operator's precision."""
+        return pseudo_inverse(self.matrix.to(self.dtype))
 
     @derived
     def norm(self) -> Tensor:
         small = _small_gram(self.matrix.double())
-        return torch.linalg.eigvalsh(small)[:, -1].clamp(min=0).sqrt().to(self.dtype)
+        largest: Tensor = torch.linalg.eigvalsh(small)[:, -1]
+        return largest.clamp(min=0).sqrt().to(self.dtype)
 
     @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
@@ -50,36 +53,55 @@ class MatrixOperator(LinearOperator):
 
     @in_full_precision
     def _adjoint(self, y: Tensor) -> Tensor:
-        return _apply_rows(self.matrix.mT, y).unflatten(-1, self.image_shape)
+        return self._as_images(_apply_rows(self.matrix.mT, y))
 
     @in_full_precision
     def _pinv(self, y: Tensor) -> Tensor:
-        return _apply_rows(self.inverse, y).unflatten(-1, self.image_shape)
+        return self._as_images(_apply_rows(self.inverse, y))
+
+    def _as_images(self, vectors: Tensor) -> Tensor:
+        return vectors.reshape(*vectors.shape[:-1], *self.image_shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix}
 
     @classmethod
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
-        return cls(image_shape, *take(cls.kind, tensors, "matrix"))
+        check_definition(cls.kind, tensors, ["matrix"], "tensors")
+        check_definition(cls.kind, attributes, [], "attributes")
+        return cls(image_shape, tensors["matrix"])
 
 
 def pseudo_inverse(matrix: Tensor) -> Tensor:
-    """The Moore-Penrose inverses (B, D, m) of float64 matrices (B, m, D).
+    """The Moore-Penrose inverses (B, D, m) of matrices (B, m, D), float32 or float64.
 
-    A^T (A A^T)^-1 by Cholesky, with a one on the diagonal at zero rows; samples whose other rows are (nearly) dependent
-    take the singular value decomposition.
+    Samples of similar row counts go together, so that padding with zero rows costs nothing.
     """
-    gram = matrix @ matrix.mT
+    rows = (matrix != 0).any(dim=2)
+    extents = (rows * torch.arange(1, rows.shape[1] + 1, device=rows.device)).amax(dim=1)
+    ordered, order = extents.sort()
+    transposed = torch.zeros_like(matrix)
+    for extent, samples in zip(ordered.split(GROUP), order.split(GROUP), strict=True):
+        m = int(extent[-1])
+        transposed[samples, :m] = _inverse_of_rows(matrix[samples, :m]).mT
+    return transposed.mT
+
+
+def _inverse_of_rows(matrix: Tensor) -> Tensor:
+    """A^T (A A^T)^-1 by a float64 Cholesky factorisation, with a one on the diagonal at zero rows.
+
+    Samples whose other rows are (nearly) dependent take the singular value decomposition.
+    """
+    gram = matrix.double() @ matrix.double().mT
     empty = gram.diagonal(dim1=-2, dim2=-1) == 0
     gram = gram + torch.diag_embed(empty.to(gram.dtype))
     factor, failed = torch.linalg.cholesky_ex(gram)
     gram_inverse = torch.cholesky_inverse(factor)
     condition = torch.linalg.matrix_norm(gram, 1) * torch.linalg.matrix_norm(gram_inverse, 1)
     sound = (failed == 0) & (condition < MAX_GRAM_CONDITION)
-    inverse = matrix.mT @ gram_inverse
+    inverse = (gram_inverse.to(matrix.dtype) @ matrix).mT
     if not bool(sound.all()):
-        inverse[~sound] = torch.linalg.pinv(matrix[~sound])
+        inverse[~sound] = torch.linalg.pinv(matrix[~sound].double()).to(matrix.dtype)
     return inverse
 
 

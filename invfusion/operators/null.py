@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import LinearOperator, take
+from invfusion.operators.base import LinearOperator, check_definition
 
 
 class NullOperator(LinearOperator):
@@ -44,4 +44,6 @@ class NullOperator(LinearOperator):
 
     @classmethod
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
-        return cls(image_shape, *take(cls.kind, tensors, "placeholder"))
+        check_definition(cls.kind, tensors, ["placeholder"], "tensors")
+        check_definition(cls.kind, attributes, [], "attributes")
+        return cls(image_shape, tensors["placeholder"])
