@@ -1,1 +1,34 @@
+"""Metrics that say what they are, one per file."""
 
+from invfusion.metrics.bootstrap import mean_interval, statistic_interval
+from invfusion.metrics.components import captured_energy, squared_projections
+from invfusion.metrics.consistency import consistency_mse, consistency_sse
+from invfusion.metrics.features import InceptionFeatures, PixelFeatures
+from invfusion.metrics.frechet import (
+    FeatureStatistics,
+    frechet_distance,
+    frechet_distance_from,
+    kernel_distance,
+    kernel_distance_from,
+)
+from invfusion.metrics.lpips import LPIPS
+from invfusion.metrics.psnr import psnr, psnr_ceiling
+
+__all__ = [
+    "LPIPS",
+    "FeatureStatistics",
+    "InceptionFeatures",
+    "PixelFeatures",
+    "captured_energy",
+    "consistency_mse",
+    "consistency_sse",
+    "frechet_distance",
+    "frechet_distance_from",
+    "kernel_distance",
+    "kernel_distance_from",
+    "mean_interval",
+    "psnr",
+    "psnr_ceiling",
+    "squared_projections",
+    "statistic_interval",
+]

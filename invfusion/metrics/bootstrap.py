@@ -1,0 +1,46 @@
+"""Intervals by resampling images."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from invfusion.errors import ShapeError
+
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+
+
+def resamples(n: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """`count` times: how often each of n images is drawn when n are drawn with replacement, (n,) float64."""
+    for _ in range(count):
+        drawn = torch.randint(n, (n,), generator=generator)
+        yield torch.bincount(drawn, minlength=n).double()
+
+
+def mean_interval(values: Tensor, count: int, generator: torch.Generator) -> Interval:
+    """95% percentile bootstrap interval of the mean of values (n,) over n images."""
+    if values.ndim != 1 or len(values) == 0:
+        raise ShapeError(f"an interval needs one value per image, got shape {tuple(values.shape)}")
+    means = [float(w @ values.double()) / len(values) for w in resamples(len(values), count, generator)]
+    return _quantiles(torch.tensor(means, dtype=torch.float64))
+
+
+def statistic_interval(
+    statistic: Callable[[Tensor], float], value: float, n: int, count: int, generator: torch.Generator
+) -> Interval:
+    """95% bootstrap interval of a statistic that is not a mean, as a function of the weights (n,) of the images.
+
+    Resampled sets have fewer distinct images, which shifts a distance between sets: so the spread of the resampled
+    values is laid around `value`. It says how much the number varies at this n, not how far its own bias carries it.
+    """
+    values = torch.tensor([statistic(w) for w in resamples(n, count, generator)], dtype=torch.float64)
+    low, high = _quantiles(values - values.mean())
+    return value + low, value + high
+
+
+def _quantiles(values: Tensor) -> Interval:
+    tail = (1 - LEVEL) / 2
+    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+    return low, high
