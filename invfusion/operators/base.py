@@ -62,15 +62,10 @@ class LinearOperator(nn.Module, ABC):
     def __init__(self, batch_size: int, image_shape: Sequence[int], measurement_shape: Sequence[int]) -> None:
         super().__init__()
         self.batch_size = int(batch_size)
-        self.image_shape: tuple[int, int, int] = tuple(int(n) for n in image_shape)  # type: ignore[assignment]
+        self.image_shape = checked_image_shape(image_shape)
         self.measurement_shape: tuple[int, ...] = tuple(int(n) for n in measurement_shape)
-        if len(self.image_shape) != 3:
-            raise ShapeError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
-        if self.batch_size < 1 or min(self.image_shape) < 1:
-            raise ShapeError(
-                f"an operator needs at least one sample and positive image sides, "
-                f"got {self.batch_size} samples of {self.image_shape}"
-            )
+        if self.batch_size < 1:
+            raise ShapeError(f"an operator '{self.kind}' needs at least one sample")
 
     # What a subclass implements. Inputs were checked by the public methods below.
     @abstractmethod
@@ -186,6 +181,14 @@ class LinearOperator(nn.Module, ABC):
                 f"operator '{self.kind}' of {self.batch_size} samples expects {noun} of shape "
                 f"({self.batch_size}, *K, {', '.join(map(str, shape))}), got {tuple(value.shape)}"
             )
+
+
+def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W); raises `ShapeError` unless these are three positive numbers."""
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ShapeError(f"image_shape must be three positive numbers (C, H, W), got {tuple(image_shape)}")
+    c, h, w = (int(n) for n in image_shape)
+    return c, h, w
 
 
 def aligned(tensor: Tensor, ndim: int) -> Tensor:

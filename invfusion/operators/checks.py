@@ -123,11 +123,12 @@ def _run(check: Check, operator: LinearOperator, tolerance: float, seed: int) ->
 def _distance(value: Tensor, expected: Tensor) -> float:
     if value.shape != expected.shape:
         raise OperatorError(f"shape {tuple(value.shape)} instead of {tuple(expected.shape)}")
-    return _ratio((value.double() - expected.double()).flatten(1).norm(dim=1), _size(expected))
+    return _ratio(_size(value.double() - expected.double()), _size(expected))
 
 
 def _size(value: Tensor) -> Tensor:
-    return value.double().flatten(1).norm(dim=1)
+    size: Tensor = torch.linalg.vector_norm(value.double().flatten(1), dim=1)
+    return size
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -260,7 +261,7 @@ def _vjp(apply: Callable[[Tensor], Tensor], at: Tensor, cotangent: Tensor) -> Te
         result = apply(leaf)
         if not result.requires_grad:
             raise OperatorError("the result is cut off from the graph of derivatives")
-        (gradient,) = torch.autograd.grad(result, leaf, cotangent)
+        gradient: Tensor = torch.autograd.grad(result, leaf, cotangent)[0]
         return gradient
 
 

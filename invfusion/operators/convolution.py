@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.operators.base import LinearOperator, aligned, check_definition, derived, in_full_precision
+from invfusion.operators.base import (
+    LinearOperator,
+    aligned,
+    check_definition,
+    checked_image_shape,
+    derived,
+    in_full_precision,
+)
 
 # Singular values below this share of the largest are zero, in H itself too, so that H H_pinv H = H holds exactly.
 CUTOFF = 1e-2
@@ -39,7 +46,7 @@ class StridedConvolution(LinearOperator):
     kernel: Tensor
 
     def __init__(self, image_shape: Sequence[int], kernel: Tensor, stride: int, cutoff: float = CUTOFF) -> None:
-        c, h, w = image_shape
+        c, h, w = checked_image_shape(image_shape)
         if stride < 1 or h % stride or w % stride:
             raise ShapeError(f"stride {stride} must divide both sides of the image {h}x{w}")
         super().__init__(len(kernel), image_shape, (c, h // stride, w // stride))

@@ -79,10 +79,11 @@ def pseudo_inverse(matrix: Tensor) -> Tensor:
     """
     rows = (matrix != 0).any(dim=2)
     extents = (rows * torch.arange(1, rows.shape[1] + 1, device=rows.device)).amax(dim=1)
-    ordered, order = extents.sort()
+    order = extents.argsort()
     transposed = torch.zeros_like(matrix)
-    for extent, samples in zip(ordered.split(GROUP), order.split(GROUP), strict=True):
-        m = int(extent[-1])
+    for start in range(0, len(order), GROUP):
+        samples = order[start : start + GROUP]
+        m = int(extents[samples].max())
         transposed[samples, :m] = _inverse_of_rows(matrix[samples, :m]).mT
     return transposed.mT
 
