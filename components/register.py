@@ -1,7 +1,7 @@
 """Register the trained model in MLflow and decide by the gates whether it becomes the champion.
 
-The registry is rebuilt from files: a version is keyed by the hash of its checkpoints, so registering the same checkpoints
-again adds nothing, and a clone without a registry makes one. The decision is stored with the version and is not taken again
+The registry is rebuilt from files: a version is keyed by the hash of its checkpoints, so registering the same ones again
+adds nothing, and a clone without a registry makes one. The decision is stored with the version and is not taken again
 while checkpoints, evaluation and gates stay the same; so an alias that a person has moved by hand stays where it is.
 """
 
@@ -54,11 +54,11 @@ class Registration:
     version: str
     checkpoint: str
     is_new: bool
-    promoted: bool
+    is_champion: bool
     gates: tuple[Gate, ...]
 
     def __str__(self) -> str:
-        state = "champion" if self.promoted else "challenger, not promoted"
+        state = "champion" if self.is_champion else "not the champion"
         lines = [f"models:/{self.name}/{self.version}: {state}{'' if self.is_new else ' (registered before)'}"]
         return "\n".join(lines + [f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.reason}" for g in self.gates])
 
@@ -82,9 +82,9 @@ def register(params: Params) -> Registration:
         package(params, checkpoints), describe(params, checkpoint, records), metrics_of(records)
     )
     gates = decide(registry, version, records, params)
-    result = Registration(
-        registry.name, version.number, checkpoint, known is None, all(gate.passed for gate in gates), tuple(gates)
-    )
+    champion = registry.holder("champion")
+    is_champion = champion is not None and champion.number == version.number
+    result = Registration(registry.name, version.number, checkpoint, known is None, is_champion, tuple(gates))
     write_summary(result)
     log.info("%s", result)
     return result
@@ -282,7 +282,7 @@ def write_summary(result: Registration) -> None:
     content = {
         "model": result.name,
         "checkpoint": result.checkpoint,
-        "promoted": result.promoted,
+        "passed": all(gate.passed for gate in result.gates),
         "gates": [asdict(gate) for gate in result.gates],
     }
     SUMMARY.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """The code of the registered model: it turns measurements and an operator into images.
 
     model = mlflow.pyfunc.load_model("models:/invfusion@champion")
-    operator = FAMILIES["strided_motion_blur"]().sample(batch_size=4, image_shape=(3, 16, 16), generator=generator(0, "H"))
+    family = FAMILIES["strided_motion_blur"]()
+    operator = family.sample(batch_size=4, image_shape=(3, 16, 16), generator=generator(0, "H"))
     request = {"y": operator.H(x).flatten().tolist(), "operator": spec_to_json(operator.to_spec())}
     images = model.predict(request, params={"method": "sample", "seed": 1})   # (4, 3, 16, 16) float32 in [-1, 1]
 
@@ -11,8 +12,8 @@ Input: a dict as above, or a DataFrame whose rows are such requests. Columns:
     sigma_y     optional, B noise standard deviations; 0 where absent
     class_labels  optional, B integers, for a class-conditional model
 Parameters: `method` ("sample", "mmse" or "nppc"), `n_steps`, `seed`, `n_samples`, `guidance`.
-Output: images (B, C, H, W) of all rows together; (B, n_samples, C, H, W) where n_samples > 1; for "nppc" a dict of `mean`
-(B, C, H, W), `components` (B, K, C, H, W), unit directions, and `stds` (B, K), the standard deviation along each.
+Output: images (B, C, H, W) of all rows together; (B, n_samples, C, H, W) where n_samples > 1; for "nppc" a dict of
+`mean` (B, C, H, W), `components` (B, K, C, H, W), unit directions, and `stds` (B, K), the deviation along each.
 
 Through HTTP (`mlflow models serve`) the same columns travel as {"dataframe_records": [request], "params": {...}}.
 An image does not depend on its neighbours in the request. MLflow runs this file as a script when the model is loaded.
@@ -26,10 +27,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
+from invfusion.diffusion.guidance import GuidedDenoiser
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
-from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.errors import InvFusionError, ShapeError
 from invfusion.models import load_denoiser
 from invfusion.operators import Measurement, operator_from_spec, spec_from_json
@@ -74,7 +75,9 @@ class RestorationModel(mlflow.pyfunc.PythonModel):
         """One of the models in the package, on the device."""
         if name not in self.loaded:
             if name not in self.folders:
-                raise ShapeError(f"this model was registered without '{name}'; it has {', '.join(sorted(self.folders))}")
+                raise ShapeError(
+                    f"this model was registered without '{name}'; it has {', '.join(sorted(self.folders))}"
+                )
             self.loaded[name] = load_denoiser(self.folders[name], device=self.device)
         return self.loaded[name]
 

@@ -1,9 +1,9 @@
 """Results go to MLflow through this module alone: runs with their metrics, and the registry of models.
 
-The store is a local SQLite file unless `runtime.mlflow_uri` or the variable MLFLOW_TRACKING_URI (which wins) names another.
-A store that cannot be reached stops a stage before its work begins. Once a run is open, nothing here stops it: what cannot
-be delivered is kept in `state/tracking/journal.jsonl` and delivered later. MLflow is imported inside functions, since the
-import takes seconds and most of the pipeline's commands do not need it.
+The store is a local SQLite file unless `runtime.mlflow_uri` or the variable MLFLOW_TRACKING_URI (which wins) names
+another. A store that cannot be reached stops a stage before its work begins. Once a run is open, nothing here stops it:
+what cannot be delivered is kept in `state/tracking/journal.jsonl` and delivered later. MLflow is imported inside
+functions, since the import takes seconds and most of the pipeline's commands do not need it.
 """
 
 import fcntl
@@ -395,8 +395,9 @@ def _service_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise ServiceError(
-            f"MLflow at {_without_password(uri, uri)} cannot be used: {_without_password(_reason(error), uri)}. Start that "
-            "server, or unset MLFLOW_TRACKING_URI and set runtime.mlflow_uri to a local file such as sqlite:///mlflow.db"
+            f"MLflow at {_without_password(uri, uri)} cannot be used: {_without_password(_reason(error), uri)}. Start "
+            "that server, or unset MLFLOW_TRACKING_URI and set runtime.mlflow_uri to a local file such as "
+            "sqlite:///mlflow.db"
         ) from error
 
 

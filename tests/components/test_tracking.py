@@ -110,7 +110,7 @@ def test_a_silent_server_fails_within_seconds(params: FakeParams, monkeypatch: p
 
 def test_an_unusable_database_is_named(params: FakeParams, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database")
-    with pytest.raises(ServiceError, match="mlflow.db cannot be used"):
+    with pytest.raises(ServiceError, match=r"mlflow\.db cannot be used"):
         tracking.check_reachable(params)
 
 

@@ -1,0 +1,161 @@
+"""The report's pictures, drawn with matplotlib from plain arrays. The same arrays give the same PNG bytes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+INK, FAINT = "#1c2430", "#8a93a0"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": "#e4e7ec",
+    "grid.linewidth": 0.6,
+}
+# One colour per kind of model, the same in every figure.
+COLOURS = {
+    "invfusion": "#1f5fa8",
+    "palette": "#c8642a",
+    "unconditional": "#7a828e",
+    "mmse": "#3c8d68",
+    "nppc": "#7d5ba6",
+}
+DPI = 130
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One column of a gallery: its title, and an image (C, H, W) in [0, 1] per row with an optional line below it."""
+
+    title: str
+    images: Sequence[Array]
+    captions: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval, of one method in one group."""
+
+    group: str
+    method: str
+    series: str
+    value: float
+    low: float
+    high: float
+
+
+def gallery(path: Path, columns: Sequence[Tiles]) -> Path:
+    """A grid with one row per image and one column per method; pixels stay square and sharp."""
+    rows, n = len(columns[0].images), len(columns)
+    captioned = any(column.captions for column in columns)
+    # Twelve columns fill the page; fewer are drawn at the same size, so that pixels compare between figures.
+    tile, gap, head, foot = 1.0, 0.07, 0.36, 0.17 if captioned else 0.0
+    width, height = n * (tile + gap) - gap, head + rows * (tile + gap + foot) - gap
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(width, height))
+        for j, column in enumerate(columns):
+            for i, image in enumerate(column.images):
+                bottom = height - head - (i + 1) * tile - i * (gap + foot)
+                axes = figure.add_axes((j * (tile + gap) / width, bottom / height, tile / width, tile / height))
+                _tile(axes, image, column.captions[i] if column.captions else "")
+            x = (j * (tile + gap) + tile / 2) / width
+            figure.text(x, 1 - head / 2 / height, column.title, ha="center", va="center", size=8, linespacing=1.15)
+        return _save(figure, path)
+
+
+def _tile(axes: Axes, image: Array, caption: str) -> None:
+    pixels = np.clip(np.moveaxis(np.asarray(image), 0, -1), 0, 1)
+    axes.imshow(
+        pixels[..., 0] if pixels.shape[-1] == 1 else pixels, interpolation="nearest", cmap="magma", vmin=0, vmax=1
+    )
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if caption:
+        axes.set_xlabel(caption, size=7, color=FAINT, labelpad=2)
+
+
+def intervals(path: Path, points: Sequence[Point], label: str) -> Path:
+    """Values with their intervals, one line per method, one panel per group."""
+    groups = list(dict.fromkeys(point.group for point in points))
+    series = list(dict.fromkeys(point.series for point in points))
+    with plt.rc_context(STYLE):
+        size = (2.1 * len(groups) + 1.2, 0.32 * len(series) + 0.75)
+        figure, axes = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for panel, group in zip(axes[0], groups, strict=True):
+            for point in (p for p in points if p.group == group):
+                y, colour = -series.index(point.series), COLOURS.get(point.method, INK)
+                panel.plot([point.low, point.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+                panel.plot(point.value, y, "o", color=colour, markersize=4.5)
+            panel.set_title(group, size=9)
+            panel.set_xlabel(label, size=8)
+            panel.grid(axis="x")
+            panel.margins(x=0.12, y=0.1)
+            panel.spines["left"].set_visible(False)
+            panel.tick_params(left=False)
+        axes[0, 0].set_yticks([-i for i in range(len(series))], series)
+        return _save(figure, path)
+
+
+def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Path:
+    """Training curves, one panel per kind of loss: the logged values faintly, their running mean on top."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(3.5 * len(panels), 2.7), squeeze=False, layout="constrained"
+        )
+        for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
+            for name, (nimg, loss) in lines.items():
+                colour = COLOURS.get(name, INK)
+                panel.plot(nimg, loss, color=colour, alpha=0.22, linewidth=0.8)
+                panel.plot(nimg, running_mean(loss), color=colour, linewidth=1.6, label=name)
+            panel.set_xscale("log")
+            panel.set_xlabel("training images")
+            panel.set_title(title, size=9)
+            panel.grid()
+            panel.set_ylim(*_robust_range([loss for _, loss in lines.values()]))
+            panel.legend(frameon=False, fontsize=8)
+        return _save(figure, path)
+
+
+def running_mean(values: Array, share: float = 0.06) -> Array:
+    """Mean over a centred window that is a share of the curve's length, shortened at both ends; (N,) to (N,)."""
+    half = int(len(values) * share / 2)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    start = np.maximum(np.arange(len(values)) - half, 0)
+    stop = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return np.asarray((total[stop] - total[start]) / (stop - start))
+
+
+def _robust_range(losses: Sequence[Array]) -> tuple[float, float]:
+    """Limits that keep the first, huge losses from flattening the rest."""
+    values = np.concatenate([np.asarray(loss)[len(loss) // 50 :] for loss in losses])
+    low, high = np.quantile(values, [0.0, 0.985])
+    margin = 0.06 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+    return path

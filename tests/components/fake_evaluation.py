@@ -1,0 +1,136 @@
+"""What a small run leaves on disk, made up but in the true format, so that report and registration can be tested alone."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting")
+PSNR = {
+    "hpinv_y": 9.0,
+    "ddrm": 12.0,
+    "palette": 13.5,
+    "invfusion": 16.0,
+    "palette_mmse": 16.1,
+    "invfusion_mmse": 18.7,
+    "mmse": 18.9,
+}
+SHIFT = {
+    "strided_motion_blur": 3.0,
+    "patch_inpainting": -1.5,
+    "matrix": -0.4,
+    "box_outpainting": 1.0,
+    "box_inpainting": 6.0,
+}
+NFE = {"hpinv_y": 0, "ddrm": 25, "palette": 35, "invfusion": 35, "unconditional": 35}
+NO_WEIGHTS = "no Inception weights at weights/inception-2015-12-05.pt"
+TRAINED = {"unconditional": 51200, "palette": 51200, "invfusion": 51200, "mmse": 6400, "nppc": 6400}
+
+
+def record(method: str, degradation: str, metric: str, value: float | None, spread: float = 0.03) -> dict[str, Any]:
+    """One record of reports/evaluation.json."""
+    known = value is not None
+    made = {
+        "method": method,
+        "degradation": degradation,
+        "metric": metric,
+        "value": value,
+        "low": value * (1 - spread) if known else None,
+        "high": value * (1 + spread) if known else None,
+        "n": 180,
+        "nfe": NFE.get(method, 1),
+        "measurements_sha256": None if degradation == "unconditional" else degradation.encode().hex()[:12] * 5,
+    }
+    return made if known else {**made, "unavailable": NO_WEIGHTS}
+
+
+def records(**changes: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A whole evaluation; `changes` maps a method to PSNR gains by degradation."""
+    made = []
+    for degradation in FAMILIES:
+        for method, base in PSNR.items():
+            psnr = base + SHIFT[degradation] + changes.get(method, {}).get(degradation, 0.0)
+            made.append(record(method, degradation, "psnr", psnr))
+            consistency = {"hpinv_y": 0.0, "ddrm": 3.1e-13, "invfusion": 2.4e-4, "palette": 0.021}.get(method, 1.7e-3)
+            made.append(record(method, degradation, "consistency_mse", consistency, 0.08))
+            if NFE.get(method, 0) > 1:
+                made += [record(method, degradation, m, 40 / base, 0.1) for m in ("fd_pixel8x8", "cfd_pixel8x8")]
+                made.append(record(method, degradation, "kd_pixel8x8", 0.31 / base, 0.1))
+                made += [record(method, degradation, m, None) for m in ("fid", "cfid", "kid", "lpips")]
+    made.append(record("nppc", "box_inpainting", "psnr", 24.6))
+    made.append(record("nppc", "box_inpainting", "nppc_captured_energy", 0.413))
+    made.append(record("nppc", "box_inpainting", "nppc_std_ratio", 1.07))
+    for i, method in enumerate(("unconditional", "palette", "invfusion")):
+        made.append(record(method, "unconditional", "fd_pixel8x8", 2.4 - 0.2 * i, 0.1))
+        made.append(record(method, "unconditional", "fid", None))
+    return made
+
+
+def digit(label: int, size: int) -> np.ndarray:
+    """A blob (3, size, size) float in [-1, 1] that differs from label to label."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    phase = label * 0.7
+    shape = np.exp(-(((x - 0.5 - 0.2 * np.cos(phase)) ** 2 + (y - 0.5 - 0.2 * np.sin(phase)) ** 2) / 0.03))
+    colour = np.array([np.cos(phase), np.cos(phase + 2), np.cos(phase + 4)]) * 0.5 + 0.5
+    return (colour[:, None, None] * shape * 2 - 1).astype(np.float32)
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    return np.clip(x * 127.5 + 128, 0, 255).astype(np.uint8)
+
+
+def write_restorations(folder: Path, n: int, size: int) -> None:
+    """artifacts/evaluation/restorations."""
+    random = np.random.default_rng(0)
+    truth = np.stack([digit(i, size) for i in range(n)])
+    for degradation in FAMILIES:
+        place = folder / degradation
+        place.mkdir(parents=True, exist_ok=True)
+        save_file({"images": to_uint8(truth)}, place / "truth.safetensors")
+        for method, quality in PSNR.items():
+            noise = random.standard_normal(truth.shape).astype(np.float32) * 10 ** (-quality / 20)
+            content = {"images": to_uint8(truth + noise)}
+            if method in ("palette", "invfusion"):
+                draws = truth[:, None] + random.standard_normal((n, 3, 3, size, size)).astype(np.float32) * 0.2
+                content |= {"draws": to_uint8(draws), "std": draws.std(axis=1).astype(np.float32)}
+            save_file(content, place / f"{method}.safetensors")
+    directions = random.standard_normal((n, 3, 3, size, size)).astype(np.float32)
+    directions /= np.linalg.norm(directions.reshape(n, 3, -1), axis=2)[..., None, None, None]
+    stds = np.tile(np.array([6.0, 4.0, 2.0], np.float32), (n, 1))
+    nppc = {"images": to_uint8(truth), "mean": truth, "components": directions, "stds": stds}
+    save_file(nppc, folder / "box_inpainting" / "nppc.safetensors")
+
+
+def write_models(folder: Path) -> None:
+    """artifacts/models: folders as the training leaves them, with tiny weights."""
+    for model, nimg in TRAINED.items():
+        (folder / model).mkdir(parents=True, exist_ok=True)
+        save_file({"w": np.zeros((17, 241), np.float32)}, folder / model / "model.safetensors")
+        (folder / model / "config.json").write_text(json.dumps({"variant": model}))
+        manifest = {"nimg": nimg, "git_revision": "0123456789abcdef", "data_digest": "feed" * 16}
+        (folder / model / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_logs(folder: Path) -> None:
+    """artifacts/logs: one curve per model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(1)
+    for i, (model, nimg) in enumerate(TRAINED.items()):
+        with (folder / f"{model}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["nimg", "loss"])
+            for step in range(640, nimg + 1, 640 if nimg > 10000 else 64):
+                writer.writerow([step, (1 + i * 0.1) * (300 / step) ** 0.4 + 0.05 * random.standard_normal()])
+
+
+def write_run(folder: Path, size: int = 16, n: int = 4) -> None:
+    """A whole run under `folder`."""
+    (folder / "reports").mkdir(parents=True, exist_ok=True)
+    (folder / "reports" / "evaluation.json").write_text(json.dumps(records()))
+    write_restorations(folder / "artifacts" / "evaluation" / "restorations", n, size)
+    write_models(folder / "artifacts" / "models")
+    write_logs(folder / "artifacts" / "logs")
