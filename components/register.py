@@ -1,7 +1,7 @@
 """Register the trained model in MLflow and decide by the gates whether it becomes the champion.
 
-The registry is rebuilt from files: a version is keyed by the hash of its checkpoints, so registering the same ones again
-adds nothing, and a clone without a registry makes one. The decision is stored with the version and is not taken again
+The registry is rebuilt from files: a version is keyed by the hash of its checkpoints, so registering the same ones
+again adds nothing, and a clone without a registry makes one. The decision is stored with the version and is not taken again
 while checkpoints, evaluation and gates stay the same; so an alias that a person has moved by hand stays where it is.
 """
 

@@ -1,4 +1,4 @@
-"""What a small run leaves on disk, made up but in the true format, so that report and registration can be tested alone."""
+"""What a small run leaves on disk, made up but in the true format, to test report and registration alone."""
 
 import csv
 import json

@@ -1,0 +1,244 @@
+"""Registration happens once per checkpoint, the gates decide, and the registered model restores."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_evaluation import FAMILIES, records, write_run
+
+from components import register as step
+from components import tracking
+from invfusion.config import load_params
+from invfusion.degradations import FAMILIES as DEGRADATIONS
+from invfusion.errors import CheckpointError, DataError, ServiceError
+from invfusion.operators import spec_to_json
+from invfusion.rng import generator
+
+ROOT = Path(__file__).parents[2]
+GATES = {"max_consistency_mse": 0.01, "min_psnr_gain_over_palette": 0.0, "min_psnr_gain_over_champion": -0.2}
+ECHO = """
+import mlflow
+class Echo(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return params["text"]
+mlflow.models.set_model(Echo())
+"""
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The default parameters, in an empty project that holds a made-up run and its own store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_run(tmp_path, n=1)
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that costs nothing in place of the real one."""
+    (tmp_path / "echo.py").write_text(ECHO)
+    (tmp_path / "library").mkdir()
+    made = tracking.Package(
+        code=tmp_path / "echo.py",
+        library=tmp_path / "library",
+        checkpoints={},
+        columns=[("y", "array<double>", True)],
+        parameters={"text": "hello"},
+        example={"y": [1.0]},
+        requirements=["mlflow"],
+    )
+    monkeypatch.setattr(step, "package", lambda *_: made)
+
+
+def write_records(found: list[dict[str, Any]]) -> None:
+    Path("reports/evaluation.json").write_text(json.dumps(found))
+
+
+def change_checkpoint(text: str) -> None:
+    """Pretend that the model was trained anew."""
+    Path("artifacts/models/invfusion/config.json").write_text(text)
+
+
+def versions(params: Any) -> int:
+    client = tracking._connect(tracking.tracking_uri(params))
+    return len(client.search_model_versions(f"name = '{params.register_.name}'"))
+
+
+def champion(params: Any) -> tracking.Version | None:
+    return tracking.Registry(params, params.register_.name).holder("champion")
+
+
+@pytest.mark.usefixtures("echo")
+def test_registering_twice_makes_one_version(params: Any) -> None:
+    first = step.register(params)
+    summary = step.SUMMARY.read_text()
+    second = step.register(params)
+    assert (first.is_new, second.is_new) == (True, False)
+    assert versions(params) == 1
+    assert first.is_champion
+    assert second.is_champion
+    assert step.SUMMARY.read_text() == summary
+    tags = champion(params).tags
+    assert tags["checkpoint"] == first.checkpoint
+    assert tags["data.digest"] == "feed" * 16
+    assert tags["licence"] == "Apache-2.0"
+    assert len(tags["measurements"]) == 64
+    assert "strided_motion_blur" in tags["degradation"]
+
+
+@pytest.mark.usefixtures("echo")
+def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
+    result = step.register(params)
+    client = tracking._connect(tracking.tracking_uri(params))
+    run = client.get_run(client.get_model_version(result.name, result.version).run_id)
+    expected = next(r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("invfusion", "matrix", "psnr"))
+    assert run.data.metrics["invfusion/matrix/psnr"] == pytest.approx(expected["value"])
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
+    before = step.register(params)
+    change_checkpoint("worse")
+    write_records(records(invfusion={"matrix": -1.0}))
+    after = step.register(params)
+    assert champion(params).number == before.version
+    assert not after.is_champion
+    failed = [gate for gate in after.gates if not gate.passed]
+    assert [gate.name for gate in failed] == ["gain over the champion on matrix"]
+    assert "-1.00 dB" in failed[0].reason
+    assert "FAILED  gain over the champion on matrix: -1.00 dB, required -0.2 dB" in str(after)
+    assert json.loads(step.SUMMARY.read_text())["passed"] is False
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> None:
+    before = step.register(params)
+    change_checkpoint("better")
+    write_records(records(invfusion=dict.fromkeys(FAMILIES, 1.0)))
+    after = step.register(params)
+    assert after.is_champion
+    assert step.rollback(params) == before.version
+    # Registering again does not undo what a person decided.
+    assert not step.register(params).is_champion
+    assert champion(params).number == before.version
+
+
+@pytest.mark.usefixtures("echo")
+def test_lost_files_are_registered_anew(params: Any) -> None:
+    step.register(params)
+    shutil.rmtree("mlartifacts")
+    assert step.register(params).is_new
+
+
+def test_gates_name_what_fails(params: Any) -> None:
+    found = records(invfusion={"matrix": -3.0})
+    next(r for r in found if (r["method"], r["metric"]) == ("invfusion", "consistency_mse"))["value"] = 0.02
+    failed = {gate.name: gate.reason for gate in step.judge(found, params, None) if not gate.passed}
+    assert failed == {
+        "consistency on strided_motion_blur": "MSE 0.02, allowed 0.01",
+        "gain over Palette on matrix": "-0.50 dB, required +0 dB",
+    }
+
+
+def test_gates_fail_without_evidence(params: Any) -> None:
+    failed = [gate.name for gate in step.judge([], params, None) if not gate.passed]
+    assert failed == ["consistency", "gain over Palette"]
+
+
+def test_a_champion_of_other_measurements_is_not_compared() -> None:
+    other = tracking.Version("1", {"scores": json.dumps({"matrix": {"psnr": 99.0, "measurements": "another"}})})
+    (gate,) = step.champion_gates(records(), -0.2, other)
+    assert gate.passed
+    assert "not comparable" in gate.reason
+
+
+def test_missing_files_are_named(params: Any) -> None:
+    Path("reports/evaluation.json").unlink()
+    with pytest.raises(DataError, match="evaluation.json"):
+        step.register(params)
+    shutil.rmtree("artifacts/models/invfusion")
+    with pytest.raises(CheckpointError, match="train@invfusion"):
+        step.register(params)
+
+
+def test_an_unreachable_registry_is_named(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
+        step.register(params)
+
+
+# The real model.
+
+
+@pytest.fixture
+def registered(params: Any, tmp_path: Path) -> Any:
+    """A registered model with untrained weights of the default architecture."""
+    from invfusion.models import build_denoiser, save_denoiser
+
+    for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
+        shutil.rmtree(tmp_path / "artifacts/models" / name)
+        denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)
+        save_denoiser(denoiser, tmp_path / "artifacts/models" / name, {"data_digest": "feed"})
+    step.register(params)
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.tracking_uri(params))
+    return mlflow.pyfunc.load_model(f"models:/{params.register_.name}@champion")
+
+
+def request_for(kind: str, batch: int = 2) -> dict[str, Any]:
+    operator = DEGRADATIONS[kind]().sample(batch_size=batch, image_shape=(3, 16, 16), generator=generator(0, "test"))
+    x = torch.linspace(-1, 1, batch * 3 * 16 * 16).reshape(batch, 3, 16, 16)
+    return {"y": operator.H(x).flatten().tolist(), "operator": spec_to_json(operator.to_spec())}
+
+
+@pytest.mark.slow
+def test_the_registered_model_restores(registered: Any) -> None:
+    few = {"n_steps": 2}
+    request = request_for("strided_motion_blur")
+    images = registered.predict(request, params=few)
+    assert images.shape == (2, 3, 16, 16)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, registered.predict(request, params=few))
+    assert np.abs(images - registered.predict(request, params={**few, "seed": 1})).max() > 1e-3
+    assert registered.predict(request, params={**few, "n_samples": 3}).shape == (2, 3, 3, 16, 16)
+    assert registered.predict(request_for("matrix"), params={"method": "mmse"}).shape == (2, 3, 16, 16)
+    found = registered.predict(request_for("box_inpainting"), params={"method": "nppc"})
+    assert {name: value.shape for name, value in found.items()} == {
+        "mean": (2, 3, 16, 16),
+        "components": (2, 2, 3, 16, 16),
+        "stds": (2, 2),
+    }
+    refused = {
+        "method must be one of": (request, {"method": "magic"}),
+        "n_steps must be between": (request, {"n_steps": 10**6}),
+        "must hold": ({**request, "y": request["y"][:-1]}, few),
+        "not finite": ({**request, "y": [float("nan")] * len(request["y"])}, few),
+        "not valid JSON": ({**request, "operator": "{"}, few),
+    }
+    for message, (wrong, settings) in refused.items():
+        with pytest.raises(Exception, match=message):
+            registered.predict(wrong, params=settings)
+
+
+@pytest.mark.slow
+def test_the_model_loads_far_from_the_project(registered: Any, params: Any, tmp_path: Path) -> None:
+    """Another process, another working directory, and no `invfusion` on its path: the model brings its own code."""
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(request_for("patch_inpainting")))
+    code = (
+        "import json, mlflow; mlflow.set_tracking_uri({uri!r}); m = mlflow.pyfunc.load_model('models:/{name}@champion');"
+        "print(m.predict(json.load(open({request!r})), params={{'method': 'mmse'}}).shape)"
+    ).format(uri=tracking.tracking_uri(params), name=params.register_.name, request=str(request))
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip().endswith("(2, 3, 16, 16)"), done.stderr
