@@ -1,0 +1,37 @@
+"""Classifier-free guidance as a wrapper around a denoiser. Source: Ho & Salimans 2022; paper section 4.1."""
+
+import torch
+from torch import Tensor
+
+from invfusion.diffusion.protocols import ClassConditional
+from invfusion.errors import ConfigError
+from invfusion.operators.base import Measurement
+
+
+class GuidedDenoiser:
+    """D_null + guidance * (D_class - D_null): both from one denoiser and the same measurement.
+
+    guidance = 1 is the denoiser itself, in one call. Calls without class labels are not guided.
+    `calls_per_evaluation` says how many network calls one guided evaluation makes.
+    Raises `ConfigError` for a model without classes where guidance is not 1.
+    """
+
+    def __init__(self, denoiser: ClassConditional, guidance: float) -> None:
+        if guidance != 1 and denoiser.n_classes == 0:
+            raise ConfigError(
+                f"guidance {guidance} needs a model with classes, and this one has none; set guidance to 1"
+            )
+        self.denoiser = denoiser
+        self.guidance = guidance
+        self.n_classes = denoiser.n_classes
+        self.calls_per_evaluation = 1 if guidance == 1 else 2
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, measurement: Measurement | None = None, class_labels: Tensor | None = None
+    ) -> Tensor:
+        conditional = self.denoiser(x, sigma, measurement, class_labels)
+        if self.guidance == 1 or class_labels is None:
+            return conditional
+        null = torch.full_like(class_labels, self.n_classes)
+        reference = self.denoiser(x, sigma, measurement, null)
+        return torch.lerp(reference, conditional, self.guidance)

@@ -1,0 +1,197 @@
+"""The denoiser: EDM preconditioning around the raw network."""
+
+import math
+from typing import overload
+
+import torch
+from torch import Generator, Tensor
+
+from invfusion import rng
+from invfusion.diffusion.precond import precondition
+from invfusion.errors import ConfigError, ShapeError
+from invfusion.models.config import DenoiserConfig, Variant
+from invfusion.models.hdit import HDiT
+from invfusion.models.layers import Initialised, Linear
+from invfusion.operators.base import Measurement
+
+LOGVAR_FEATURES = 128
+Output = Tensor | tuple[Tensor, Tensor]
+
+
+class LogVariance(Initialised):
+    """ln sigma / 4 (B,) -> log-variance of the loss at that noise level (B,), float32. Source: EDM2, section 2."""
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.empty(LOGVAR_FEATURES))
+        self.register_buffer("phases", torch.empty(LOGVAR_FEATURES))
+        self.head = Linear(LOGVAR_FEATURES, 1, bias=True)
+
+    def initialise(self, generator: Generator) -> None:
+        self.frequencies.normal_(std=2 * math.pi, generator=generator)
+        self.phases.uniform_(0, 2 * math.pi, generator=generator)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        with torch.autocast(noise.device.type, enabled=False):
+            features = math.sqrt(2) * torch.cos(noise[:, None] * self.frequencies + self.phases)
+            logvar: Tensor = self.head(features)
+            return logvar.squeeze(1)
+
+
+class Denoiser(Initialised):
+    """D(x, sigma, y, H, class): the estimate of the clean image, float32 under any autocast of the caller.
+
+    config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device).
+    The unconditional variant ignores measurements; a model without classes ignores class labels.
+    Raises `ShapeError` where images, labels or the operator do not fit the model.
+    """
+
+    def __init__(self, config: DenoiserConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.net = HDiT(config)
+        self.log_variance = LogVariance()
+        if not self.log_variance.phases.is_meta:
+            self.initialise(rng.generator(seed, "denoiser/weights"))
+
+    def initialise(self, generator: Generator) -> None:
+        """Draw all weights anew; then D(x, sigma) = c_skip(sigma) x exactly."""
+        for module in self.modules():
+            if isinstance(module, Initialised) and module is not self:
+                module.initialise(generator)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.config.image_shape
+
+    @property
+    def n_classes(self) -> int:
+        return self.config.n_classes
+
+    @property
+    def variant(self) -> Variant:
+        return self.config.variant
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether measurements make a difference."""
+        return self.config.variant != "unconditional"
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        measurement: Measurement | None = None,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        measurement: Measurement | None = None,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        *,
+        return_logvar: bool = False,
+        return_components: bool = False,
+    ) -> Output: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        measurement: Measurement | None = None,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        *,
+        return_logvar: bool = False,
+        return_components: bool = False,
+    ) -> Output:
+        """x (B, C, H, W), sigma (B,) or (), class_labels (B,), augment_labels (B, 9) -> (B, C, H, W).
+
+        With `return_logvar`, also the log-variance (B,); with `return_components`, also the raw directions
+        (B, K, C, H, W) of an NPPC model. `sigma` may be 0-dimensional: one noise level for the whole batch.
+        """
+        sigma = sigma.reshape(-1)
+        if not self.is_conditional:
+            measurement = None
+        self._check(x, sigma, measurement, class_labels)
+        x = x.float()
+        factors = precondition(sigma, self.config.sigma_data)
+        raw = self.net(
+            self._network_input(factors.in_ * x, measurement),
+            factors.noise,
+            None if measurement is None or measurement.y.numel() == 0 else measurement,
+            class_labels,
+            augment_labels,
+        ).float()
+        channels = self.config.channels
+        denoised = torch.addcmul(factors.skip * x, factors.out, raw[:, :channels])
+        if return_logvar:
+            return denoised, self.log_variance(factors.noise).expand(len(x))
+        if return_components:
+            return denoised, raw[:, channels:].unflatten(1, (self.config.n_components, channels))
+        return denoised
+
+    def denoise_with_logvar(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        measurement: Measurement | None = None,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The denoised images (B, C, H, W) and the log-variance of their loss (B,)."""
+        denoised, logvar = self(x, sigma, measurement, class_labels, augment_labels, return_logvar=True)
+        return denoised, logvar
+
+    def components(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        measurement: Measurement | None = None,
+        class_labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """An NPPC model's mean (B, C, H, W) and its raw, not yet orthogonal directions (B, K, C, H, W)."""
+        if self.config.n_components == 0:
+            raise ConfigError("this model has no principal components; load a model distilled with 'nppc'")
+        mean, directions = self(x, sigma, measurement, class_labels, return_components=True)
+        return mean, directions
+
+    def _network_input(self, x: Tensor, measurement: Measurement | None) -> Tensor:
+        """The scaled image, with H_pinv y beside it in the conditional variants."""
+        if not self.is_conditional:
+            return x
+        hint = torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
+        return torch.cat((x, hint), dim=1)
+
+    def _check(self, x: Tensor, sigma: Tensor, measurement: Measurement | None, class_labels: Tensor | None) -> None:
+        if x.ndim != 4 or x.shape[1:] != self.image_shape:
+            raise ShapeError(
+                f"this model takes images (B, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}"
+            )
+        b = len(x)
+        if len(sigma) not in (1, b):
+            raise ShapeError(f"sigma must be a scalar or hold one noise level for each of {b} images, got {len(sigma)}")
+        if class_labels is not None and class_labels.shape != (b,):
+            raise ShapeError(f"class_labels must have the shape ({b},), got {tuple(class_labels.shape)}")
+        if measurement is not None:
+            self._check_operator(b, measurement)
+
+    def _check_operator(self, batch_size: int, measurement: Measurement) -> None:
+        operator = measurement.operator
+        if operator.image_shape != self.image_shape:
+            raise ShapeError(
+                f"operator '{operator.kind}' acts on images {operator.image_shape}, but this model takes "
+                f"{self.image_shape}; draw the operator for the model's image_shape"
+            )
+        if operator.batch_size != batch_size:
+            raise ShapeError(f"operator '{operator.kind}' holds {operator.batch_size} samples for {batch_size} images")

@@ -1,0 +1,76 @@
+"""Named architectures. The paper's are of Table 5; `digits16` is the small default."""
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+
+from invfusion.errors import ConfigError
+from invfusion.models.config import DenoiserConfig, LevelConfig, Variant
+from invfusion.models.denoiser import Denoiser
+
+_FINE_64 = (
+    LevelConfig(width=384, depth=2, kernel=7),
+    LevelConfig(width=768, depth=2, kernel=7),
+    LevelConfig(width=1536, depth=8),
+)
+
+PRESETS: dict[str, DenoiserConfig] = {
+    "ffhq64": DenoiserConfig(image_size=64, patch_size=2, levels=_FINE_64),
+    "imagenet64": DenoiserConfig(image_size=64, patch_size=2, levels=_FINE_64, n_classes=1000),
+    "ffhq256": DenoiserConfig(
+        image_size=256,
+        patch_size=4,
+        levels=(
+            LevelConfig(width=192, depth=2, kernel=5),
+            LevelConfig(width=384, depth=2, kernel=7),
+            LevelConfig(width=768, depth=4),
+            LevelConfig(width=1536, depth=2),
+        ),
+    ),
+    "digits16": DenoiserConfig(
+        image_size=16,
+        patch_size=2,
+        levels=(LevelConfig(width=96, depth=2, kernel=7), LevelConfig(width=192, depth=4)),
+        head_dim=32,
+        mapping_width=128,
+        mapping_hidden=256,
+        dropout=0.0,
+    ),
+}
+
+
+def build_denoiser(
+    preset: str | DenoiserConfig, variant: Variant | None = None, *, seed: int = 0, **overrides: Any
+) -> Denoiser:
+    """A denoiser with fresh weights.
+
+    preset: a name of `PRESETS` or a config; variant: instead of the config's own (the presets' is "invfusion");
+    seed: of the weights; overrides: any fields of `DenoiserConfig`. Raises `ConfigError`.
+    """
+    return Denoiser(denoiser_config(preset, variant, **overrides), seed)
+
+
+def denoiser_config(preset: str | DenoiserConfig, variant: Variant | None = None, **overrides: Any) -> DenoiserConfig:
+    """The config that `build_denoiser` builds. Raises `ConfigError`."""
+    base = preset if isinstance(preset, DenoiserConfig) else _named(preset)
+    changes = overrides if variant is None else {**overrides, "variant": variant}
+    try:
+        return DenoiserConfig.model_validate({**dict(base), **changes})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(dict(problem)) for problem in error.errors())) from None
+
+
+def _named(name: str) -> DenoiserConfig:
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"valid presets are {', '.join(PRESETS)}"
+    raise ConfigError(f"unknown model preset '{name}'; {hint}")
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    close = difflib.get_close_matches(location, DenoiserConfig.model_fields, n=1)
+    hint = f"; did you mean '{close[0]}'?" if problem["type"] == "extra_forbidden" and close else ""
+    return f"model setting '{location}': {problem['msg']}{hint}"
