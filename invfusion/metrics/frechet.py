@@ -99,7 +99,8 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _matrix_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
 
 
 def _need_two(n: float) -> None:

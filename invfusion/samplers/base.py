@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import Measurement
 from invfusion.rng import randn
@@ -31,7 +32,7 @@ class SampleOutput:
 class BoundDenoiser:
     """A denoiser with the measurement and labels of one batch: `D(x, sigma)`. It counts the network calls."""
 
-    def __init__(self, denoiser: Any, measurement: Measurement | None, class_labels: Tensor | None) -> None:
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement | None, class_labels: Tensor | None) -> None:
         self.denoiser, self.measurement, self.class_labels = denoiser, measurement, class_labels
         self.nfe = 0
 
@@ -41,7 +42,8 @@ class BoundDenoiser:
 
     def components(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The estimate with its raw principal directions: (B, C, H, W) and (B, K, C, H, W)."""
-        return self._call(self.denoiser.components, x, sigma)  # type: ignore[no-any-return]
+        mean, directions = self._call(self.denoiser.components, x, sigma)  # type: ignore[attr-defined] # CAPABILITIES
+        return mean, directions
 
     def _call(self, function: Callable[..., Any], x: Tensor, sigma: float) -> Any:
         # A wrapper such as classifier-free guidance says how often it runs the network.
@@ -60,7 +62,7 @@ class Sampler(Config, ABC):
 
     def sample(
         self,
-        denoiser: Any,
+        denoiser: DenoiserLike,
         measurement: Measurement | None,
         noise: Tensor,
         *,
@@ -87,14 +89,14 @@ class Sampler(Config, ABC):
     @abstractmethod
     def _sample(
         self,
-        denoiser: Any,
+        denoiser: DenoiserLike,
         measurement: Measurement | None,
         noise: Tensor,
         generators: Sequence[torch.Generator],
         class_labels: Tensor | None,
     ) -> SampleOutput: ...
 
-    def _check_capabilities(self, denoiser: Any, measurement: Measurement | None) -> None:
+    def _check_capabilities(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
         for name in sorted(self.requires):
             needed, offers = CAPABILITIES[name]
             if not offers(denoiser, measurement):
@@ -109,7 +111,7 @@ def _offers_pinv(_: Any, measurement: Measurement | None) -> bool:
     return measurement is not None and callable(getattr(measurement.operator, "H_pinv", None))
 
 
-def _offers_components(denoiser: Any, _: Measurement | None) -> bool:
+def _offers_components(denoiser: DenoiserLike, _: Measurement | None) -> bool:
     config = getattr(denoiser, "config", None)
     return hasattr(denoiser, "components") and getattr(config, "n_components", 1) > 0
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.operators import LinearOperator, Measurement
 from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler, fresh_noise
@@ -29,7 +30,7 @@ class DDRMConfig(Sampler):
 
     def _sample(
         self,
-        denoiser: Any,
+        denoiser: DenoiserLike,
         measurement: Measurement | None,
         noise: Tensor,
         generators: Sequence[torch.Generator],

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler, fresh_noise
@@ -39,7 +40,7 @@ class HeunConfig(Sampler):
 
     def _sample(
         self,
-        denoiser: Any,
+        denoiser: DenoiserLike,
         measurement: Measurement | None,
         noise: Tensor,
         generators: Sequence[torch.Generator],

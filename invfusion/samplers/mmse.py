@@ -1,12 +1,13 @@
 """The posterior mean in one network call."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler
 
@@ -23,7 +24,7 @@ class MMSEConfig(Sampler):
 
     def _sample(
         self,
-        denoiser: Any,
+        denoiser: DenoiserLike,
         measurement: Measurement | None,
         noise: Tensor,
         generators: Sequence[torch.Generator],  # noqa: ARG002

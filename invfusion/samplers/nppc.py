@@ -1,13 +1,14 @@
 """The posterior mean with the directions in which the posterior varies most."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from invfusion.diffusion.components import gram_schmidt
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler
 
@@ -25,7 +26,7 @@ class NPPCConfig(Sampler):
 
     def _sample(
         self,
-        denoiser: Any,
+        denoiser: DenoiserLike,
         measurement: Measurement | None,
         noise: Tensor,
         generators: Sequence[torch.Generator],  # noqa: ARG002

@@ -1,0 +1,162 @@
+"""Frozen measurement sets: every method of an evaluation restores exactly these measurements.
+
+Everything about a sample is drawn from generators of its own key, so it depends neither on the batch size nor on which
+other samples are in the set.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from invfusion.codec import decode
+from invfusion.degradations import DegradationFamily
+from invfusion.operators import LinearOperator, Measurement
+from invfusion.rng import generator, randn
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that can share a batch: one kind of operator, equal attributes and measurement shapes."""
+
+    indices: tuple[int, ...]
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of a set; `draws[i]` numbers the repeated restorations of one sample, from 0."""
+
+    indices: tuple[int, ...]
+    draws: tuple[int, ...]
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class MeasurementSet:
+    """n measurements. truth: uint8 (n, C, H, W), or None where images are generated from nothing; labels: (n,) long."""
+
+    degradation: str
+    keys: tuple[str, ...]
+    truth: Tensor | None
+    labels: Tensor
+    groups: tuple[Group, ...]
+    facts: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the set: a hash of its facts, keys and tensors."""
+        digest: str = self.facts["sha256"]
+        return digest
+
+    def batches(self, size: int, extra: Sequence[int], n_extra: int) -> Iterator[Batch]:
+        """Batches of at most `size`: each sample once, and those in `extra` another `n_extra` times."""
+        for group in self.groups:
+            jobs = [(row, 0) for row in range(len(group.indices))]
+            jobs += [(row, d + 1) for row, i in enumerate(group.indices) if i in extra for d in range(n_extra)]
+            n_batches = -(-len(jobs) // size)
+            for start in range(n_batches):
+                # Equal parts, rather than full ones and a small rest.
+                rows, draws = zip(*jobs[start::n_batches], strict=True)
+                yield Batch(tuple(group.indices[r] for r in rows), draws, group.measurement.select(list(rows)))
+
+    def save(self, folder: Path) -> None:
+        """Write <degradation>.safetensors and <degradation>.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_tensors(self.groups), folder / f"{self.degradation}.safetensors")
+        (folder / f"{self.degradation}.json").write_text(json.dumps(self.facts, indent=1) + "\n")
+
+
+def measure(
+    family: DegradationFamily,
+    keys: Sequence[str],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    sigma_y: float = 0.0,
+    split: str = "",
+    name: str | None = None,
+) -> MeasurementSet:
+    """Measure images (n, C, H, W) uint8, each with an operator and noise drawn from the generators of its key.
+
+    The set is called `name`, or after the family's kind.
+    """
+    degradation: str = name or type(family).model_fields["kind"].default
+    parts = [
+        _measure_one(degradation, family, key, decode(images[i : i + 1]), seed, sigma_y) for i, key in enumerate(keys)
+    ]
+    groups = _grouped(parts)
+    facts = {
+        "degradation": degradation,
+        "family": family.model_dump(mode="json"),
+        "seed": seed,
+        "split": split,
+        "sigma_y": sigma_y,
+        "image_shape": list(images.shape[1:]),
+        "keys": list(keys),
+        "groups": [{**_signature(g.measurement.operator), "indices": list(g.indices)} for g in groups],
+    }
+    facts["sha256"] = _content_hash(facts, _tensors(groups))
+    return MeasurementSet(degradation, tuple(keys), images, labels, groups, facts)
+
+
+def nothing_measured(
+    n: int, image_shape: Sequence[int], null: DegradationFamily, seed: int, n_classes: int
+) -> MeasurementSet:
+    """n empty measurements, from which images are generated, of random classes where the models know classes."""
+    keys = [f"generated-{i:06d}" for i in range(n)]
+    classes = [int(torch.randint(max(n_classes, 1), (), generator=generator(seed, "evaluate/class", k))) for k in keys]
+    images = torch.zeros(n, *image_shape, dtype=torch.uint8)
+    made = measure(null, keys, images, torch.tensor(classes), seed=seed, name="unconditional")
+    return replace(made, truth=None)
+
+
+def _measure_one(
+    degradation: str, family: DegradationFamily, key: str, x: Tensor, seed: int, sigma_y: float
+) -> Measurement:
+    draw = generator(seed, f"evaluate/{degradation}", key)
+    operator = family.sample(batch_size=1, image_shape=x.shape[1:], generator=draw)
+    noise = randn(operator.measurement_shape, [generator(seed, f"evaluate/{degradation}/noise", key)])
+    return Measurement.of(x, operator, sigma_y, noise)
+
+
+def _grouped(parts: Sequence[Measurement]) -> tuple[Group, ...]:
+    members: dict[str, list[int]] = {}
+    for i, part in enumerate(parts):
+        shape = list(part.operator.measurement_shape)
+        members.setdefault(json.dumps([_signature(part.operator), shape], sort_keys=True), []).append(i)
+    return tuple(Group(tuple(rows), _join([parts[i] for i in rows])) for _, rows in sorted(members.items()))
+
+
+def _join(parts: Sequence[Measurement]) -> Measurement:
+    operator = parts[0].operator.cat([part.operator for part in parts])
+    y, sigma_y = torch.cat([part.y for part in parts]), torch.cat([part.sigma_y for part in parts])
+    return Measurement(y, operator, sigma_y)
+
+
+def _signature(operator: LinearOperator) -> dict[str, Any]:
+    return {"kind": operator.kind, "attributes": operator.attributes()}
+
+
+def _tensors(groups: Sequence[Group]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for g, group in enumerate(groups):
+        m = group.measurement
+        named = {"y": m.y, "sigma_y": m.sigma_y} | {f"operator/{k}": t for k, t in m.operator.tensors().items()}
+        tensors |= {f"{g}/{name}": tensor.contiguous() for name, tensor in named.items()}
+    return tensors
+
+
+def _content_hash(facts: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

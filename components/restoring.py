@@ -1,0 +1,275 @@
+"""Restore one measurement set by one method, batch by batch; each finished batch is kept on disk until the end."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+import invfusion
+from components.evaluation_records import SET_METRICS
+from components.measurement_sets import Batch, MeasurementSet
+from invfusion.codec import decode, encode
+from invfusion.config import Params
+from invfusion.diffusion.guidance import GuidedDenoiser
+from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.errors import CheckpointError, WeightsUnavailableError
+from invfusion.metrics import (
+    LPIPS,
+    InceptionFeatures,
+    PixelFeatures,
+    captured_energy,
+    consistency_mse,
+    consistency_sse,
+    psnr,
+    squared_projections,
+)
+from invfusion.models import Denoiser, load_denoiser
+from invfusion.operators import Measurement
+from invfusion.rng import generator, randn
+from invfusion.samplers import SampleOutput, Sampler
+
+MODELS = Path("artifacts/models")
+STATE = Path("state/evaluate")
+
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to restore images: a trained model and the sampler that reads it out; neither for H_pinv(y) itself.
+
+    is_generative: its images follow a distribution, so that sets of them can be compared (posterior means do not).
+    is_blind: the sampler gets no measurement. extra_draws: further samples of the images that are shown.
+    only: the one degradation that the model was made for.
+    """
+
+    name: str
+    model: str | None = None
+    sampler: Sampler | None = None
+    is_generative: bool = False
+    is_blind: bool = False
+    extra_draws: int = 0
+    only: str | None = None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What judges sets of images: feature extractors by name, LPIPS, and the reason for each metric that is missing."""
+
+    features: Mapping[str, Features]
+    lpips: LPIPS | None
+    missing: Mapping[str, str]
+
+    @classmethod
+    def find(cls, folder: Path, image_size: int, device: torch.device) -> "Tools":
+        """Everything that can be computed on this machine; a missing weight file is said, never replaced."""
+        features: dict[str, Features] = {PixelFeatures.name: PixelFeatures()}
+        lpips, missing = None, {}
+        try:
+            features[InceptionFeatures.name] = InceptionFeatures(folder, device)
+        except WeightsUnavailableError as error:
+            missing = dict.fromkeys(SET_METRICS[InceptionFeatures.name], str(error))
+        try:
+            lpips = LPIPS(folder, image_size, device)
+        except WeightsUnavailableError as error:
+            missing["lpips"] = str(error)
+        return cls(features, lpips, missing)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """All restorations of one set, sorted by image and draw.
+
+    values: per image, of its first draw; shown: per image of the gallery and draw; nfe: network calls per image.
+    """
+
+    values: dict[str, Tensor]
+    shown: dict[str, Tensor]
+    nfe: int
+
+
+@dataclass
+class Restorer:
+    """Runs methods. Models are loaded at their first use and kept; `used` collects the folders of kept batches."""
+
+    params: Params
+    device: torch.device
+    tools: Tools
+    loaded: dict[str, Denoiser] = field(default_factory=dict)
+    used: set[Path] = field(default_factory=set)
+
+    def denoiser(self, name: str) -> Denoiser:
+        """The model of one folder under artifacts/models."""
+        if name not in self.loaded:
+            self.loaded[name] = load_denoiser(MODELS / name, device=str(self.device))
+        return self.loaded[name]
+
+    def restore(self, method: Method, frozen: MeasurementSet) -> Restored:
+        """All images of a set, from the batches that are kept on disk and those that are still to do."""
+        folder = STATE / self._identity(method, frozen)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.used.add(folder)
+        n_shown = self.params.report.gallery_images
+        batches = list(frozen.batches(self.params.evaluate.batch_size, range(n_shown), method.extra_draws))
+        title = f"{frozen.degradation} / {method.name}"
+        done = [
+            self._kept(folder, method, frozen, batch)
+            for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None)
+        ]
+        return merge(batches, done, n_shown)
+
+    def _kept(self, folder: Path, method: Method, frozen: MeasurementSet, batch: Batch) -> dict[str, Tensor]:
+        path = folder / f"{_sha256(json.dumps([batch.indices, batch.draws]).encode())[:16]}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (FileNotFoundError, SafetensorError):
+            pass
+        result = self._compute(method, frozen, batch)
+        unfinished = path.with_suffix(".tmp")
+        save_file(result, unfinished)
+        os.replace(unfinished, path)
+        return result
+
+    @torch.inference_mode()
+    def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> dict[str, Tensor]:
+        measurement = batch.measurement.to(self.device)
+        output = self._run(method, frozen, batch, measurement)
+        truth = None if frozen.truth is None else frozen.truth[list(batch.indices)].to(self.device)
+        result = {f"values/{k}": v for k, v in self._judge(method, output, truth, measurement).items()}
+        rows = [row for row, i in enumerate(batch.indices) if i < self.params.report.gallery_images]
+        result |= {f"shown/{k}": v[rows] for k, v in _pictures(output).items()}
+        result["nfe"] = torch.tensor(output.nfe)
+        return {name: tensor.cpu().contiguous() for name, tensor in result.items()}
+
+    def _run(self, method: Method, frozen: MeasurementSet, batch: Batch, measurement: Measurement) -> SampleOutput:
+        if method.model is None or method.sampler is None:
+            return SampleOutput(measurement.H_pinv_y, nfe=0)
+        seed, keys = self.params.seed, [frozen.keys[i] for i in batch.indices]
+        # Every method starts an image from the same noise.
+        start = [generator(seed, f"evaluate/start/{d}", k) for k, d in zip(keys, batch.draws, strict=True)]
+        on_the_way = [generator(seed, f"evaluate/sampler/{d}", k) for k, d in zip(keys, batch.draws, strict=True)]
+        denoiser = self.denoiser(method.model)
+        labels = _labels(frozen.labels[list(batch.indices)], denoiser.n_classes, self.device)
+        noise = randn(measurement.operator.image_shape, start, device=self.device)
+        return method.sampler.sample(
+            self._guided(denoiser, method.sampler, labels),
+            None if method.is_blind else measurement,
+            noise,
+            generators=on_the_way,
+            class_labels=labels,
+        )
+
+    def _guided(self, denoiser: Denoiser, sampler: Sampler, labels: Tensor | None) -> DenoiserLike:
+        """The denoiser with classifier-free guidance, where it knows classes; guidance has no principal components."""
+        guidance = self.params.evaluate.guidance
+        if guidance == 1 or labels is None or "components" in sampler.requires:
+            return denoiser
+        return GuidedDenoiser(denoiser, guidance)
+
+    def _judge(
+        self, method: Method, output: SampleOutput, truth: Tensor | None, measurement: Measurement
+    ) -> dict[str, Tensor]:
+        """The values of each image of a batch, by name."""
+        images = encode(output.x)
+        values: dict[str, Tensor] = {}
+        if method.is_generative:
+            values |= {f"features/{name}": extract(images) for name, extract in self.tools.features.items()}
+        if truth is None:
+            return values
+        values |= {
+            "psnr": psnr(images, truth),
+            "consistency_mse": consistency_mse(output.x, measurement),
+            "consistency_sse": consistency_sse(output.x, measurement),
+        }
+        if method.is_generative and self.params.evaluate.sigma_y == 0:
+            # Projected before it is quantised: the paper's CFID.
+            consistent = encode(measurement.operator.project(output.x, measurement.y))
+            values |= {f"projected/{name}": extract(consistent) for name, extract in self.tools.features.items()}
+        if method.is_generative and self.tools.lpips is not None:
+            values["lpips"] = self.tools.lpips(images, truth)
+        return values | _component_values(output, decode(truth))
+
+    def _identity(self, method: Method, frozen: MeasurementSet) -> str:
+        """What a kept batch depends on: another model, set, setting or code means another folder."""
+        facts = {
+            "code": _code_digest(),
+            "checkpoint": None if method.model is None else _checkpoint_digest(MODELS / method.model),
+            "measurements": frozen.sha256,
+            "method": asdict(method) | {"sampler": method.sampler and method.sampler.model_dump(mode="json")},
+            "guidance": self.params.evaluate.guidance,
+            "seed": self.params.seed,
+            "shown": self.params.report.gallery_images,
+            "missing": sorted(self.tools.missing),
+        }
+        return _sha256(json.dumps(facts, sort_keys=True).encode())[:16]
+
+
+def merge(batches: Sequence[Batch], done: Sequence[Mapping[str, Tensor]], n_shown: int) -> Restored:
+    """Put the results of batches into the order of the images, whatever the batches were."""
+    jobs = [job for batch in batches for job in zip(batch.indices, batch.draws, strict=True)]
+    order = sorted(range(len(jobs)), key=jobs.__getitem__)
+    first = [row for row in order if jobs[row][1] == 0]
+    pictured = [job for job in jobs if job[0] < n_shown]
+    picture_order = sorted(range(len(pictured)), key=pictured.__getitem__)
+    joined = {name: torch.cat([part[name] for part in done]) for name in done[0] if name != "nfe"}
+    return Restored(
+        values={k.removeprefix("values/"): v[first] for k, v in joined.items() if k.startswith("values/")},
+        shown={k.removeprefix("shown/"): v[picture_order] for k, v in joined.items() if k.startswith("shown/")},
+        nfe=max(int(part["nfe"]) for part in done),
+    )
+
+
+def _pictures(output: SampleOutput) -> dict[str, Tensor]:
+    shown = {"images": encode(output.x)}
+    if output.components is not None and output.stds is not None:
+        shown |= {"mean": output.x, "components": output.components, "stds": output.stds}
+    return shown
+
+
+def _component_values(output: SampleOutput, truth: Tensor) -> dict[str, Tensor]:
+    """How well principal components describe the error; nothing for methods without them."""
+    if output.components is None or output.stds is None:
+        return {}
+    return {
+        "nppc_captured_energy": captured_energy(output.x, truth, output.components),
+        "nppc_predicted": output.stds.double().square(),
+        "nppc_actual": squared_projections(output.x, truth, output.components),
+    }
+
+
+def _labels(labels: Tensor, n_classes: int, device: torch.device) -> Tensor | None:
+    """Class labels for a class-conditional model; an image without one gets the index that means no class."""
+    if n_classes == 0:
+        return None
+    return labels.where(labels >= 0, n_classes).to(device)
+
+
+@cache
+def _code_digest() -> str:
+    """The identity of the code that restores and judges."""
+    roots = [Path(invfusion.__file__).parent.rglob("*.py"), Path(__file__).parent.glob("*.py")]
+    files = sorted(path for root in roots for path in root)
+    return _sha256("".join(_sha256(path.read_bytes()) for path in files).encode())
+
+
+@cache
+def _checkpoint_digest(folder: Path) -> str:
+    files = [folder / "config.json", folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: run the stage that trains '{folder.name}' first")
+    return _sha256("".join(_sha256(file.read_bytes()) for file in files).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
