@@ -18,10 +18,11 @@ Reads  artifacts/staged, artifacts/models/<variant>  and writes four things (pat
    method: hpinv_y (the measurement shown as an image), ddrm, palette, invfusion (samples), palette_mmse, invfusion_mmse
        (one step, Eq. 8), mmse (distilled, Eq. 7), nppc (only on the family that it was distilled for);
        on "unconditional": unconditional, palette, invfusion.
-   metric: psnr, consistency_mse (mean over measurement entries), consistency_sse (the paper's sum over them); for
-       samples also fd_pixel8x8, cfd_pixel8x8 (after projection), kd_pixel8x8 (Frechet and kernel distance over pixels averaged
-       to 8x8), fid, cfid, kid, lpips; for nppc also nppc_captured_energy (fraction of the error's energy within the
-       predicted directions) and nppc_std_ratio (predicted over actual standard deviation along them; 1 is calibrated);
+   metric: psnr, consistency_mse (mean over measurement entries), consistency_sse (the paper's sum over them);
+       for samples also fd_pixel8x8, cfd_pixel8x8 (after projection), kd_pixel8x8 (Frechet and kernel distance over
+       pixels averaged to 8x8), fid, cfid, kid, lpips;
+       for nppc also nppc_captured_energy (fraction of the error's energy within the predicted directions) and
+       nppc_std_ratio (predicted over actual standard deviation along them; 1 is calibrated);
        on "unconditional" only fd_pixel8x8, kd_pixel8x8, fid, kid.
 
 3. reports/metrics.json: the available values nested {degradation: {method: {metric: value}}}, for `dvc metrics show`.
@@ -234,7 +235,7 @@ def choose_images(keys: Sequence[str], n: int) -> list[int]:
 
 def in_parts(extract: Callable[[Tensor], Tensor], images: Tensor, size: int = 256) -> Tensor:
     """Features of many images."""
-    return torch.cat([extract(part) for part in images.split(size)])
+    return torch.cat([extract(part) for part in torch.split(images, size)])
 
 
 def show(frozen: MeasurementSet, method: Method, restored: Restored, n_shown: int) -> None:
@@ -242,7 +243,8 @@ def show(frozen: MeasurementSet, method: Method, restored: Restored, n_shown: in
     folder = OUTPUT / "restorations" / frozen.degradation
     folder.mkdir(parents=True, exist_ok=True)
     shown = dict(restored.shown)
-    images = shown.pop("images").unflatten(0, (-1, 1 + method.extra_draws))
+    images = shown.pop("images")
+    images = images.reshape(-1, 1 + method.extra_draws, *images.shape[1:])
     shown["images"] = images[:, 0]
     if method.extra_draws:
         shown |= {"draws": images[:, 1:], "std": decode(images).std(dim=1)}

@@ -32,7 +32,7 @@ from invfusion.metrics import (
     psnr,
     squared_projections,
 )
-from invfusion.models import Denoiser, load_denoiser
+from invfusion.models import Denoiser, load_denoiser, set_attention_backend
 from invfusion.operators import Measurement
 from invfusion.rng import generator, randn
 from invfusion.samplers import SampleOutput, Sampler
@@ -110,7 +110,8 @@ class Restorer:
     def denoiser(self, name: str) -> Denoiser:
         """The model of one folder under artifacts/models."""
         if name not in self.loaded:
-            self.loaded[name] = load_denoiser(MODELS / name, device=str(self.device))
+            self.loaded[name] = load_denoiser(MODELS / name, device=self.device)
+            set_attention_backend(self.loaded[name], self.params.runtime.attention_backend)
         return self.loaded[name]
 
     def restore(self, method: Method, frozen: MeasurementSet) -> Restored:

@@ -32,8 +32,9 @@ class LPIPS:
         path = weights_file(folder, ALEXNET_FILE, ALEXNET_SHA256)
         try:
             import lpips
-        except ImportError:
-            raise WeightsUnavailableError("lpips is not installed: pip install lpips") from None
+        except (ImportError, RuntimeError) as error:
+            # A torchvision that was built for another torch fails with a RuntimeError.
+            raise WeightsUnavailableError(f"the package lpips or its torchvision cannot be used: {error}") from error
         # The package carries the linear heads; its own way to the backbone would download it.
         self.network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
         _load_backbone(self.network.net, torch.load(path, map_location="cpu", weights_only=True))

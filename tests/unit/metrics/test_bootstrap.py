@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from invfusion.errors import ShapeError
+from invfusion.metrics import mean_interval, statistic_interval
+from invfusion.rng import generator
+
+
+def test_interval_of_a_mean_is_the_classic_one() -> None:
+    values = torch.randn(400, generator=generator(0, "values")) + 5
+    low, high = mean_interval(values, 2000, generator(0, "bootstrap"))
+    half = 1.96 * float(values.std()) / 20
+    assert low == pytest.approx(float(values.mean()) - half, abs=0.015)
+    assert high == pytest.approx(float(values.mean()) + half, abs=0.015)
+
+
+def test_the_generator_decides() -> None:
+    values = torch.arange(20.0)
+    a, b, c = (mean_interval(values, 50, generator(0, stream)) for stream in ("a", "a", "c"))
+    assert a == b
+    assert a != c
+
+
+def test_interval_of_a_statistic_lies_around_its_value() -> None:
+    values = torch.rand(50, generator=generator(0, "values"), dtype=torch.float64)
+
+    def spread(weights: torch.Tensor) -> float:
+        mean = weights @ values / weights.sum()
+        return float(weights @ (values - mean).square() / weights.sum())
+
+    value = spread(torch.ones(50, dtype=torch.float64))
+    low, high = statistic_interval(spread, value, 50, 500, generator(0, "bootstrap"))
+    assert low < value < high
+
+
+def test_no_values_no_interval() -> None:
+    with pytest.raises(ShapeError, match="one value per image"):
+        mean_interval(torch.zeros(0), 10, generator(0, "bootstrap"))
