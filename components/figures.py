@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 Array = np.ndarray[Any, np.dtype[Any]]
 
 INK, FAINT = "#1c2430", "#8a93a0"
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,

@@ -1,8 +1,8 @@
 """Register the trained model in MLflow and decide by the gates whether it becomes the champion.
 
 The registry is rebuilt from files: a version is keyed by the hash of its checkpoints, so registering the same ones
-again adds nothing, and a clone without a registry makes one. The decision is stored with the version and is not taken again
-while checkpoints, evaluation and gates stay the same; so an alias that a person has moved by hand stays where it is.
+again adds nothing, and a clone without a registry makes one. The decision is stored with the version and is
+not taken again while checkpoints, evaluation and gates stay the same; so an alias moved by hand stays where it is.
 """
 
 import argparse
@@ -263,6 +263,8 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
             "guidance": float(params.evaluate.guidance),
         },
         example=example_request(params),
+        # MLflow runs the example while it logs the model: one network call, not a whole trajectory.
+        example_parameters={"method": "mmse"},
         requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
     )
 

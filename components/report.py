@@ -57,9 +57,9 @@ HOW = {
     "intervals over the images; “holds” without an addition means that they do not overlap.",
     "tables": "Every method of a column saw the same frozen measurements. PSNR (dB, against the truth) rewards the "
     "mean of all plausible images, so the one-step MMSE predictors lead it by construction: compare samplers with "
-    "samplers. FD-px8 is the Fréchet distance between the restored and the true images as sets, in the space of their pixels "
-    "averaged to 8×8; CFD-px8 is the same after the restorations were projected onto the measurements. They are not "
-    "FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H of "
+    "samplers. FD-px8 is the Fréchet distance between the restored and the true images as sets, in the space of their "
+    "pixels averaged to 8×8; CFD-px8 is the same after the restorations were projected onto the measurements. They are "
+    "not FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H of "
     "the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best value "
     "of a column, NFE the network evaluations per image.",
     "unconditional": "Images generated from noise alone, compared with the test images as a set.",

@@ -26,16 +26,18 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import torch
-from invfusion.diffusion.guidance import GuidedDenoiser
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
+from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.errors import InvFusionError, ShapeError
 from invfusion.models import load_denoiser
 from invfusion.operators import Measurement, operator_from_spec, spec_from_json
 from invfusion.rng import generators, randn
-from invfusion.samplers import SAMPLERS
+from invfusion.samplers import HeunConfig, MMSEConfig, NPPCConfig, SampleOutput, Sampler
 
 MAX_IMAGES = 256
 MAX_STEPS = 1000
@@ -44,7 +46,7 @@ METHODS = ("sample", "mmse", "nppc")
 Outputs = dict[str, Tensor]
 
 
-class RestorationModel(mlflow.pyfunc.PythonModel):
+class RestorationModel(PythonModel):
     """Holds the checkpoint folders and loads each on its first use."""
 
     def load_context(self, context: Any) -> None:
@@ -55,8 +57,7 @@ class RestorationModel(mlflow.pyfunc.PythonModel):
         self.loaded: dict[str, Any] = {}
         self.denoiser("invfusion")
 
-    # No type hint on `model_input`: MLflow would take it for the signature in place of the one it was given.
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:  # type: ignore[no-untyped-def]  # noqa: ARG002
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
         """Restore the rows of `model_input`; see the head of this file.
 
         Raises:
@@ -94,27 +95,31 @@ class RestorationModel(mlflow.pyfunc.PythonModel):
         if settings["method"] == "mmse":
             return {"images": self.mmse(measurement, labels)}
         images = self.sample(measurement, labels, settings)
-        return {"images": images if n_samples == 1 else images.unflatten(0, (-1, n_samples))}
+        return {"images": images if n_samples == 1 else images.reshape(-1, n_samples, *image_shape)}
 
     def sample(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
         """Draw from the posterior with the deterministic Heun sampler."""
         denoiser = self.denoiser("invfusion")
         if settings["guidance"] != 1 and labels is not None:
             denoiser = GuidedDenoiser(denoiser, settings["guidance"])
-        sampler = SAMPLERS["heun"](n_steps=int(settings["n_steps"]))
+        sampler = HeunConfig(n_steps=int(settings["n_steps"]))
         return self.run(sampler, denoiser, measurement, labels, int(settings["seed"])).x
 
     def mmse(self, measurement: Measurement, labels: Tensor | None) -> Tensor:
         """The posterior mean in one step: from the distilled model (Eq. 7) or else the diffusion model (Eq. 8)."""
         name = "mmse" if "mmse" in self.folders else "invfusion"
-        return self.run(SAMPLERS["mmse"](), self.denoiser(name), measurement, labels, seed=0).x
+        return self.run(MMSEConfig(), self.denoiser(name), measurement, labels, seed=0).x
 
     def principal_components(self, measurement: Measurement, labels: Tensor | None) -> Outputs:
         """The posterior mean with the directions of largest uncertainty (paper, section 5)."""
-        output = self.run(SAMPLERS["nppc"](), self.denoiser("nppc"), measurement, labels, seed=0)
+        output = self.run(NPPCConfig(), self.denoiser("nppc"), measurement, labels, seed=0)
+        assert output.components is not None
+        assert output.stds is not None
         return {"mean": output.x, "components": output.components, "stds": output.stds}
 
-    def run(self, sampler: Any, denoiser: Any, measurement: Measurement, labels: Tensor | None, seed: int) -> Any:
+    def run(
+        self, sampler: Sampler, denoiser: Any, measurement: Measurement, labels: Tensor | None, seed: int
+    ) -> SampleOutput:
         """Run a sampler with noise that depends on the seed and the sample's position in the row alone."""
         shape = measurement.operator.image_shape
         draws = generators(seed, "restore", range(measurement.operator.batch_size))

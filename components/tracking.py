@@ -378,6 +378,7 @@ def _quiet_environment() -> None:
     """No telemetry, and a dead server is noticed in seconds rather than minutes. What the user has set stays."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     }
@@ -472,6 +473,7 @@ class Package:
     columns: Sequence[tuple[str, str, bool]]  # name, MLflow type ("string", "array<double>"), required
     parameters: Mapping[str, Any]
     example: Mapping[str, Any]
+    example_parameters: Mapping[str, Any]
     requirements: Sequence[str]
 
 
@@ -545,7 +547,7 @@ def _version(found: Any) -> Version:
 
 def _log_package(package: Package, name: str) -> Any:
     import mlflow
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     return mlflow.pyfunc.log_model(
         name=name,
@@ -553,7 +555,7 @@ def _log_package(package: Package, name: str) -> Any:
         artifacts={key: str(path) for key, path in package.checkpoints.items()},
         code_paths=[str(package.library)],
         signature=_signature(package),
-        input_example=(pd.DataFrame([dict(package.example)]), dict(package.parameters)),
+        input_example=(pd.DataFrame([dict(package.example)]), dict(package.example_parameters)),
         pip_requirements=list(package.requirements),
         model_config={"parameters": dict(package.parameters)},
     )
@@ -563,7 +565,11 @@ def _signature(package: Package) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    types = {"string": DataType.string, "array<double>": Array(DataType.double), "array<long>": Array(DataType.long)}
+    types: dict[str, Any] = {
+        "string": DataType.string,
+        "array<double>": Array(DataType.double),
+        "array<long>": Array(DataType.long),
+    }
     names = {str: "string", int: "long", float: "double"}
     return ModelSignature(
         inputs=Schema([ColSpec(types[kind], name, required=required) for name, kind, required in package.columns]),

@@ -17,6 +17,7 @@ from components import tracking
 from invfusion.config import load_params
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, DataError, ServiceError
+from invfusion.models import build_denoiser, save_denoiser
 from invfusion.operators import spec_to_json
 from invfusion.rng import generator
 
@@ -24,18 +25,28 @@ ROOT = Path(__file__).parents[2]
 GATES = {"max_consistency_mse": 0.01, "min_psnr_gain_over_palette": 0.0, "min_psnr_gain_over_champion": -0.2}
 ECHO = """
 import mlflow
+import pandas as pd
 class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         return params["text"]
 mlflow.models.set_model(Echo())
 """
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh database, copied by each test, since creating one takes seconds."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking._connect(f"sqlite:///{database}")
+    return database
+
+
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The default parameters, in an empty project that holds a made-up run and its own store."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_run(tmp_path, n=1)
     return load_params(ROOT / "params.yaml")
 
@@ -52,6 +63,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         columns=[("y", "array<double>", True)],
         parameters={"text": "hello"},
         example={"y": [1.0]},
+        example_parameters={},
         requirements=["mlflow"],
     )
     monkeypatch.setattr(step, "package", lambda *_: made)
@@ -98,7 +110,9 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     result = step.register(params)
     client = tracking._connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
-    expected = next(r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("invfusion", "matrix", "psnr"))
+    expected = next(
+        r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("invfusion", "matrix", "psnr")
+    )
     assert run.data.metrics["invfusion/matrix/psnr"] == pytest.approx(expected["value"])
 
 
@@ -161,7 +175,7 @@ def test_a_champion_of_other_measurements_is_not_compared() -> None:
 
 def test_missing_files_are_named(params: Any) -> None:
     Path("reports/evaluation.json").unlink()
-    with pytest.raises(DataError, match="evaluation.json"):
+    with pytest.raises(DataError, match=r"evaluation\.json"):
         step.register(params)
     shutil.rmtree("artifacts/models/invfusion")
     with pytest.raises(CheckpointError, match="train@invfusion"):
@@ -177,20 +191,32 @@ def test_an_unreachable_registry_is_named(params: Any, monkeypatch: pytest.Monke
 # The real model.
 
 
-@pytest.fixture
-def registered(params: Any, tmp_path: Path) -> Any:
-    """A registered model with untrained weights of the default architecture."""
-    from invfusion.models import build_denoiser, save_denoiser
-
-    for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
-        shutil.rmtree(tmp_path / "artifacts/models" / name)
-        denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)
-        save_denoiser(denoiser, tmp_path / "artifacts/models" / name, {"data_digest": "feed"})
-    step.register(params)
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a store that holds a registered model: untrained weights of the default architecture."""
     import mlflow
 
-    mlflow.set_tracking_uri(tracking.tracking_uri(params))
-    return mlflow.pyfunc.load_model(f"models:/{params.register_.name}@champion")
+    folder = tmp_path_factory.mktemp("registered")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        write_run(folder, n=1)
+        params = load_params(ROOT / "params.yaml")
+        for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
+            shutil.rmtree(folder / "artifacts/models" / name)
+            denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)
+            save_denoiser(denoiser, folder / "artifacts/models" / name, {"data_digest": "feed"})
+        step.register(params)
+        mlflow.set_tracking_uri(tracking.tracking_uri(params))
+        return tracking.tracking_uri(params)
+
+
+@pytest.fixture(scope="module")
+def registered(registry: str) -> Any:
+    import mlflow
+
+    mlflow.set_tracking_uri(registry)
+    return mlflow.pyfunc.load_model("models:/invfusion@champion")
 
 
 def request_for(kind: str, batch: int = 2) -> dict[str, Any]:
@@ -229,16 +255,38 @@ def test_the_registered_model_restores(registered: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_model_loads_far_from_the_project(registered: Any, params: Any, tmp_path: Path) -> None:
-    """Another process, another working directory, and no `invfusion` on its path: the model brings its own code."""
-    request = tmp_path / "request.json"
-    request.write_text(json.dumps(request_for("patch_inpainting")))
-    code = (
-        "import json, mlflow; mlflow.set_tracking_uri({uri!r}); m = mlflow.pyfunc.load_model('models:/{name}@champion');"
-        "print(m.predict(json.load(open({request!r})), params={{'method': 'mmse'}}).shape)"
-    ).format(uri=tracking.tracking_uri(params), name=params.register_.name, request=str(request))
-    (tmp_path / "elsewhere").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=120, check=False
+def test_the_registered_model_is_served(registered: Any) -> None:
+    from mlflow.pyfunc.scoring_server import init
+    from starlette.testclient import TestClient
+
+    request = request_for("strided_motion_blur")
+    client = TestClient(init(registered))
+    reply = client.post("/invocations", json={"dataframe_records": [request], "params": {"method": "mmse"}})
+    assert np.array(reply.json()["predictions"]).shape == (2, 3, 16, 16)
+    reply = client.post(
+        "/invocations", json={"dataframe_records": [request_for("box_inpainting")], "params": {"method": "nppc"}}
     )
-    assert done.stdout.strip().endswith("(2, 3, 16, 16)"), done.stderr
+    assert np.array(reply.json()["predictions"]["stds"]).shape == (2, 2)
+    reply = client.post("/invocations", json={"dataframe_records": [{**request, "y": [1.0]}]})
+    assert reply.status_code == 400
+    assert "must hold" in reply.json()["message"]
+
+
+PREDICT_ELSEWHERE = """
+import json, sys, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/invfusion@champion")
+print(model.predict(json.loads(sys.argv[2]), params={"method": "mmse"}).shape)
+import invfusion
+print(invfusion.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_the_model_brings_its_own_code(registry: str, tmp_path: Path) -> None:
+    """It loads in another process, in a working directory far from the project."""
+    request = json.dumps(request_for("patch_inpainting"))
+    command = [sys.executable, "-c", PREDICT_ELSEWHERE, registry, request]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[0] == "(2, 3, 16, 16)", done.stderr
+    assert "code/invfusion" in done.stdout.splitlines()[1]
