@@ -258,8 +258,7 @@ def _labels(labels: Tensor, n_classes: int, device: torch.device) -> Tensor | No
 @cache
 def _code_digest() -> str:
     """The identity of the code that restores and judges."""
-    roots = [Path(invfusion.__file__).parent.rglob("*.py"), Path(__file__).parent.glob("*.py")]
-    files = sorted(path for root in roots for path in root)
+    files = [*sorted(Path(invfusion.__file__).parent.rglob("*.py")), Path(__file__)]
     return _sha256("".join(_sha256(path.read_bytes()) for path in files).encode())
 
 

@@ -1,0 +1,298 @@
+"""The evaluation end to end, with tiny models and 16 images."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components import evaluate as component
+from components import restoring, tracking
+from components.evaluate import evaluate
+from components.measurement_sets import measure
+from invfusion.codec import decode
+from invfusion.degradations import FAMILIES
+from invfusion.errors import CheckpointError, ConfigError
+from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
+from invfusion.operators import operator_from_spec
+from invfusion.rng import generator
+from invfusion.samplers import HeunConfig
+
+SIZE, N = 8, 16
+ARCHITECTURE = DenoiserConfig(
+    image_size=SIZE,
+    patch_size=2,
+    levels=(LevelConfig(width=24, depth=1, kernel=3), LevelConfig(width=48, depth=1)),
+    head_dim=8,
+    mapping_width=16,
+    mapping_hidden=16,
+    mapping_depth=1,
+)
+
+
+class Images:
+    """Random images in place of a staged split."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.keys = [f"image-{i:03d}" for i in range(N)]
+        self.labels = torch.full((N,), -1)
+        self.image_shape = (3, SIZE, SIZE)
+        self.pixels = torch.randint(256, (N, *self.image_shape), generator=generator(0, split)).to(torch.uint8)
+
+    def __len__(self) -> int:
+        return N
+
+    def read(self, indices: list[int]) -> torch.Tensor:
+        return self.pixels[list(indices)]
+
+
+def make_params(**changes: object) -> SimpleNamespace:
+    chosen = {
+        "split": "test",
+        "n_images": N,
+        "n_unconditional": 10,
+        "batch_size": 8,
+        "sigma_y": 0.0,
+        "families": [
+            FAMILIES["strided_motion_blur"](strides=(2, 4)),
+            FAMILIES["matrix"](min_rows=2, max_rows=16),
+            FAMILIES["box_inpainting"](),
+        ],
+        "sampler": HeunConfig(n_steps=3),
+        "guidance": 1.0,
+        "bootstrap_resamples": 20,
+        "weights_dir": Path("weights"),
+    }
+    return SimpleNamespace(
+        seed=0,
+        data=SimpleNamespace(image_size=SIZE),
+        model=SimpleNamespace(n_classes=0),
+        train=SimpleNamespace(variants=["unconditional", "palette", "invfusion"]),
+        distill=SimpleNamespace(
+            targets=["mmse", "nppc"], nppc=SimpleNamespace(degradation=FAMILIES["box_inpainting"]())
+        ),
+        evaluate=SimpleNamespace(**chosen | changes),
+        report=SimpleNamespace(gallery_images=3),
+        runtime=SimpleNamespace(device="cpu", attention_backend="auto"),
+    )
+
+
+def save_models() -> None:
+    variants = {v: {"variant": v} for v in ("unconditional", "palette", "invfusion")}
+    distilled = {"mmse": {"variant": "invfusion"}, "nppc": {"variant": "invfusion", "n_components": 2}}
+    for name, settings in (variants | distilled).items():
+        denoiser = build_denoiser(ARCHITECTURE, seed=1, **settings)
+        save_denoiser(denoiser, component.MODELS / name, {})
+
+
+@contextmanager
+def no_tracking(*_: object) -> Iterator[tracking.Run]:
+    yield tracking.Run()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with trained models, in which an evaluation ran; and no tracking."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tracking, "start_run", no_tracking)
+        patch.setattr(component, "StagedDataset", Images)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        save_models()
+        evaluate(make_params())
+        yield folder
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def records(workplace: Path) -> list[dict]:
+    return json.loads((workplace / "reports/evaluation.json").read_text())
+
+
+def by_cell(records: list[dict]) -> dict[tuple[str, str, str], dict]:
+    return {(r["method"], r["degradation"], r["metric"]): r for r in records}
+
+
+def test_records_have_the_promised_keys(records: list[dict]) -> None:
+    keys = {"method", "degradation", "metric", "value", "low", "high", "n", "nfe", "measurements_sha256"}
+    assert all(set(r) - {"unavailable", "n_exact"} == keys for r in records)
+    assert len(by_cell(records)) == len(records)
+    for r in records:
+        if r["value"] is None:
+            assert r["unavailable"]
+        else:
+            assert r["low"] <= r["value"] <= r["high"], r
+
+
+def test_every_method_meets_every_degradation(records: list[dict]) -> None:
+    cells = {(r["method"], r["degradation"]) for r in records}
+    everywhere = {"hpinv_y", "ddrm", "palette", "invfusion", "palette_mmse", "invfusion_mmse", "mmse"}
+    kinds = {"strided_motion_blur", "matrix", "box_inpainting"}
+    generation = {(m, "unconditional") for m in ("unconditional", "palette", "invfusion")}
+    assert cells == {(m, d) for m in everywhere for d in kinds} | {("nppc", "box_inpainting")} | generation
+
+
+def test_nfe_and_n(records: list[dict]) -> None:
+    nfe = {r["method"]: r["nfe"] for r in records}
+    assert nfe == {
+        "hpinv_y": 0,
+        "ddrm": 25,
+        "palette": 5,
+        "invfusion": 5,
+        "unconditional": 5,
+        "palette_mmse": 1,
+        "invfusion_mmse": 1,
+        "mmse": 1,
+        "nppc": 1,
+    }
+    assert {r["n"] for r in records if r["degradation"] == "unconditional"} == {10}
+    assert {r["n"] for r in records if r["degradation"] != "unconditional"} == {N}
+
+
+def test_one_column_one_measurement_set(workplace: Path, records: list[dict]) -> None:
+    for degradation in {r["degradation"] for r in records}:
+        facts = json.loads((workplace / f"artifacts/evaluation/measurements/{degradation}.json").read_text())
+        hashes = {r["measurements_sha256"] for r in records if r["degradation"] == degradation}
+        assert hashes == {facts["sha256"]}
+
+
+def test_zero_shot_and_pseudo_inverse_are_consistent(records: list[dict]) -> None:
+    cells = by_cell(records)
+    for degradation in ("matrix", "box_inpainting"):
+        assert cells["ddrm", degradation, "consistency_mse"]["value"] < 1e-6
+        assert cells["hpinv_y", degradation, "consistency_mse"]["value"] < 1e-8
+
+
+def test_missing_weights_are_said_with_their_path(records: list[dict]) -> None:
+    cells = by_cell(records)
+    for metric in ("fid", "cfid", "kid"):
+        assert "weights/inception-2015-12-05.pt" in cells["invfusion", "matrix", metric]["unavailable"]
+    assert "too small" in cells["invfusion", "matrix", "lpips"]["unavailable"]
+    assert ("invfusion_mmse", "matrix", "fid") not in cells
+    assert ("invfusion", "unconditional", "cfid") not in cells
+
+
+def test_nested_metrics_hold_the_available_numbers(workplace: Path, records: list[dict]) -> None:
+    tree = json.loads((workplace / "reports/metrics.json").read_text())
+    flat = {(m, d, k): v for d, methods in tree.items() for m, metrics in methods.items() for k, v in metrics.items()}
+    assert flat == {key: r["value"] for key, r in by_cell(records).items() if r["value"] is not None}
+
+
+def test_frozen_measurements_can_be_read_back(workplace: Path) -> None:
+    folder = workplace / "artifacts/evaluation/measurements"
+    facts = json.loads((folder / "strided_motion_blur.json").read_text())
+    tensors = load_file(folder / "strided_motion_blur.safetensors")
+    dataset = Images(Path(), "test")
+    seen = []
+    for g, group in enumerate(facts["groups"]):
+        prefix = f"{g}/operator/"
+        spec = {
+            "kind": group["kind"],
+            "image_shape": facts["image_shape"],
+            "attributes": group["attributes"],
+            "tensors": {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)},
+        }
+        keys = [facts["keys"][i] for i in group["indices"]]
+        x = decode(dataset.read([dataset.keys.index(key) for key in keys]))
+        torch.testing.assert_close(operator_from_spec(spec).H(x), tensors[f"{g}/y"])
+        seen += group["indices"]
+    assert len(facts["groups"]) == 2, "two strides"
+    assert sorted(seen) == list(range(N))
+
+
+def test_restorations_to_show(workplace: Path) -> None:
+    folder = workplace / "artifacts/evaluation/restorations"
+    index = json.loads((folder / "index.json").read_text())
+    assert list(index) == ["strided_motion_blur", "matrix", "box_inpainting", "unconditional"]
+    for degradation, entry in index.items():
+        assert len(entry["keys"]) == 3
+        for method in entry["methods"]:
+            images = load_file(folder / degradation / f"{method}.safetensors")["images"]
+            assert (images.shape, images.dtype) == ((3, 3, SIZE, SIZE), torch.uint8)
+    dataset = Images(Path(), "test")
+    expected = dataset.read([dataset.keys.index(key) for key in index["matrix"]["keys"]])
+    assert torch.equal(load_file(folder / "matrix/truth.safetensors")["images"], expected)
+    drawn = load_file(folder / "matrix/invfusion.safetensors")
+    assert drawn["draws"].shape == (3, 3, 3, SIZE, SIZE)
+    assert drawn["std"].shape == (3, 3, SIZE, SIZE)
+    assert float(drawn["std"].mean()) > 0.05
+    nppc = load_file(folder / "box_inpainting/nppc.safetensors")
+    assert (nppc["components"].shape, nppc["stds"].shape) == ((3, 2, 3, SIZE, SIZE), (3, 2))
+
+
+def test_running_again_reads_what_was_kept(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (workplace / "reports/evaluation.json").read_bytes()
+    monkeypatch.setattr(restoring.Restorer, "_compute", lambda *_: pytest.fail("computed again"))
+    evaluate(make_params())
+    assert (workplace / "reports/evaluation.json").read_bytes() == before
+
+
+def test_a_killed_evaluation_continues(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (workplace / "reports/evaluation.json").read_bytes()
+    lost = sorted((workplace / "state/evaluate").glob("*/*.safetensors"))[::5]
+    for path in lost:
+        path.unlink()
+    lost[0].with_suffix(".tmp").write_bytes(b"half a file")
+    computed = []
+    compute = restoring.Restorer._compute
+    monkeypatch.setattr(restoring.Restorer, "_compute", lambda *a: computed.append(1) or compute(*a))
+    evaluate(make_params())
+    assert len(computed) == len(lost)
+    assert (workplace / "reports/evaluation.json").read_bytes() == before
+
+
+def test_results_do_not_depend_on_the_batch_size(workplace: Path, records: list[dict]) -> None:
+    evaluate(make_params(batch_size=5))
+    other = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
+    for key, r in by_cell(records).items():
+        assert other[key]["measurements_sha256"] == r["measurements_sha256"]
+        if r["value"] is not None:
+            assert other[key]["value"] == pytest.approx(r["value"], rel=1e-3, abs=1e-5), key
+
+
+def test_noisy_measurements(workplace: Path, records: list[dict]) -> None:
+    families = [FAMILIES["box_inpainting"]()]
+    evaluate(make_params(sigma_y=0.1, families=families, n_unconditional=0))
+    noisy = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
+    assert {degradation for _, degradation, _ in noisy} == {"box_inpainting"}
+    assert "noisy measurements" in noisy["invfusion", "box_inpainting", "cfd_pixel8x8"]["unavailable"]
+    clean = by_cell(records)["ddrm", "box_inpainting", "psnr"]
+    assert noisy["ddrm", "box_inpainting", "psnr"]["measurements_sha256"] != clean["measurements_sha256"]
+
+
+def test_a_missing_model_is_named(workplace: Path) -> None:
+    params = make_params()
+    params.distill.targets = ["mmse", "other"]
+    params.train.variants = ["invfusion"]
+    (component.MODELS / "mmse").rename(component.MODELS / "elsewhere")
+    try:
+        with pytest.raises(CheckpointError, match="mmse holds no trained model"):
+            evaluate(params)
+    finally:
+        (component.MODELS / "elsewhere").rename(component.MODELS / "mmse")
+
+
+def test_one_kind_twice_is_refused(workplace: Path) -> None:
+    with pytest.raises(ConfigError, match="matrix more than once"):
+        evaluate(make_params(families=[FAMILIES["matrix"](), FAMILIES["matrix"](max_rows=4)]))
+
+
+def test_a_measurement_depends_on_its_key_alone() -> None:
+    dataset = Images(Path(), "test")
+    family = FAMILIES["strided_motion_blur"](strides=(2, 4))
+    whole = measure(family, dataset.keys, dataset.pixels, dataset.labels, seed=0, sigma_y=0.1)
+    part = measure(family, dataset.keys[5:7], dataset.pixels[5:7], dataset.labels[5:7], seed=0, sigma_y=0.1)
+
+    def of(frozen, key: str) -> torch.Tensor:
+        i = frozen.keys.index(key)
+        group = next(g for g in frozen.groups if i in g.indices)
+        return group.measurement.y[group.indices.index(i)]
+
+    for key in dataset.keys[5:7]:
+        assert torch.equal(of(whole, key), of(part, key))
