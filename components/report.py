@@ -59,8 +59,8 @@ HOW = {
     "mean of all plausible images, so the one-step MMSE predictors lead it by construction: compare samplers with "
     "samplers. FD-px8 is the Fréchet distance between the restored and the true images as sets, in the space of their "
     "pixels averaged to 8×8; CFD-px8 is the same after the restorations were projected onto the measurements. They are "
-    "not FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H of "
-    "the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best value "
+    "not FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H "
+    "of the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best value "
     "of a column, NFE the network evaluations per image.",
     "unconditional": "Images generated from noise alone, compared with the test images as a set.",
     "galleries": "Each row is one test image; each column one method. Samplers started from the same noise. H†y is the "
