@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,8 @@ from components import restoring, tracking
 from components.evaluate import evaluate
 from components.measurement_sets import measure
 from invfusion.codec import decode
+from invfusion.data.manifest import MANIFEST
+from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
@@ -34,20 +37,28 @@ ARCHITECTURE = DenoiserConfig(
 )
 
 
-class Images:
-    """Random images in place of a staged split."""
+KEYS = [f"image-{i:03d}" for i in range(N)]
+PIXELS = torch.randint(256, (N, 3, SIZE, SIZE), generator=generator(0, "pixels")).to(torch.uint8)
+LABELS = torch.full((N,), -1)
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self.keys = [f"image-{i:03d}" for i in range(N)]
-        self.labels = torch.full((N,), -1)
-        self.image_shape = (3, SIZE, SIZE)
-        self.pixels = torch.randint(256, (N, *self.image_shape), generator=generator(0, split)).to(torch.uint8)
 
-    def __len__(self) -> int:
-        return N
-
-    def read(self, indices: list[int]) -> torch.Tensor:
-        return self.pixels[list(indices)]
+def stage_images() -> None:
+    """Random images as a staged test split."""
+    folder = component.STAGED / "test"
+    folder.mkdir(parents=True)
+    np.save(folder / "test-000000.npy", PIXELS.numpy())
+    sidecar = StagedShard(source="", source_sha256="", pixels_sha256="", keys=KEYS, labels=LABELS.tolist())
+    (folder / "test-000000.json").write_text(sidecar.model_dump_json())
+    manifest = StagedManifest(
+        name="random",
+        image_size=SIZE,
+        channels=3,
+        class_names=[],
+        n_samples={"test": N},
+        digests={"test": ""},
+        shards={"test": ["test-000000"]},
+    )
+    (component.STAGED / MANIFEST).write_text(manifest.model_dump_json())
 
 
 def make_params(**changes: object) -> SimpleNamespace:
@@ -101,9 +112,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(tracking, "start_run", no_tracking)
-        patch.setattr(component, "StagedDataset", Images)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        stage_images()
         save_models()
         evaluate(make_params())
         yield folder
@@ -188,7 +199,6 @@ def test_frozen_measurements_can_be_read_back(workplace: Path) -> None:
     folder = workplace / "artifacts/evaluation/measurements"
     facts = json.loads((folder / "strided_motion_blur.json").read_text())
     tensors = load_file(folder / "strided_motion_blur.safetensors")
-    dataset = Images(Path(), "test")
     seen = []
     for g, group in enumerate(facts["groups"]):
         prefix = f"{g}/operator/"
@@ -199,7 +209,7 @@ def test_frozen_measurements_can_be_read_back(workplace: Path) -> None:
             "tensors": {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)},
         }
         keys = [facts["keys"][i] for i in group["indices"]]
-        x = decode(dataset.read([dataset.keys.index(key) for key in keys]))
+        x = decode(PIXELS[[KEYS.index(key) for key in keys]])
         torch.testing.assert_close(operator_from_spec(spec).H(x), tensors[f"{g}/y"])
         seen += group["indices"]
     assert len(facts["groups"]) == 2, "two strides"
@@ -215,8 +225,7 @@ def test_restorations_to_show(workplace: Path) -> None:
         for method in entry["methods"]:
             images = load_file(folder / degradation / f"{method}.safetensors")["images"]
             assert (images.shape, images.dtype) == ((3, 3, SIZE, SIZE), torch.uint8)
-    dataset = Images(Path(), "test")
-    expected = dataset.read([dataset.keys.index(key) for key in index["matrix"]["keys"]])
+    expected = PIXELS[[KEYS.index(key) for key in index["matrix"]["keys"]]]
     assert torch.equal(load_file(folder / "matrix/truth.safetensors")["images"], expected)
     drawn = load_file(folder / "matrix/invfusion.safetensors")
     assert drawn["draws"].shape == (3, 3, 3, SIZE, SIZE)
@@ -284,15 +293,14 @@ def test_one_kind_twice_is_refused(workplace: Path) -> None:
 
 
 def test_a_measurement_depends_on_its_key_alone() -> None:
-    dataset = Images(Path(), "test")
     family = FAMILIES["strided_motion_blur"](strides=(2, 4))
-    whole = measure(family, dataset.keys, dataset.pixels, dataset.labels, seed=0, sigma_y=0.1)
-    part = measure(family, dataset.keys[5:7], dataset.pixels[5:7], dataset.labels[5:7], seed=0, sigma_y=0.1)
+    whole = measure(family, KEYS, PIXELS, LABELS, seed=0, sigma_y=0.1)
+    part = measure(family, KEYS[5:7], PIXELS[5:7], LABELS[5:7], seed=0, sigma_y=0.1)
 
     def of(frozen, key: str) -> torch.Tensor:
         i = frozen.keys.index(key)
         group = next(g for g in frozen.groups if i in g.indices)
         return group.measurement.y[group.indices.index(i)]
 
-    for key in dataset.keys[5:7]:
+    for key in KEYS[5:7]:
         assert torch.equal(of(whole, key), of(part, key))
