@@ -60,8 +60,8 @@ HOW = {
     "samplers. FD-px8 is the Fréchet distance between the restored and the true images as sets, in the space of their "
     "pixels averaged to 8×8; CFD-px8 is the same after the restorations were projected onto the measurements. They are "
     "not FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H "
-    "of the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best value "
-    "of a column, NFE the network evaluations per image.",
+    "of the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best "
+    "value of a column, NFE the network evaluations per image.",
     "unconditional": "Images generated from noise alone, compared with the test images as a set.",
     "galleries": "Each row is one test image; each column one method. Samplers started from the same noise. H†y is the "
     "measurement shown as an image. The number below a restoration is its PSNR in dB. Pixels are enlarged without "
@@ -69,7 +69,8 @@ HOW = {
     "nppc": "One network call predicts the posterior mean and the orthogonal directions w in which the true image most "
     "likely differs from it, with the standard deviation σ along each. A direction is drawn with its contrast enhanced "
     "(grey: no change), between the mean moved by two standard deviations either way. A good direction turns one "
-    "plausible image into another.",
+    "plausible image into another. Captured energy is the share of the mean's squared error that lies in the predicted "
+    "directions; std ratio the predicted over the actual standard deviation along them (1 is calibrated).",
     "curves": "Logged loss (faint) and its running mean over the number of images seen, on a logarithmic axis. Losses "
     "compare within a panel only.",
 }
@@ -343,7 +344,7 @@ def gallery(degradation: str) -> Picture:
     file = f"gallery-{degradation}.png"
     figures.gallery(REPORTS / "figures" / file, columns)
     kind = tables.name_of(degradation)
-    return Picture(file, kind, f"{len(truth)} test images; PSNR in dB below each restoration.")
+    return Picture(file, kind, "")
 
 
 def method_columns(method: str, found: Mapping[str, figures.Array], truth: figures.Array) -> list[Tiles]:
