@@ -1,0 +1,81 @@
+"""From the bytes of an image file to square RGB pixels of one size."""
+
+import io
+import struct
+import warnings
+import zlib
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from invfusion.errors import DataError
+
+Resize = Literal["bicubic", "lanczos", "adm"]
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "adm": Image.Resampling.BICUBIC,
+}
+# What Pillow raises on damaged files of its various formats.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+_WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def open_image(content: bytes, origin: str) -> Image.Image:
+    """Decode a whole image file; `origin` names it in errors. Of an animation, the first frame.
+
+    Raises:
+        DataError: the bytes are no image, or a damaged one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # verify() sees a PNG with a damaged end, which load() lets pass; after it the file must be opened anew.
+            Image.open(io.BytesIO(content)).verify()
+            image = Image.open(io.BytesIO(content))
+            image.load()
+    except _DAMAGE as error:
+        raise DataError(f"{origin} is not an image that can be read: {' '.join(str(error).split())}") from error
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows it: EXIF orientation applied, transparency on white, 16-bit grey scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _WIDE_GREY:
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int, resize: Resize) -> Image.Image:
+    """The central square at size x size, by an anti-aliased filter.
+
+    `adm` halves by box averages while the image is at least twice too large, then resizes bicubically (methods 3.6).
+    """
+    if resize == "adm":
+        while min(image.size) >= 2 * size:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), FILTERS[resize], box=(left, top, left + side, top + side))
+
+
+def to_png(image: Image.Image) -> bytes:
+    """Lossless PNG bytes; equal pixels give equal bytes under one version of Pillow and zlib."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=9)
+    return buffer.getvalue()
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """(C, H, W) uint8 of an RGB image."""
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -1,0 +1,81 @@
+"""What a dataset folder promises of itself: its shards with their counts and checksums."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from invfusion.data.files import write_text
+from invfusion.errors import DataError
+from invfusion.schema import Config
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+MANIFEST = "manifest.json"
+
+
+class ShardEntry(Config):
+    """One WebDataset tar."""
+
+    file: str
+    split: Split
+    n_samples: int = Field(ge=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(Config):
+    """A dataset of square RGB images of `image_size` pixels, in shards.
+
+    `class_names` is empty where the images carry no labels. `n_skipped` counts source files that were left out because
+    they are no images, `n_enlarged` those that were smaller than `image_size`.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    image_size: int = Field(ge=1)
+    channels: Literal[3] = 3
+    n_samples: dict[Split, int]
+    class_names: list[str] = Field(default_factory=list)
+    source: str
+    licence: str
+    resize: str
+    n_skipped: int = Field(default=0, ge=0)
+    n_enlarged: int = Field(default=0, ge=0)
+    shards: list[ShardEntry]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a dataset folder.
+
+    Raises:
+        DataError: there is none, or it is not one.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist: fetch the tracked dataset with `dvc pull`, or build one with "
+            f"`python -m components.build_dataset --out {folder} ...`"
+        ) from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a dataset manifest ({_first_problem(error)}): rebuild the dataset") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write it atomically; equal manifests give equal bytes."""
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_problem(error: ValidationError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not text"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
