@@ -11,9 +11,8 @@ from invfusion.operators.base import Measurement
 class GuidedDenoiser:
     """D_null + guidance * (D_class - D_null): both from one denoiser and the same measurement.
 
-    guidance = 1 is the denoiser itself, in one call. Calls without class labels are not guided.
-    `calls_per_evaluation` says how many network calls one guided evaluation makes.
-    Raises `ConfigError` for a model without classes where guidance is not 1.
+    guidance = 1 is the denoiser itself, in one call; `calls_per_evaluation` counts the network calls of one evaluation.
+    Raises `ConfigError` where guidance is not 1 and the model has no classes or a call has no class labels.
     """
 
     def __init__(self, denoiser: ClassConditional, guidance: float) -> None:
@@ -29,9 +28,11 @@ class GuidedDenoiser:
     def __call__(
         self, x: Tensor, sigma: Tensor, measurement: Measurement | None = None, class_labels: Tensor | None = None
     ) -> Tensor:
+        if self.guidance == 1:
+            return self.denoiser(x, sigma, measurement, class_labels)
+        if class_labels is None:
+            raise ConfigError(f"guidance {self.guidance} needs class labels; hand them in, or set guidance to 1")
         conditional = self.denoiser(x, sigma, measurement, class_labels)
-        if self.guidance == 1 or class_labels is None:
-            return conditional
         null = torch.full_like(class_labels, self.n_classes)
         reference = self.denoiser(x, sigma, measurement, null)
         return torch.lerp(reference, conditional, self.guidance)

@@ -1,7 +1,6 @@
 """Denoisers: architecture, presets, checkpoints."""
 
 from invfusion.models.attention import available_backends as available_backends
-from invfusion.models.attention import set_attention_backend as set_attention_backend
 from invfusion.models.checkpoint import load_denoiser as load_denoiser
 from invfusion.models.checkpoint import load_manifest as load_manifest
 from invfusion.models.checkpoint import load_weights as load_weights
@@ -10,6 +9,8 @@ from invfusion.models.config import DenoiserConfig as DenoiserConfig
 from invfusion.models.config import LevelConfig as LevelConfig
 from invfusion.models.config import Variant as Variant
 from invfusion.models.denoiser import Denoiser as Denoiser
+from invfusion.models.denoiser import with_components as with_components
+from invfusion.models.hdit import set_attention_backend as set_attention_backend
 from invfusion.models.presets import PRESETS as PRESETS
 from invfusion.models.presets import build_denoiser as build_denoiser
 from invfusion.models.presets import denoiser_config as denoiser_config

@@ -15,7 +15,7 @@ from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from invfusion.errors import ConfigError
@@ -38,25 +38,21 @@ def available_backends(device_type: str = "cpu") -> tuple[Backend, ...]:
     return tuple(found)
 
 
+def check_backend(name: str) -> None:
+    """Raises `ConfigError` where `name` is neither a backend nor "auto"."""
+    if name not in ("auto", *get_args(Backend)):
+        raise ConfigError(f"unknown attention backend '{name}'; valid are auto, {', '.join(get_args(Backend))}")
+
+
 def choose_backend(requested: str, device_type: str, n_tokens: int) -> Backend:
     """The backend for one call; `requested` is a backend's name or "auto". Raises `ConfigError`."""
     available = available_backends(device_type)
-    if requested == "auto":
-        return next(b for b in available if b != "flex" or n_tokens >= FLEX_MIN_TOKENS)
-    if requested not in available:
-        raise ConfigError(
-            f"attention backend '{requested}' cannot run on {device_type} here; use one of: auto, {', '.join(available)}"
-        )
-    return next(b for b in available if b == requested)
-
-
-def set_attention_backend(module: nn.Module, name: str) -> None:
-    """Fix the backend of every attention block in a model; "auto" chooses by capability. Raises `ConfigError`."""
-    if name != "auto" and name not in get_args(Backend):
-        raise ConfigError(f"unknown attention backend '{name}'; valid are auto, {', '.join(get_args(Backend))}")
-    for part in module.modules():
-        if hasattr(part, "attention_backend"):
-            part.attention_backend = name
+    for backend in available:
+        if backend == requested or (requested == "auto" and (backend != "flex" or n_tokens >= FLEX_MIN_TOKENS)):
+            return backend
+    raise ConfigError(
+        f"attention backend '{requested}' cannot run on {device_type} here; use auto, {' or '.join(available)}"
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kernel: int | Literal["global"], backend: str = "auto") -> Tensor:
@@ -78,7 +74,7 @@ def _flat(q: Tensor, k: Tensor, v: Tensor, attention: Callable[..., Tensor]) -> 
     out = attention(
         q.flatten(1, 2).transpose(1, 2), k.flatten(1, 3).transpose(1, 2), v.flatten(1, 3).transpose(1, 2), scale=1.0
     )
-    return out.transpose(1, 2).unflatten(1, q.shape[1:3])
+    return out.transpose(1, 2).reshape(q.shape)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
@@ -123,7 +119,7 @@ def _natten(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
         return parts[0][0]  # type: ignore[no-any-return]
     outputs = [out.flatten(1, 2) for out, _ in parts]
     merged, _ = merge_attentions(outputs, [lse.flatten(1, 2) for _, lse in parts])
-    return merged.unflatten(1, q.shape[1:3])  # type: ignore[no-any-return]
+    return merged.reshape(q.shape)  # type: ignore[no-any-return]
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:

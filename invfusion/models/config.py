@@ -70,7 +70,7 @@ class DenoiserConfig(Config):
 
     def patch_at(self, level: int) -> int:
         """Side in pixels of the image patch that one token of a level stands for."""
-        return self.patch_size * 2**level
+        return self.patch_size << level
 
     def stack_size(self, level: int) -> int:
         """How many feature images the features of a level form; 0 where they do not divide into images."""

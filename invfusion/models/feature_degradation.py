@@ -32,7 +32,7 @@ class FeatureDegradation(nn.Module):
         z = operator.H(self._to_images(x)).flatten(2)
         both = torch.cat((y.flatten(1).unsqueeze(1).to(z.dtype), z), dim=1)
         mixed = F.gelu(torch.matmul(self.mix.weight, both) + self.mix.bias[:, None])
-        images = operator.back_project(mixed.unflatten(2, operator.measurement_shape))
+        images = operator.back_project(mixed.view(*mixed.shape[:2], *operator.measurement_shape))
         return self._to_tokens(images).to(x.dtype)
 
     def _to_images(self, x: Tensor) -> Tensor:

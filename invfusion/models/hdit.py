@@ -1,12 +1,13 @@
 """The trunk: an hourglass of transformer levels with InvFusion blocks. Source: HDiT; paper section 3, appendix A.1."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
-from invfusion.models.attention import Grid, attend
+from invfusion.models.attention import Grid, attend, check_backend
 from invfusion.models.config import DenoiserConfig, LevelConfig
 from invfusion.models.feature_degradation import FeatureDegradation
 from invfusion.models.layers import (
@@ -72,8 +73,8 @@ def cosine_rotate(x: Tensor, scale: Tensor, rotation: Rotation) -> Tensor:
 
     Feature m of the first quarter rotates with feature m + e/4; the second half stays. Computed in float32.
     """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    factor = scale.sqrt().unsqueeze(-1) * (length.square() + EPSILON).rsqrt()
+    full = x.float()
+    factor = ((torch.linalg.vecdot(full, full) + EPSILON).rsqrt() * scale.sqrt()).unsqueeze(-1)
     a, b, rest = (x * factor).split((x.shape[-1] // 4, x.shape[-1] // 4, x.shape[-1] // 2), dim=-1)
     cos, sin = rotation
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
@@ -105,7 +106,7 @@ class SelfAttention(Initialised):
 
     def _heads(self, features: Tensor, n: int) -> tuple[Tensor, ...]:
         """(B, H, W, n * d) -> n times (B, H, W, heads, e)."""
-        return features.unflatten(-1, (n, -1, self.head_dim)).unbind(3)
+        return features.view(*features.shape[:-1], n, -1, self.head_dim).unbind(3)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
         """Queries (B, H, W, heads, e) over keys and values (B, S, H, W, heads, e), projected to (B, H, W, d)."""
@@ -113,6 +114,14 @@ class SelfAttention(Initialised):
         o = attend(q, k, v, self.kernel, self.attention_backend)
         out: Tensor = self.out(self.dropout(o.flatten(-2)))
         return out
+
+
+def set_attention_backend(model: nn.Module, name: str) -> None:
+    """Fix the backend of every attention block of a model; "auto" chooses by capability. Raises `ConfigError`."""
+    check_backend(name)
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.attention_backend = name
 
 
 class JointAttention(SelfAttention):
@@ -149,7 +158,7 @@ class JointAttention(SelfAttention):
         """
         idle = (*self.degradation.parameters(), *self.degradation_norm.parameters(), self.degradation_value.weight)
         zero = 0.0 * torch.stack([p.sum() for p in idle]).sum()
-        keys = torch.nn.functional.linear(xn, self.degradation_key.weight[:, : xn.shape[-1]])
+        keys = F.linear(xn, self.degradation_key.weight[:, : xn.shape[-1]])
         return keys, zero.to(keys.dtype).expand_as(keys)
 
 
@@ -182,7 +191,7 @@ class Level(nn.ModuleList):
 
     def forward(self, x: Tensor, cond: Tensor, measurement: Measurement | None) -> Tensor:
         # All layers of a level have the same frequencies, so one table serves them all.
-        rotation = self[0].attention.rope((x.shape[1], x.shape[2]))
+        rotation = cast(Layer, self[0]).attention.rope((x.shape[1], x.shape[2]))
         for layer in self:
             x = layer(x, cond, rotation, measurement)
         return x
@@ -270,5 +279,8 @@ class PatchOut(Linear):
     @torch.no_grad()
     def initialise(self, generator: Generator) -> None:
         super().initialise(generator)
-        weight = self.weight.unflatten(0, (-1, self.out_channels))[:, self.image_channels :]
-        weight.normal_(std=self.COMPONENT_STD, generator=generator)
+        self.by_channel()[:, self.image_channels :].normal_(std=self.COMPONENT_STD, generator=generator)
+
+    def by_channel(self) -> Tensor:
+        """The weights as a view (patch^2, out_channels, width)."""
+        return self.weight.view(-1, self.out_channels, self.in_features)

@@ -68,12 +68,16 @@ class FourierFeatures(Initialised):
         return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
+def inverse_rms(x: Tensor) -> Tensor:
+    """1 / sqrt(mean x^2 + 1e-6) over the last axis, kept with length 1; float32."""
+    full = x.float()
+    inverse: Tensor = (torch.linalg.vecdot(full, full).unsqueeze(-1) / x.shape[-1] + EPSILON).rsqrt()
+    return inverse
+
+
 def rms_normalise(x: Tensor, scale: Tensor) -> Tensor:
     """x / sqrt(mean x^2 + 1e-6) * scale over the last axis; statistics in float32."""
-    inverse = (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1] + EPSILON
-    ).rsqrt()
-    return x * inverse.to(x.dtype) * scale.to(x.dtype)
+    return x * (inverse_rms(x) * scale).to(x.dtype)
 
 
 class RMSNorm(Initialised):
