@@ -12,6 +12,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -129,6 +130,7 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) 
                 panel.plot(nimg, loss, color=colour, alpha=0.22, linewidth=0.8)
                 panel.plot(nimg, running_mean(loss), color=colour, linewidth=1.6, label=name)
             panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.set_xlabel("training images")
             panel.set_title(title, size=9)
             panel.grid()

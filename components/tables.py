@@ -251,7 +251,7 @@ def cell(record: Record, paper: str = "", best: bool = False) -> Cell:
 
 def formatter(metric: str) -> Callable[[float], str]:
     """How the values of a metric are written; consistency in thousandths."""
-    if metric == "psnr":
+    if metric in ("psnr", "fid", "cfid"):  # one decimal, as in the paper
         return lambda value: f"{value:.1f}"
     return (lambda value: short(1000 * value)) if metric == "consistency_mse" else short
 
