@@ -1,7 +1,7 @@
 """Image sources, shards, and the deterministic stream of training batches.
 
-What reads or writes WebDataset shards is imported from its own module (`invfusion.data.shards`, `.staging`, `.build`), so
-that training and restoring need no webdataset.
+What reads or writes WebDataset shards is imported from its own module (`invfusion.data.shards`, `.staging`, `.build`),
+so that training and restoring need no webdataset.
 """
 
 from invfusion.data.manifest import SPLITS, Split
