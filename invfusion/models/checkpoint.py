@@ -64,8 +64,11 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Den
 
 def load_manifest(folder: Path | str) -> dict[str, Any]:
     """The facts that were saved with a checkpoint. Raises `CheckpointError`."""
-    manifest = json.loads(_read_text(_existing(Path(folder)) / MANIFEST))
-    return dict(manifest)
+    path = _existing(Path(folder)) / MANIFEST
+    try:
+        return dict(json.loads(_read_text(path)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a manifest ({error}); restore the file or train anew") from error
 
 
 def load_weights(denoiser: Denoiser, tensors: Mapping[str, Tensor], source: str) -> None:
