@@ -13,11 +13,7 @@ from PIL import Image, ImageOps
 from invfusion.errors import DataError
 
 Resize = Literal["bicubic", "lanczos", "adm"]
-FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "adm": Image.Resampling.BICUBIC,
-}
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 # What Pillow raises on damaged files of its various formats.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError),
@@ -57,16 +53,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, resize: Resize) -> Image.Image:
-    """The central square at size x size, by an anti-aliased filter.
-
-    `adm` halves by box averages while the image is at least twice too large, then resizes bicubically (methods 3.6).
-    """
+    """The central square at size x size, by an anti-aliased filter."""
     if resize == "adm":
-        while min(image.size) >= 2 * size:
-            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), FILTERS[resize], box=(left, top, left + side, top + side))
+        return _fit_adm(image, size)
+    return _central_square(image, min(image.size)).resize((size, size), FILTERS[resize])
+
+
+def _fit_adm(image: Image.Image, size: int) -> Image.Image:
+    """Box-average halves while the image is at least twice too large, bicubic to size, crop (methods 3.6, ImageNet)."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    whole = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return _central_square(whole, size)
+
+
+def _central_square(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -82,7 +82,7 @@ def _label(text: bytes | None, key: str, path: Path) -> int | None:
 
 
 def _check_end(path: Path) -> None:
-    """A destroyed header looks like the end of the archive to every tar reader; then what follows is not zeros."""
+    """Find losses that look like a regular end to every tar reader: a cut between records, a destroyed header."""
     with path.open("rb") as file:
         if not file.read(512).strip(b"\0"):
             raise tarfile.ReadError("it holds no records")
@@ -92,6 +92,9 @@ def _check_end(path: Path) -> None:
         with tarfile.open(path, "r:") as archive:
             archive.getmembers()
             end = archive.offset
+        file.seek(end)
+        if len(file.read(512)) < 512:
+            raise tarfile.ReadError("its end is missing")
         file.seek(end)
         if any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b"")):
             raise tarfile.ReadError("a broken header hides the rest")

@@ -9,6 +9,9 @@ from PIL import Image
 from invfusion.data.images import open_image
 from invfusion.data.manifest import Split
 
+# The licence of images that nobody has described.
+NOT_STATED = "not stated"
+
 
 @dataclass(frozen=True)
 class SourceImage:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from invfusion.data.sources.base import Listing, SourceImage
+from invfusion.data.sources.base import NOT_STATED, Listing, SourceImage
 from invfusion.data.sources.files import FileEntry, arrange
 from invfusion.errors import DataError
 from invfusion.schema import Config
@@ -16,7 +16,7 @@ class FolderConfig(Config):
     kind: Literal["folder"] = "folder"
     path: Path
     labels: bool = False
-    licence: str = "not stated"
+    licence: str = NOT_STATED
 
     def open(self) -> Listing:
         """Raises `DataError` where the folder is missing or empty."""
@@ -35,4 +35,11 @@ class FolderConfig(Config):
     def _read(self, entries: list[FileEntry]) -> Iterator[SourceImage]:
         for entry in entries:
             path = self.path / entry.path
-            yield SourceImage(entry.key, str(path), path.read_bytes(), entry.label, entry.split)
+            yield SourceImage(entry.key, str(path), _content(path), entry.label, entry.split)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

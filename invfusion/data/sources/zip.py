@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from invfusion.data.sources.base import Listing, SourceImage
+from invfusion.data.sources.base import NOT_STATED, Listing, SourceImage
 from invfusion.data.sources.files import FileEntry, arrange
 from invfusion.errors import DataError
 from invfusion.schema import Config
@@ -18,7 +18,7 @@ class ZipConfig(Config):
     kind: Literal["zip"] = "zip"
     path: Path
     labels: bool = False
-    licence: str = "not stated"
+    licence: str = NOT_STATED
 
     def open(self) -> Listing:
         """Raises `DataError` where the zip is missing, damaged or empty."""
