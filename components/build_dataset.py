@@ -12,7 +12,8 @@ and EXIF orientation is applied. An image's key is its path in the source withou
 shard names) train, val and test give the split; without them a hash of the key puts 80% into train, 10% into val and
 10% into test.
 Running the command again gives the same bytes. The folder appears when it is complete, never half-written.
-Then `dvc add data` and `dvc push` version it, and `data.shards`, `data.image_size` in params.yaml select it.
+Then `dvc add data` versions it, `dvc push -r <a remote of yours>` shares it (the default remote lies inside the
+repository and is meant for the small default dataset only), and `data.shards`, `data.image_size` in params.yaml select it.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def run(source: Source, output: Path, config: BuildConfig) -> Manifest:
         log.warning("%d images were smaller than %d px and were enlarged", manifest.n_enlarged, config.image_size)
     for split, count in manifest.n_samples.items():
         if not count:
-            log.warning("the split '%s' is empty", split)
+            log.warning("the split '%s' is empty: a step that uses it will refuse to run", split)
     counts = ", ".join(f"{split} {count}" for split, count in manifest.n_samples.items())
     log.info("%s: %s in %d shards; %d skipped", output, counts, len(manifest.shards), manifest.n_skipped)
     return manifest
