@@ -13,7 +13,8 @@ shard names) train, val and test give the split; without them a hash of the key 
 10% into test.
 Running the command again gives the same bytes. The folder appears when it is complete, never half-written.
 Then `dvc add data` versions it, `dvc push -r <a remote of yours>` shares it (the default remote lies inside the
-repository and is meant for the small default dataset only), and `data.shards`, `data.image_size` in params.yaml select it.
+repository and is meant for the small default dataset only), and `data.shards`, `data.image_size` in params.yaml select
+it.
 """
 
 import argparse
