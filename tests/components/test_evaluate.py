@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from components import restoring, tracking
 from components.evaluate import evaluate
 from components.measurement_sets import measure
 from invfusion.codec import decode
+from invfusion.config import Params, load_params
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
@@ -25,6 +25,7 @@ from invfusion.operators import operator_from_spec
 from invfusion.rng import generator
 from invfusion.samplers import HeunConfig
 
+PROJECT = Path(__file__).parents[2]
 SIZE, N = 8, 16
 ARCHITECTURE = DenoiserConfig(
     image_size=SIZE,
@@ -61,34 +62,28 @@ def stage_images() -> None:
     (component.STAGED / MANIFEST).write_text(manifest.model_dump_json())
 
 
-def make_params(**changes: object) -> SimpleNamespace:
-    chosen = {
-        "split": "test",
+def make_params(**changes: object) -> Params:
+    """The project's own parameters, made small; `changes` to the section `evaluate`."""
+    small = {
         "n_images": N,
         "n_unconditional": 10,
         "batch_size": 8,
-        "sigma_y": 0.0,
         "families": [
             FAMILIES["strided_motion_blur"](strides=(2, 4)),
             FAMILIES["matrix"](min_rows=2, max_rows=16),
             FAMILIES["box_inpainting"](),
         ],
         "sampler": HeunConfig(n_steps=3),
-        "guidance": 1.0,
         "bootstrap_resamples": 20,
-        "weights_dir": Path("weights"),
     }
-    return SimpleNamespace(
-        seed=0,
-        data=SimpleNamespace(image_size=SIZE),
-        model=SimpleNamespace(n_classes=0),
-        train=SimpleNamespace(variants=["unconditional", "palette", "invfusion"]),
-        distill=SimpleNamespace(
-            targets=["mmse", "nppc"], nppc=SimpleNamespace(degradation=FAMILIES["box_inpainting"]())
-        ),
-        evaluate=SimpleNamespace(**chosen | changes),
-        report=SimpleNamespace(gallery_images=3),
-        runtime=SimpleNamespace(device="cpu", attention_backend="auto"),
+    base = load_params(PROJECT / "params.yaml")
+    return base.model_copy(
+        update={
+            "data": base.data.model_copy(update={"image_size": SIZE}),
+            "evaluate": base.evaluate.model_copy(update=small | changes),
+            "report": base.report.model_copy(update={"gallery_images": 3}),
+            "runtime": base.runtime.model_copy(update={"device": "cpu"}),
+        }
     )
 
 
@@ -276,15 +271,21 @@ def test_noisy_measurements(workplace: Path, records: list[dict]) -> None:
 
 
 def test_a_missing_model_is_named(workplace: Path) -> None:
-    params = make_params()
-    params.distill.targets = ["mmse", "other"]
-    params.train.variants = ["invfusion"]
     (component.MODELS / "mmse").rename(component.MODELS / "elsewhere")
     try:
         with pytest.raises(CheckpointError, match="mmse holds no trained model"):
-            evaluate(params)
+            evaluate(make_params())
     finally:
         (component.MODELS / "elsewhere").rename(component.MODELS / "mmse")
+
+
+def test_methods_without_a_trained_model_are_left_out() -> None:
+    base = make_params()
+    alone = base.train.model_copy(update={"variants": ["invfusion"]})
+    without = base.distill.model_copy(update={"targets": []})
+    params = base.model_copy(update={"train": alone, "distill": without})
+    assert [m.name for m in component.restoring_methods(params)] == ["hpinv_y", "invfusion", "invfusion_mmse"]
+    assert [m.name for m in component.generating_methods(params)] == ["invfusion"]
 
 
 def test_one_kind_twice_is_refused(workplace: Path) -> None:
