@@ -1,0 +1,76 @@
+"""Validate a profile without data: build its model, draw one batch, and run one training step's arithmetic.
+
+`python -m components.dry_run --profile ffhq64` says what would be trained, and fails within seconds where it could not.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from components.train import denoiser_for
+from invfusion.config import Params, load_params
+from invfusion.errors import InvFusionError
+from invfusion.operators import Measurement
+from invfusion.rng import generator, generators, randn
+
+log = logging.getLogger(__name__)
+
+
+def profile_path(name: str) -> Path:
+    """The params file of a named profile; `params.yaml` itself where no name is given."""
+    return Path("profiles") / f"{name}.yaml" if name else Path("params.yaml")
+
+
+def dry_run(params: Params, batch_size: int = 1) -> None:
+    """Build every variant on the fly and run one forward and backward pass of the largest one.
+
+    Raises:
+        InvFusionError: the model, the operators or the loss do not fit together.
+    """
+    shape = (params.data.channels, params.data.image_size, params.data.image_size)
+    for variant in params.train.variants:
+        with torch.device("meta"):
+            model = denoiser_for(params, variant)
+        log.info("%-13s %11s parameters", variant, f"{sum(p.numel() for p in model.parameters()):,}")
+    _one_step(params, shape, batch_size)
+
+
+def _one_step(params: Params, shape: tuple[int, int, int], batch_size: int) -> None:
+    start = time.perf_counter()
+    denoiser = denoiser_for(params, "invfusion")
+    x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
+    operator = params.degradation.sample(
+        batch_size=batch_size, image_shape=shape, generator=generator(params.seed, "dry-run/operator")
+    )
+    noise = randn(operator.measurement_shape, generators(params.seed, "dry-run/noise", range(batch_size)))
+    measurement = Measurement.of(x, operator, params.sigma_y[1], noise)
+    output = params.train.loss(denoiser, x, measurement, generator=generator(params.seed, "dry-run/loss"))
+    loss = output.per_sample.mean()
+    loss.backward()
+    log.info(
+        "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
+        batch_size, operator.kind, tuple(measurement.y.shape), float(loss), time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
+    parser.add_argument("--batch-size", type=int, default=1)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        path = profile_path(arguments.profile)
+        params = load_params(path)
+        log.info("%s is valid: %d training images at %d px", path, params.train.images, params.data.image_size)
+        dry_run(params, arguments.batch_size)
+    except InvFusionError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

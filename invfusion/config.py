@@ -1,0 +1,227 @@
+"""The typed image of `params.yaml`: read once, validated whole, then each object receives its own section.
+
+YAML is read as version 1.2, so that `5e-5` is a number. A wrong file gives one `ConfigError` that names every wrong key
+and the nearest valid one.
+"""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from invfusion.degradations import DegradationConfig
+from invfusion.errors import ConfigError
+from invfusion.models.config import DenoiserConfig, Variant
+from invfusion.models.presets import PRESETS, denoiser_config
+from invfusion.samplers import HeunConfig
+from invfusion.schema import Config
+from invfusion.training.config import DistillConfig, TrainConfig
+
+SigmaRange = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], "low, high"]
+
+
+class DataConfig(Config):
+    """Which dataset: its name, the folder of its shards, and the image shape they must hold."""
+
+    name: str
+    shards: Path
+    image_size: int = Field(ge=8, le=1024)
+    channels: Literal[3] = 3
+
+
+class ModelConfig(Config):
+    """Which architecture: a preset, and which of its levels carry InvFusion blocks (the paper's Table 8)."""
+
+    preset: str
+    invfusion_levels: Literal["all"] | list[int] = "all"
+    n_classes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _known_preset(self) -> Self:
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset '{self.preset}'; valid presets are {', '.join(PRESETS)}")
+        return self
+
+
+class EvaluateConfig(Config):
+    """The frozen measurement sets, and how the models are judged on them."""
+
+    split: Literal["train", "val", "test"] = "test"
+    n_images: int = Field(default=10_000, ge=2)
+    n_unconditional: int = Field(default=10_000, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    sigma_y: float = Field(default=0.0, ge=0)
+    families: list[DegradationConfig] = Field(min_length=1)
+    sampler: HeunConfig = HeunConfig()
+    guidance: float = Field(default=1.0, ge=0)
+    bootstrap_resamples: int = Field(default=1000, ge=10)
+    weights_dir: Path = Path("weights")
+
+
+class ReportConfig(Config):
+    """What the report shows."""
+
+    gallery_images: int = Field(default=6, ge=1)
+
+
+class GatesConfig(Config):
+    """What a challenger must fulfil to become champion."""
+
+    max_consistency_mse: float
+    min_psnr_gain_over_palette: float
+    min_psnr_gain_over_champion: float
+
+
+class RegisterConfig(Config):
+    """The registered model and the gates of its promotion."""
+
+    name: str
+    gates: GatesConfig
+
+
+class RuntimeConfig(Config):
+    """Operational knobs, which change no result: no stage depends on them."""
+
+    device: str = "auto"
+    processes: int = Field(default=1, ge=1)
+    workers: int = Field(default=0, ge=0)
+    attention_backend: Literal["auto", "natten", "flex", "sdpa"] = "auto"
+    mlflow_uri: str = "sqlite:///mlflow.db"
+
+
+class Params(Config):
+    """One experiment: every scientific value of the pipeline."""
+
+    seed: int = Field(ge=0)
+    data: DataConfig
+    degradation: DegradationConfig
+    sigma_y: SigmaRange
+    model: ModelConfig
+    train: TrainConfig
+    distill: DistillConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+    register_: RegisterConfig = Field(alias="register")
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.sigma_y[0] > self.sigma_y[1]:
+            raise ValueError(f"sigma_y must be [low, high] with low <= high, got {list(self.sigma_y)}")
+        if self.distill.teacher not in self.train.variants:
+            raise ValueError(f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}")
+        self.denoiser_config("invfusion")
+        return self
+
+    def denoiser_config(self, variant: Variant, **overrides: Any) -> DenoiserConfig:
+        """The architecture of one variant. Raises `ConfigError` where the preset cannot take the image size."""
+        levels = self.model.invfusion_levels
+        return denoiser_config(
+            self.model.preset,
+            variant,
+            image_size=self.data.image_size,
+            channels=self.data.channels,
+            invfusion_levels=levels if levels == "all" else tuple(levels),
+            n_classes=self.model.n_classes,
+            **overrides,
+        )
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and validate one experiment.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
+    """
+    path = Path(path)
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the project's root, or name a params file") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{path}: {error.error_count()} wrong parameter(s)\n{problems}") from None
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic error: the dotted key, what is wrong, and the nearest valid key for a typo."""
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        return f"{_without_tags(location)}: unknown key{_nearest(str(location[-1]), _keys_at(Params, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{_without_tags(location)}: missing"
+    if problem["type"] == "union_tag_invalid":
+        expected = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
+        return f"{key}.kind: unknown kind '{problem['ctx']['tag']}'{_nearest(problem['ctx']['tag'], expected)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{_without_tags(location)}: {message} (got {problem['input']!r})" if key and len(location) > 1 else message
+
+
+def _nearest(wrong: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid are {', '.join(valid)}"
+
+
+def _without_tags(location: tuple[int | str, ...]) -> str:
+    """The key as the user wrote it: pydantic's locations contain the tag of a union member, the file does not."""
+    shown: list[str] = []
+    current: Any = Params
+    for part in location:
+        tagged = _union_member(current, part)
+        if tagged is not None:
+            current = tagged
+            continue
+        shown.append(str(part))
+        current = _child(current, part)
+    return ".".join(shown)
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys of the section at a location of pydantic's error."""
+    current: Any = model
+    for part in location:
+        current = _union_member(current, part) or _child(current, part)
+    return [field.alias or name for name, field in current.model_fields.items()] if _is_model(current) else []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _plain(annotation: Any) -> Any:
+    """Strip `Annotated` wrappers."""
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _union_member(annotation: Any, tag: int | str) -> Any:
+    """The member of a tagged union whose kind is `tag`, or None."""
+    annotation = _plain(annotation)
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return None
+    members = [_plain(member) for member in typing.get_args(annotation)]
+    return next((m for m in members if _is_model(m) and "kind" in m.model_fields and m.model_fields["kind"].default == tag), None)
+
+
+def _child(annotation: Any, part: int | str) -> Any:
+    """The annotation of a field of a model, or of an element of a list."""
+    annotation = _plain(annotation)
+    if _is_model(annotation):
+        by_key = {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
+        return by_key.get(str(part))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((_child(m, part) for m in typing.get_args(annotation) if _child(m, part) is not None), None)
+    arguments = typing.get_args(annotation)
+    return arguments[0] if arguments else None
