@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -158,6 +159,9 @@ class _Stop:
 def _stop_signals() -> Iterator[_Stop]:
     """Turn SIGTERM and SIGINT into a request: the running step ends, a checkpoint is written, then the process exits."""
     stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread alone
+        return
 
     def ask(number: int, _frame: Any) -> None:
         stop.signal = number

@@ -1,0 +1,53 @@
+# `make repro` and `make test` set everything up first. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# DVC's stages say `python`: it must be the environment's.
+export PATH := $(abspath $(BIN)):$(PATH)
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_HOME ?= $(abspath .prefect)
+
+.PHONY: help setup repro test check ui dry-run clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(BIN)/.installed  ## make the environment in .venv
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pipeline,dev]'
+	@# NATTEN's isolated build would fetch another torch; without NATTEN the code uses torch's own attention.
+	@$(BIN)/python -m pip install -q --no-build-isolation --no-deps --no-cache-dir 'natten>=0.21.6,<0.22' \
+		|| echo "NATTEN could not be installed; attention falls back to torch's own kernels"
+	@touch $@
+
+repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the experiment
+	@$(BIN)/python -m flows.reproduce $(if $(PROFILE),--profile $(PROFILE))
+
+test: setup  ## run the tests
+	@$(BIN)/python -m pytest -q
+
+check: setup  ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+dry-run: setup  ## build the model and one batch of a profile: make dry-run PROFILE=ffhq64
+	@$(BIN)/python -m components.dry_run $(if $(PROFILE),--profile $(PROFILE))
+
+ui: setup  ## open MLflow and Prefect on this machine, until Ctrl-C
+	@echo "MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"
+	@trap 'kill 0' INT TERM; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1 & \
+	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & wait
+
+clean:  ## remove the environment and what the tools cached
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
