@@ -28,11 +28,12 @@ PRESETS: dict[str, DenoiserConfig] = {
             LevelConfig(width=1536, depth=2),
         ),
     ),
+    # Chosen among seven shapes of 1 to 4 million parameters for the lowest loss after equal CPU time.
     "digits16": DenoiserConfig(
         image_size=16,
         patch_size=2,
-        levels=(LevelConfig(width=96, depth=2, kernel=7), LevelConfig(width=192, depth=4)),
-        head_dim=32,
+        levels=(LevelConfig(width=72, depth=1, kernel=7), LevelConfig(width=144, depth=3)),
+        head_dim=24,
         mapping_width=128,
         mapping_hidden=256,
         dropout=0.0,

@@ -83,7 +83,7 @@ def test_config_keeps_its_variant() -> None:
         (("digits16",), {"image_size": 18}, "18x18 does not divide .* multiples of 4"),
         (("ffhq256",), {"invfusion_levels": [3]}, "level 3 .* width 1536 .* patches 32x32; .* multiple of 3072"),
         (("digits16",), {"invfusion_levels": [2]}, "no level 2"),
-        (("digits16",), {"head_dim": 40}, "width 96 is not a multiple of head_dim 40"),
+        (("digits16",), {"head_dim": 40}, "width 72 is not a multiple of head_dim 40"),
         (("digits16",), {"droput": 0.1}, "did you mean 'dropout'"),
         (("digits16", "pallette"), {}, "variant"),
     ],
