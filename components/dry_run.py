@@ -13,6 +13,7 @@ import torch
 
 from components.train import denoiser_for
 from invfusion.config import Params, load_params
+from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
@@ -48,9 +49,9 @@ def _one_step(params: Params, shape: tuple[int, int, int], batch_size: int) -> N
     )
     noise = randn(operator.measurement_shape, generators(params.seed, "dry-run/noise", range(batch_size)))
     measurement = Measurement.of(x, operator, params.sigma_y[1], noise)
-    output = params.train.loss(denoiser, x, measurement, generator=generator(params.seed, "dry-run/loss"))
+    output = params.train.loss(denoiser, x, Condition(measurement), generator(params.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
-    loss.backward()
+    torch.autograd.backward(loss)
     log.info(
         "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
         batch_size, operator.kind, tuple(measurement.y.shape), float(loss), time.perf_counter() - start,

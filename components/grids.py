@@ -2,15 +2,16 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from invfusion import codec
-from invfusion.config import Params
 from invfusion.data import StagedDataset
+from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.models import Denoiser
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
-from invfusion.samplers import HeunConfig
-from invfusion.training.loop import Task
+from invfusion.samplers import HeunConfig, MMSEConfig
+from invfusion.training.task import Task
 
 N_IMAGES = 8
 N_STEPS = 8
@@ -18,21 +19,33 @@ SCALE = 4
 
 
 def restoration_grid(dataset: StagedDataset, task: Task, denoiser: Denoiser) -> np.ndarray:
-    """Rows: truth, H_pinv y, restoration by a few Heun steps; (H, W, C) uint8. Unconditional models show samples alone."""
-    x = codec.decode(dataset.read(range(min(N_IMAGES, len(dataset)))))
-    measurement = None
-    rows = []
-    if task.degradation is not None:
-        operator = task.degradation.sample(
-            batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=generator(task.seed, "grid/operator")
-        )
-        noise = randn(operator.measurement_shape, generators(task.seed, "grid/measurement", range(len(x))))
-        measurement = Measurement.of(x, operator, task.sigma_y[0], noise)
-        rows = [x, measurement.H_pinv_y]
+    """Rows: truth, H_pinv y, restoration; (H, W, C) uint8. Unconditional models show samples alone.
+
+    Diffusion models restore by a few Heun steps, distilled ones in one. Labels are left out.
+    """
+    device = next(denoiser.parameters()).device
+    x = codec.decode(dataset.read(range(min(N_IMAGES, len(dataset))))).to(device)
+    measurement = _measure(task, x)
     draws = generators(task.seed, "grid/noise", range(len(x)))
-    noise = randn(tuple(x.shape[1:]), draws)
+    noise = randn(tuple(x.shape[1:]), draws, device)
+    is_diffusion = isinstance(task.loss, DiffusionLoss)
+    sampler = HeunConfig(n_steps=N_STEPS) if is_diffusion else MMSEConfig()
     with torch.inference_mode():
-        rows.append(HeunConfig(n_steps=N_STEPS).sample(denoiser, measurement, noise, generators=draws).x)
-    grid = torch.stack([codec.encode(row) for row in rows])  # (rows, B, C, H, W)
-    picture = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+        restored = sampler.sample(denoiser, measurement, noise, generators=draws).x
+    rows = [restored] if measurement is None else [x, measurement.H_pinv_y, restored]
+    return _tile(torch.stack(rows))
+
+
+def _measure(task: Task, x: Tensor) -> Measurement | None:
+    if task.degradation is None:
+        return None
+    draws = generator(task.seed, "grid/operator")
+    operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws)
+    noise = randn(operator.measurement_shape, generators(task.seed, "grid/measurement", range(len(x))))
+    return Measurement.of(x, operator.to(x.device), task.sigma_y[0], noise.to(x.device))
+
+
+def _tile(images: Tensor) -> np.ndarray:
+    """(rows, columns, C, H, W) in [-1, 1] -> one picture (H, W, C) uint8, each pixel enlarged."""
+    picture = codec.encode(images).cpu().permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     return np.asarray(picture.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1))

@@ -1,6 +1,7 @@
 """Train one variant of the denoiser on the staged data, and publish its averaged weights.
 
-Under torchrun every process calls this; `python -m components.train --variant invfusion` starts one.
+`python -m components.train --variant invfusion` runs it without orchestration. For many GPUs or machines, start that
+under torchrun, or set `runtime.processes` for those of one machine.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tqdm import tqdm
@@ -26,11 +27,15 @@ from components import tracking
 from components.grids import restoration_grid
 from invfusion.config import Params, load_params
 from invfusion.data import StagedDataset
-from invfusion.errors import CheckpointError, ConfigError, InvFusionError
+from invfusion.errors import DataError, InvFusionError
 from invfusion.models import Denoiser, Variant, build_denoiser, save_denoiser, set_attention_backend
+from invfusion.training.config import OptimisationConfig
 from invfusion.training.distributed import Processes, processes
+from invfusion.training.history import History
 from invfusion.training.lock import exclusive
-from invfusion.training.loop import Task, train as run_training
+from invfusion.training.loop import LOG
+from invfusion.training.loop import train as run_training
+from invfusion.training.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,9 @@ STAGED = Path("artifacts/staged")
 MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
 STATE = Path("state/train")
+
+# They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
+_NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
 
 
 def train(params: Params, variant: Variant) -> Path:
@@ -47,18 +55,16 @@ def train(params: Params, variant: Variant) -> Path:
         InvFusionError: data, parameters or services are wrong, before training starts; NonFiniteError during it.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with a checkpoint written.
     """
-    if params.runtime.processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(params.runtime.processes, "components.train", ["--variant", variant])
+    if must_launch(params):
+        launch(params, variant, "components.train", ["--variant", variant])
         return MODELS / variant
-    task = Task(
-        loss=params.train.loss,
-        degradation=None if variant == "unconditional" else params.degradation,
-        sigma_y=params.sigma_y,
-        config=params.train,
-        seed=params.seed,
-        fingerprint="",
-    )
-    return run(params, variant, task, denoiser_for(params, variant))
+    return run(params, variant, task_of(params, variant), denoiser_for(params, variant))
+
+
+def task_of(params: Params, variant: Variant) -> Task:
+    """What a diffusion model learns: to denoise, and to restore unless it is unconditional."""
+    degradation = None if variant == "unconditional" else params.degradation
+    return Task(params.train.loss, degradation, params.sigma_y, params.train, params.seed)
 
 
 def denoiser_for(params: Params, variant: Variant) -> Denoiser:
@@ -72,33 +78,33 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
     device = pick_device(params.runtime.device)
     dataset = StagedDataset(STAGED, "train")
     facts = _facts(params, name, task, denoiser, dataset)
-    task = replace(task, fingerprint=_hash(facts))
+    task = replace(task, fingerprint=facts["fingerprint"])
     set_attention_backend(denoiser, params.runtime.attention_backend)
-    folder = STATE / name
+    stop = _Stop()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
         if group.rank == 0:
-            stack.enter_context(exclusive(folder))
-        stop = stack.enter_context(_stop_signals())
+            stack.enter_context(exclusive(STATE / name))
+        stack.enter_context(_on_stop_signals(stop.ask))
         observer = stack.enter_context(_observer(params, name, task, dataset, group))
         model = run_training(
-            task, denoiser, dataset, folder,
+            task, denoiser, dataset, STATE / name,
             device=device, processes=group, n_workers=params.runtime.workers,
             observer=observer, should_stop=lambda: stop.signal is not None,
         )  # fmt: skip
-    if model is None:
-        log.warning("stopped with a checkpoint written; the same command continues")
-        sys.exit(128 + (stop.signal or signal.SIGTERM))
-    if group.rank == 0:
-        _publish(model, name, facts | {"nimg": task.config.images, "git_revision": tracking.git_revision()}, folder)
+        if model is None:
+            log.warning("stopped with a checkpoint written; the same command continues")
+            sys.exit(128 + (stop.signal or signal.SIGTERM))
+        if group.rank == 0:
+            _publish(model, name, facts | {"nimg": task.config.total_images})
     return MODELS / name
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `runtime.device` names; "auto" is CUDA where there is one, each process its own GPU."""
-    if name != "auto":
+    """The device that `runtime.device` names; "auto" is CUDA where there is one. Each process has its own GPU."""
+    if name not in ("auto", "cuda"):
         return torch.device(name)
-    if not torch.cuda.is_available():
+    if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
@@ -106,23 +112,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def _facts(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
-    """What defines a trained model: its manifest, and the fingerprint of its training state."""
-    return {
+    """What defines a trained model, with the fingerprint of all that its training state depends on."""
+    defining = {
         "name": name,
-        "data": params.data.name,
         "data_digest": dataset.digest,
         "architecture": denoiser.config.model_dump(mode="json"),
         "initial_weights": _hash_weights(denoiser),
         "loss": task.loss.model_dump(mode="json"),
         "degradation": task.degradation.model_dump(mode="json") if task.degradation is not None else None,
         "sigma_y": list(task.sigma_y),
-        "training": task.config.model_dump(mode="json", exclude={"checkpoint_images", "log_images", "sample_grid_images"}),
+        "training": task.config.model_dump(mode="json", include=set(OptimisationConfig.model_fields) - _NOT_DEFINING),
         "seed": task.seed,
     }
-
-
-def _hash(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+    return defining | {"data": params.data.name, "fingerprint": fingerprint}
 
 
 def _hash_weights(denoiser: Denoiser) -> str:
@@ -132,43 +135,90 @@ def _hash_weights(denoiser: Denoiser) -> str:
     return digest.hexdigest()
 
 
-def _publish(model: Denoiser, name: str, manifest: dict[str, Any], folder: Path) -> None:
-    save_denoiser(model, MODELS / name, manifest | {"packages": tracking.package_versions()})
+def _publish(model: Denoiser, name: str, facts: dict[str, Any]) -> None:
+    versions = {"git_revision": tracking.git_revision(), "packages": tracking.package_versions()}
+    save_denoiser(model, MODELS / name, facts | versions)
     LOGS.mkdir(parents=True, exist_ok=True)
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     with (LOGS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["nimg", "loss", "lr"], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, ["nimg", "loss", "lr", "grad_norm"], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(entries)
+        writer.writerows(History(STATE / name / LOG).entries())
 
 
-def launch(n: int, module: str, arguments: list[str]) -> None:
-    """Run a component in n processes of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", "-m", module]
-    code = subprocess.run([*command, *arguments], check=False).returncode
+# ---------------------------------------------------------------------------------------------------------------------
+# Many processes on this machine.
+
+
+def must_launch(params: Params) -> bool:
+    """Whether this process should start others instead of training itself."""
+    return params.runtime.processes > 1 and "WORLD_SIZE" not in os.environ
+
+
+def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> None:
+    """Run a component in `runtime.processes` processes of this machine, through torchrun.
+
+    Raises:
+        InvFusionError: it failed; the reason stands in its own output.
+        SystemExit: 143 or 130 after SIGTERM or SIGINT, which the processes received too.
+    """
+    (STATE / name).mkdir(parents=True, exist_ok=True)
+    settings = STATE / name / "params.json"
+    settings.write_text(params.model_dump_json(by_alias=True))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={params.runtime.processes}"]
+    command = [sys.executable, *torchrun, "-m", module, *arguments, "--params", str(settings)]
+    child = subprocess.Popen(command, start_new_session=True)
+    stop = _Stop(pass_on=child.send_signal)
+    with _on_stop_signals(stop.ask):
+        code = child.wait()
+    if stop.signal is not None:
+        sys.exit(128 + stop.signal)
     if code:
-        raise CheckpointError(f"{module} stopped with exit code {code}; its own message stands above")
+        raise InvFusionError(f"{module} stopped with exit code {code}; its own message stands above")
+
+
+def command_line(description: str | None, option: str, choices: Sequence[str], component: Callable[..., Path]) -> None:
+    """The command line of a component that trains something: one choice, and the params file."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(f"--{option}", required=True, choices=choices, dest="choice")
+    parser.add_argument("--params", default="params.yaml")
+    arguments = parser.parse_args()
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    try:
+        component(load_params(arguments.params), arguments.choice)
+    except InvFusionError as error:
+        sys.exit(f"error: {error}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals and progress.
 
 
 @dataclass
 class _Stop:
+    """The first signal asks for a clean end; a second one of the same kind does not wait for it."""
+
     signal: int | None = None
+    pass_on: Callable[[int], None] | None = None
+
+    def ask(self, number: int) -> None:
+        if self.signal == number:
+            sys.exit(128 + number)
+        self.signal = number
+        if self.pass_on is not None:
+            self.pass_on(number)
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGTERM and SIGINT into a request: the running step ends, a checkpoint is written, then the process exits."""
-    stop = _Stop()
+def _on_stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into a request; only a main thread can."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread alone
+        yield
         return
-
-    def ask(number: int, _frame: Any) -> None:
-        stop.signal = number
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda received, _frame: ask(received)) for number in numbers}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -180,13 +230,24 @@ class _Observer:
     def __init__(self, bar: Any, sink: tracking.Run, shown: StagedDataset, task: Task) -> None:
         self.bar, self.sink, self.shown, self.task = bar, sink, shown, task
 
+    def on_begin(self, nimg: int) -> None:
+        self.bar.initial = self.bar.last_print_n = self.bar.n = nimg
+
     def on_log(self, entry: dict[str, float]) -> None:
+        self.bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
         self.bar.update(int(entry["nimg"]) - self.bar.n)
-        self.bar.set_postfix(loss=f"{entry['loss']:.3f}")
         self.sink.log_metrics({key: value for key, value in entry.items() if key != "nimg"}, int(entry["nimg"]))
 
-    def on_grid(self, ema: Denoiser, nimg: int) -> None:
-        self.sink.log_image("samples", restoration_grid(self.shown, self.task, ema), nimg)
+    def on_grid(self, averaged: Denoiser, nimg: int) -> None:
+        self.sink.log_image("samples", restoration_grid(self.shown, self.task, averaged), nimg)
+
+
+def _shown_in_grids(training: StagedDataset) -> StagedDataset:
+    """Validation images; training images where the dataset has no others."""
+    try:
+        return StagedDataset(STAGED, "val")
+    except DataError:
+        return training
 
 
 @contextmanager
@@ -196,25 +257,14 @@ def _observer(
     if group.rank != 0:
         yield None
         return
+    shown = _shown_in_grids(dataset)
     with (
         tracking.start_run(params, "train", name) as sink,
-        tqdm(total=task.config.images, desc=name, unit="img", mininterval=2, smoothing=0.1) as bar,
+        tqdm(total=task.config.total_images, desc=name, unit="img", mininterval=2, smoothing=0.1) as bar,
     ):
         sink.log_dataset(params.data.name, dataset.digest, str(params.data.shards))
-        yield _Observer(bar, sink, StagedDataset(STAGED, "val"), task)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--variant", required=True, choices=["unconditional", "palette", "invfusion"])
-    parser.add_argument("--params", default="params.yaml")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train(load_params(arguments.params), arguments.variant)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+        yield _Observer(bar, sink, shown, task)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, "variant", get_args(Variant), train)

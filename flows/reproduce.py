@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 SERVER_START_S = 90
-SERVER_STOP_S = 10
+STOP_S = 20
 
 
 @flow(name="reproduce")
@@ -48,7 +48,13 @@ def reproduce(targets: list[str] | None = None, force: bool = False) -> None:
 def run_dvc(targets: list[str], force: bool = False) -> int:
     """`dvc repro --pull`, its output passed through; returns its exit code."""
     command = [sys.executable, "-m", "dvc", "repro", "--pull", *(["--force"] if force else []), *targets]
-    return subprocess.run(command, env=_stage_environment(), check=False).returncode
+    # Its own session, so that whatever ends this process ends the running stage too, and no orphan trains on.
+    with subprocess.Popen(command, env=_stage_environment(), start_new_session=True) as dvc:
+        try:
+            return dvc.wait()
+        except BaseException:
+            _stop(dvc)
+            raise
 
 
 def _stage_environment() -> dict[str, str]:
@@ -116,14 +122,14 @@ def _wait_for(server: "subprocess.Popen[bytes]", url: str) -> None:
     )
 
 
-def _stop(server: "subprocess.Popen[bytes]") -> None:
+def _stop(leader: "subprocess.Popen[bytes]") -> None:
+    """End a process and all of its group; a training stage writes its checkpoint first."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(SERVER_STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        os.killpg(leader.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            leader.wait(STOP_S)
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 def _summary(params: Params, seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Training objectives. Each draws its randomness from the generator handed in and returns one value per sample."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +11,23 @@ from torch import Tensor
 from invfusion.diffusion.components import gram_schmidt
 from invfusion.operators.base import Measurement
 from invfusion.schema import Config
+
+# A denoiser's forward with all its switches; data-parallel wrappers have the same signature.
+Network = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network is told beside the noisy image: the measurement, class_labels (B,), augment_labels (B, 9)."""
+
+    measurement: Measurement | None = None
+    class_labels: Tensor | None = None
+    augment_labels: Tensor | None = None
+
+    @property
+    def arguments(self) -> tuple[Measurement | None, Tensor | None, Tensor | None]:
+        """In the order in which a denoiser takes them."""
+        return self.measurement, self.class_labels, self.augment_labels
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,8 @@ class LossOutput:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+def standard_normal(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Drawn on the CPU, so that the numbers do not depend on the device."""
     return torch.randn(shape, generator=generator).to(device)
 
 
@@ -31,7 +50,8 @@ def _squared_error(estimate: Tensor, x: Tensor) -> Tensor:
 class DiffusionLoss(Config):
     """Denoising score matching with a learned log-variance (paper Eq. 6; weighting and u(sigma) of EDM2).
 
-    ln sigma ~ N(P_mean, P_std^2). Errors are means over pixels and channels, so the value does not scale with the image.
+    ln sigma ~ N(P_mean, P_std^2). Errors are means over pixels and channels, where the paper has sums: the minimiser is
+    the same, and under Adam so is every step, while the value does not scale with the image.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -39,16 +59,21 @@ class DiffusionLoss(Config):
     P_std: float = Field(default=1.6, gt=0)
     sigma_data: float = Field(default=0.5, gt=0)
 
-    def __call__(
-        self, denoiser: Any, x: Tensor, measurement: Measurement | None, *, generator: torch.Generator,
-        class_labels: Tensor | None = None, augment_labels: Tensor | None = None,
-    ) -> LossOutput:  # fmt: skip
-        """x (B, C, H, W) in [-1, 1] -> lambda(sigma) / exp(u) * mean((D - x)^2) + u, per sample."""
-        sigma = (self.P_mean + self.P_std * _normal((len(x),), generator, x.device)).exp()
-        noise = _normal(x.shape, generator, x.device)
-        denoised, u = denoiser(
-            x + sigma.view(-1, 1, 1, 1) * noise, sigma, measurement, class_labels, augment_labels, return_logvar=True
-        )
+    trains_log_variance: ClassVar[bool] = True
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """x (B, C, H, W) in [-1, 1] -> the loss at freshly drawn noise levels and noise."""
+        sigma = self.noise_levels(len(x), generator).to(x.device)
+        return self.at(network, x, condition, sigma, standard_normal(tuple(x.shape), generator, x.device))
+
+    def noise_levels(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) draws of the log-normal density."""
+        return (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp()
+
+    def at(self, network: Network, x: Tensor, condition: Condition, sigma: Tensor, noise: Tensor) -> LossOutput:
+        """Noise levels (B,) and standard normal noise like x -> lambda(sigma) / exp(u) * mean((D - x)^2) + u."""
+        noisy = x + sigma.view(-1, 1, 1, 1) * noise
+        denoised, u = network(noisy, sigma, *condition.arguments, return_logvar=True)
         weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
         weighted = weight * _squared_error(denoised, x)
         return LossOutput(weighted / u.exp() + u, {"weighted_mse": weighted.detach()})
@@ -60,25 +85,23 @@ class MMSELoss(Config):
     kind: Literal["mmse"] = "mmse"
     sigma: float = Field(default=100.0, gt=0)
 
-    def __call__(
-        self, denoiser: Any, x: Tensor, measurement: Measurement | None, *, generator: torch.Generator,
-        class_labels: Tensor | None = None, augment_labels: Tensor | None = None,
-    ) -> LossOutput:  # fmt: skip
-        """x (B, C, H, W) -> mean((D - x)^2), per sample."""
-        sigma = x.new_full((len(x),), self.sigma)
-        noise = self.sigma * _normal(x.shape, generator, x.device)
-        denoised, u = denoiser(noise, sigma, measurement, class_labels, augment_labels, return_logvar=True)
-        error = _squared_error(denoised, x)
-        # The log-variance head has no part in this loss, but stays in the graph: distributed training wants it there.
-        return LossOutput(error + 0 * u, {"mse": error.detach()})
+    trains_log_variance: ClassVar[bool] = False
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """x (B, C, H, W) in [-1, 1] -> mean((D - x)^2)."""
+        noise = standard_normal(tuple(x.shape), generator, x.device)
+        mean = network(self.sigma * noise, x.new_full((len(x),), self.sigma), *condition.arguments)
+        error = _squared_error(mean, x)
+        return LossOutput(error, {"mse": error.detach()})
 
 
 class NPPCLoss(Config):
     """Mean and leading posterior principal components together (paper section 5; Nehme et al. 2023).
 
-    With e = (x - mean) / |x - mean| and orthogonalised directions w_k: the directions maximise the captured energy
-    p_k^2 = <e, w_k/|w_k|>^2, and their lengths learn the standard deviation along them, |w_k|^2 ~ <x - mean, w_k/|w_k|>^2.
-    `ramp_images` is how many images the terms take to come in, one after the other.
+    With e = x - mean (no gradient) and orthogonalised directions w_k, the directions maximise the share of the error's
+    energy that they capture, p_k^2 = <e, w_k>^2 / (|w_k| |e|)^2, and their lengths learn the standard deviation along
+    them, |w_k|^2 ~ <e, w_k / |w_k|>^2. All three terms are means of order one, so no term has to be ramped in:
+    the directions start off zero, and the target of the lengths carries no gradient.
     """
 
     kind: Literal["nppc"] = "nppc"
@@ -86,20 +109,24 @@ class NPPCLoss(Config):
     direction_weight: float = Field(default=0.1, ge=0)
     length_weight: float = Field(default=0.01, ge=0)
 
-    def __call__(
-        self, denoiser: Any, x: Tensor, measurement: Measurement | None, *, generator: torch.Generator,
-        class_labels: Tensor | None = None, augment_labels: Tensor | None = None,
-    ) -> LossOutput:  # fmt: skip
-        """x (B, C, H, W) -> mse + direction_weight * (1 - captured) + length_weight * length error, per sample."""
+    trains_log_variance: ClassVar[bool] = False
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """x (B, C, H, W) in [-1, 1] -> mse + direction_weight * missed energy + length_weight * length error."""
+        noise = standard_normal(tuple(x.shape), generator, x.device)
         sigma = x.new_full((len(x),), self.sigma)
-        noise = self.sigma * _normal(x.shape, generator, x.device)
-        mean, w = denoiser(noise, sigma, measurement, class_labels, augment_labels, return_components=True)
-        error = (x - mean.detach()).flatten(1)
-        energy = error.square().sum(1, keepdim=True) + 1e-12
-        directions, lengths = gram_schmidt(w)
-        captured = torch.einsum("bkd,bd->bk", directions.flatten(2), error).square() / energy
-        missed = 1 - captured.sum(1)
-        length_error = (lengths.square() / energy - captured.detach()).square().mean(1)
+        mean, w = network(self.sigma * noise, sigma, *condition.arguments, return_components=True)
+        captured, length_error = component_errors(x - mean.detach(), w)
         mse = _squared_error(mean, x)
-        loss = mse + self.direction_weight * missed + self.length_weight * length_error
-        return LossOutput(loss, {"mse": mse.detach(), "captured": captured.sum(1).detach()})
+        loss = mse + self.direction_weight * (1 - captured) + self.length_weight * length_error
+        return LossOutput(loss, {"mse": mse.detach(), "captured": captured.detach()})
+
+
+def component_errors(error: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors (B, C, H, W), raw directions (B, K, C, H, W) -> captured share of the energy (B,), length error (B,)."""
+    flat = error.flatten(1)
+    energy = flat.square().sum(1, keepdim=True) + 1e-12
+    directions, lengths = gram_schmidt(w)
+    shares = (directions.flatten(2) * flat[:, None]).sum(2).square() / energy
+    length_error = (lengths.square() / energy - shares.detach()).square().mean(1)
+    return shares.sum(1), length_error

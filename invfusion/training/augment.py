@@ -19,6 +19,10 @@ SYM6 = (
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
+# Pixels around the image that the filters reach into.
+MARGIN = len(SYM6) // 4 + 1
+# The filter is not quite symmetric: a picture of twice the resolution is shifted by this part of an original pixel.
+DELAY = (sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6) - (len(SYM6) - 1) / 2) / 2
 
 
 def augment(x: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -28,44 +32,51 @@ def augment(x: Tensor, probability: float, generator: torch.Generator) -> tuple[
     """
     if probability == 0:
         return x, None
-    flips, matrix, labels = _draw(len(x), probability, generator)
-    flipped_x = torch.where(flips[:, 0].bool().view(-1, 1, 1, 1).to(x.device), x.flip(3), x)
-    flipped = torch.where(flips[:, 1].bool().view(-1, 1, 1, 1).to(x.device), flipped_x.flip(2), flipped_x)
-    moved = (matrix - torch.eye(3)).abs().amax((1, 2)) > 0
+    flips, maps, labels = _draw(len(x), (x.shape[2], x.shape[3]), probability, generator)
+    x = _where(flips[:, 0], x.flip(3), x)
+    x = _where(flips[:, 1], x.flip(2), x)
+    moved = (maps != torch.eye(3)).any(2).any(1)
     if bool(moved.any()):
         rows = moved.nonzero()[:, 0].to(x.device)
-        flipped = flipped.index_copy(0, rows, _warp(flipped[rows], matrix[moved].to(x.device)))
-    return flipped, labels.to(x.device)
+        x = x.index_copy(0, rows, warp(x[rows], maps[moved].to(x.device)))
+    return x, labels.to(x.device)
 
 
-def _draw(n: int, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Flips (n, 2), affine maps (n, 3, 3) of centred coordinates in units of half an image, labels (n, 9)."""
+def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(rows.to(a.device).bool().view(-1, 1, 1, 1), a, b)
+
+
+def _draw(
+    n: int, size: tuple[int, int], probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flips (n, 2), affine maps (n, 3, 3) in pixels around the centre, labels (n, 9). size: (height, width)."""
 
     def normal() -> Tensor:
         return torch.randn(n, generator=generator)
 
-    def uniform() -> Tensor:
-        return torch.rand(n, generator=generator)
+    def angle() -> Tensor:
+        return (2 * torch.rand(n, generator=generator) - 1) * math.pi
 
     def gate(p: float) -> Tensor:
-        return (uniform() < p).float()
+        return (torch.rand(n, generator=generator) < p).float()
 
     x_flip, y_flip = gate(0.5), gate(0.5) * gate(probability)
     scale = normal() * gate(probability)
-    angle = (2 * uniform() - 1) * math.pi * gate(probability)
-    stretch = normal() * gate(probability)
-    axis = (2 * uniform() - 1) * math.pi * gate(0.5)
+    turn = angle() * gate(probability)
+    stretch, axis = normal() * gate(probability), angle() * gate(0.5)
     translated = gate(probability)
     shift_x, shift_y = normal() * translated, normal() * translated
-    matrix = (
-        _translation(shift_x * TRANSLATION * 2, shift_y * TRANSLATION * 2)
+    maps = (
+        _translation(TRANSLATION * size[1] * shift_x, TRANSLATION * size[0] * shift_y)
         @ _rotation(axis) @ _scaling(2 ** (SCALE * stretch), 2 ** (-SCALE * stretch)) @ _rotation(-axis)
-        @ _rotation(angle) @ _scaling(2 ** (SCALE * scale), 2 ** (SCALE * scale))
+        @ _rotation(turn) @ _scaling(2 ** (SCALE * scale), 2 ** (SCALE * scale))
     )  # fmt: skip
+    # Turning an axis that is not stretched multiplies to the identity only up to rounding.
+    maps[(stretch == 0) & (turn == 0) & (scale == 0) & (translated == 0)] = torch.eye(3)
     labels = [
-        x_flip, y_flip, scale, angle.cos() - 1, angle.sin(), stretch * axis.cos(), stretch * axis.sin(), shift_x, shift_y
+        x_flip, y_flip, scale, turn.cos() - 1, turn.sin(), stretch * axis.cos(), stretch * axis.sin(), shift_x, shift_y
     ]  # fmt: skip
-    return torch.stack([x_flip, y_flip], 1), matrix, torch.stack(labels, 1)
+    return torch.stack([x_flip, y_flip], 1), maps, torch.stack(labels, 1)
 
 
 def _scaling(sx: Tensor, sy: Tensor) -> Tensor:
@@ -83,39 +94,40 @@ def _translation(tx: Tensor, ty: Tensor) -> Tensor:
     return matrix
 
 
-def _warp(x: Tensor, matrix: Tensor) -> Tensor:
-    """Resample at twice the resolution between sym6 filters, with mirrored surroundings."""
-    _, _, h, w = x.shape
-    margin = len(SYM6)
-    filter_1d = x.new_tensor(SYM6)
-    pad_h, pad_w = min(h - 1, h // 2 + margin), min(w - 1, w // 2 + margin)
-    padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h), mode="reflect")
-    fine = _upsample(padded, filter_1d)
-    out_h, out_w = h + 2 * margin, w + 2 * margin
-    theta = torch.linalg.inv(matrix)[:, :2].clone()
-    # grid_sample counts in halves of its own input and output; the map counts in halves of the image.
-    to_input = x.new_tensor([w / padded.shape[3], h / padded.shape[2]])
-    from_output = x.new_tensor([out_w / w, out_h / h, 1.0])
-    grid = F.affine_grid(
-        theta * to_input[None, :, None] * from_output, [len(x), x.shape[1], 2 * out_h, 2 * out_w], align_corners=False
-    )
-    resampled = F.grid_sample(fine, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return _downsample(resampled, filter_1d)[:, :, margin : margin + h, margin : margin + w]
+def warp(x: Tensor, maps: Tensor) -> Tensor:
+    """Move images (B, C, H, W) by maps (B, 3, 3) of (column, row) in pixels around the centre.
+
+    Resampled at twice the resolution between sym6 filters; the surroundings are the image's mirror images.
+    """
+    b, c, h, w = x.shape
+    outer_h, outer_w = h + 2 * MARGIN, w + 2 * MARGIN
+    fine = _upsample(F.pad(x, (MARGIN,) * 4, mode="reflect"))
+    fine = fine[:, :, 2 * MARGIN : 2 * (MARGIN + h), 2 * MARGIN : 2 * (MARGIN + w)]
+    # A grid counts in halves of the picture: of the one read from, and of the one written.
+    to_grid = x.new_tensor([2 / w, 2 / h])[:, None]
+    from_grid = x.new_tensor([outer_w / 2, outer_h / 2, 1])
+    delay = _translation(torch.tensor([DELAY]), torch.tensor([DELAY])).to(x.device)
+    theta = to_grid * (delay @ torch.linalg.inv(delay @ maps))[:, :2] * from_grid
+    grid = F.affine_grid(theta, [b, c, 2 * outer_h, 2 * outer_w], align_corners=False)
+    moved = F.grid_sample(fine, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return _downsample(moved)[:, :, MARGIN : MARGIN + h, MARGIN : MARGIN + w]
 
 
-def _upsample(x: Tensor, taps: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     zeros = x.new_zeros(b, c, h, 2, w, 2)
     zeros[:, :, :, 0, :, 0] = x
-    return _filter(zeros.view(b, c, 2 * h, 2 * w), taps * 2 / taps.sum(), left=(len(taps) - 1) // 2)
+    taps = x.new_tensor(SYM6[::-1])
+    return _filter(zeros.view(b, c, 2 * h, 2 * w), 2 * taps / taps.sum(), left=len(SYM6) // 2)
 
 
-def _downsample(x: Tensor, taps: Tensor) -> Tensor:
-    return _filter(x, (taps / taps.sum()).flip(0), left=len(taps) // 2 - 1)[:, :, ::2, ::2]
+def _downsample(x: Tensor) -> Tensor:
+    taps = x.new_tensor(SYM6)
+    return _filter(x, taps / taps.sum(), left=len(SYM6) // 2 - 1)[:, :, ::2, ::2]
 
 
 def _filter(x: Tensor, taps: Tensor, left: int) -> Tensor:
-    """Separable convolution of the same size."""
+    """Separable filter with as much output as input; zeros outside."""
     c, n = x.shape[1], len(taps)
     right = n - 1 - left
     padded = F.pad(x, (left, right, left, right))

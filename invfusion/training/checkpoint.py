@@ -1,6 +1,7 @@
-"""Training state on disk: atomic, checksummed, never pickled. A damaged checkpoint is skipped, and the reason logged.
+"""Training state on disk: atomic, checksummed, never pickled.
 
-A checkpoint is a folder `checkpoint-<nimg>` of tensors.safetensors, state.json and manifest.json (SHA-256 of both files).
+A checkpoint is a folder `checkpoint-<nimg>` of tensors.safetensors, state.json and manifest.json (SHA-256 of both).
+`state.json` carries the fingerprint of the run that wrote it.
 """
 
 import hashlib
@@ -8,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from invfusion.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+ASIDE = "set-aside"
 KEPT = 2
 
 
@@ -34,14 +37,9 @@ def save(folder: Path, nimg: int, tensors: dict[str, Tensor], state: dict[str, A
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial / TENSORS)
-        (partial / STATE).write_text(json.dumps(state))
-        digests = {name: _sha256(partial / name) for name in (TENSORS, STATE)}
-        (partial / MANIFEST).write_text(json.dumps(digests))
-        for file in partial.iterdir():
-            _flush(file)
+        _write(partial, tensors, state)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        partial.rename(target)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -54,21 +52,86 @@ def save(folder: Path, nimg: int, tensors: dict[str, Tensor], state: dict[str, A
     return target
 
 
+def prepare(folder: Path, fingerprint: str, most: int, companions: Sequence[str] = ()) -> None:
+    """Leave in `folder` sound checkpoints of one run alone, none beyond image count `most`.
+
+    Damaged ones are removed, and the reason logged. The state of another run is set aside together with its
+    `companions` (files beside the checkpoints), where a later return to its parameters finds it; what had been set
+    aside before is then dropped. Call it in one process only.
+    """
+    shutil.rmtree(folder / f".{ASIDE}", ignore_errors=True)
+    state = _newest_state(folder)
+    if state is None or _belongs(state, fingerprint, most):
+        return
+    log.info("%s holds the state of other parameters or data: it is set aside in %s", folder, folder / ASIDE)
+    _swap(folder, companions)
+    state = _newest_state(folder)
+    if state is None or not _belongs(state, fingerprint, most):
+        _move(folder, folder / f".{ASIDE}", companions)
+        shutil.rmtree(folder / f".{ASIDE}")
+
+
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and state of the newest sound checkpoint, or None."""
+    """Tensors and state of the newest checkpoint, or None. `prepare` must have looked after the folder before."""
+    checkpoints = _all(folder)
+    if not checkpoints:
+        return None
+    return load_file(checkpoints[-1] / TENSORS), _read_json(checkpoints[-1] / STATE)
+
+
+def _newest_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest sound checkpoint; damaged newer ones are removed."""
     for candidate in reversed(_all(folder)):
         try:
-            return _load(candidate)
-        except (OSError, ValueError, SafetensorError) as error:
-            log.warning("%s is damaged (%s); trying the one before", candidate, error)
+            return _verified_state(candidate)
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged (%s): removed; the one before it is used", candidate, error)
+            shutil.rmtree(candidate, ignore_errors=True)
     return None
 
 
-def _load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    for name, digest in json.loads((folder / MANIFEST).read_text()).items():
-        if _sha256(folder / name) != digest:
+def _verified_state(checkpoint: Path) -> dict[str, Any]:
+    digests = _read_json(checkpoint / MANIFEST)
+    for name in (TENSORS, STATE):
+        if _sha256(checkpoint / name) != digests.get(name):
             raise ValueError(f"{name} does not match its checksum")
-    return load_file(folder / TENSORS), json.loads((folder / STATE).read_text())
+    return _read_json(checkpoint / STATE)
+
+
+def _belongs(state: dict[str, Any], fingerprint: str, most: int) -> bool:
+    return bool(state["fingerprint"] == fingerprint and state["nimg"] <= most)
+
+
+def _swap(folder: Path, companions: Sequence[str]) -> None:
+    """Exchange the live state with the one that is set aside."""
+    between = folder / f".{ASIDE}"
+    _move(folder, between, companions)
+    _move(folder / ASIDE, folder, companions)
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    between.rename(folder / ASIDE)
+
+
+def _move(source: Path, target: Path, companions: Sequence[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in [*_all(source), *(source / name for name in companions)]:
+        if path.exists():
+            path.rename(target / path.name)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
+    (folder / STATE).write_text(json.dumps(state))
+    (folder / MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in (TENSORS, STATE)}))
+    for file in folder.iterdir():
+        _flush(file)
+    _flush(folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return content
 
 
 def _all(folder: Path) -> list[Path]:
@@ -86,9 +149,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def discard(folder: Path) -> None:
-    """Remove every checkpoint of a folder: they belong to another task."""
-    for old in _all(folder):
-        shutil.rmtree(old)

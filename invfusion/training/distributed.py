@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ class Processes:
 
     rank: int = 0
     world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model as all processes train it together."""
@@ -38,7 +39,11 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0) if self.world_size > 1 else flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0) if self.world_size > 1 else flag
+
+    def barrier(self) -> None:
+        """Wait until every process has come this far."""
+        self.any(False)
 
 
 @contextlib.contextmanager
@@ -50,6 +55,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(dist.get_rank(), world_size)
+        yield Processes(dist.get_rank(), world_size, device)
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,56 @@
+"""What one training run learns, and how a micro-batch of it is drawn."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invfusion.data import Batch
+from invfusion.degradations import DegradationFamily
+from invfusion.diffusion.losses import DiffusionLoss, MMSELoss, NPPCLoss
+from invfusion.operators.base import Measurement
+from invfusion.rng import generator
+from invfusion.training.config import OptimisationConfig
+
+Loss = DiffusionLoss | MMSELoss | NPPCLoss
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one run trains.
+
+    degradation: None for unconditional training; sigma_y: lowest and highest standard deviation of the measurement
+    noise, per sample uniform; fingerprint: names everything that defines the run, so that no other run's state is
+    continued.
+    """
+
+    loss: Loss
+    degradation: DegradationFamily | None
+    sigma_y: tuple[float, float]
+    config: OptimisationConfig
+    seed: int
+    fingerprint: str = ""
+
+
+def draw_measurement(task: Task, x: Tensor, index: int) -> Measurement | None:
+    """The measurement of a micro-batch that begins at image count `index`; None for unconditional training."""
+    if task.degradation is None:
+        return None
+    draws = generator(task.seed, "train/operator", index)
+    operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws).to(x.device)
+    low, high = task.sigma_y
+    if high == 0:
+        return Measurement.of(x, operator)
+    draws = generator(task.seed, "train/measurement-noise", index)
+    sigma_y = low + (high - low) * torch.rand(len(x), generator=draws)
+    noise = torch.randn((len(x), *operator.measurement_shape), generator=draws)
+    return Measurement.of(x, operator, sigma_y.to(x.device), noise.to(x.device))
+
+
+def draw_class_labels(task: Task, batch: Batch, n_classes: int, index: int) -> Tensor | None:
+    """(B,) labels, of which `label_dropout` are replaced by n_classes, "no class"; None for a model without classes."""
+    if n_classes == 0:
+        return None
+    draws = torch.rand(len(batch), generator=generator(task.seed, "train/label-dropout", index))
+    unknown = (draws < task.config.label_dropout) | (batch.labels < 0)
+    return batch.labels.masked_fill(unknown, n_classes)
