@@ -62,7 +62,7 @@ def run(start: Callable[[], Any], params: str) -> None:
 
     SIGTERM becomes SystemExit, so that Prefect marks the run as crashed instead of leaving it running.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("httpx", "alembic", "mlflow", "prefect"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")
     parser.add_argument("targets", nargs="*", help="stages; default: all")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start = time.monotonic()
     try:
