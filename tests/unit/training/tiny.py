@@ -58,9 +58,7 @@ CONFIG = OptimisationConfig(
 FAMILY = MixtureConfig(
     members=[FAMILIES[kind]() for kind in ("patch_inpainting", "strided_motion_blur", "matrix", "null")]
 )
-TASK = Task(
-    loss=DiffusionLoss(), degradation=FAMILY, sigma_y=(0.0, 0.2), config=CONFIG, seed=3, fingerprint="tiny"
-)
+TASK = Task(loss=DiffusionLoss(), degradation=FAMILY, sigma_y=(0.0, 0.2), config=CONFIG, seed=3, fingerprint="tiny")
 CPU = torch.device("cpu")
 
 
