@@ -1,6 +1,7 @@
 """Rerun whatever is stale, end to end: what `make repro` runs, and a flow for the Prefect UI.
 
-DVC decides what to run. Where no Prefect server is configured, one temporary server serves all stages and ends with them.
+DVC decides what to run. Where no Prefect server is configured, one temporary server serves all stages and ends with
+them.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def reproduce(targets: list[str] | None = None, force: bool = False) -> None:
     """Rerun the stale stages (all of them with `force`), or only `targets` and what they need."""
     code = run_dvc(targets or [], force)
     if code:
-        raise ServiceError(f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log above")
+        raise ServiceError(
+            f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log above"
+        )
 
 
 def run_dvc(targets: list[str], force: bool = False) -> int:
@@ -70,7 +73,9 @@ def use_profile(name: str) -> None:
     """
     source = PROFILES / f"{name}.yaml"
     if not source.exists():
-        raise ConfigError(f"unknown profile '{name}'; there are {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}")
+        raise ConfigError(
+            f"unknown profile '{name}'; there are {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
+        )
     load_params(source)
     if source.read_bytes() != PARAMS.read_bytes():
         shutil.copyfile(source, PARAMS)
@@ -118,7 +123,8 @@ def _wait_for(server: "subprocess.Popen[bytes]", url: str) -> None:
             return
         time.sleep(0.2)
     raise ServiceError(
-        "the temporary Prefect server did not start; run `prefect server start` to see why, or set PREFECT_API_URL to yours"
+        "the temporary Prefect server did not start; run `prefect server start` to see why, "
+        "or set PREFECT_API_URL to a server of yours"
     )
 
 

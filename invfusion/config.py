@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from invfusion.degradations import DegradationConfig
 from invfusion.errors import ConfigError
@@ -113,7 +114,9 @@ class Params(Config):
         if self.sigma_y[0] > self.sigma_y[1]:
             raise ValueError(f"sigma_y must be [low, high] with low <= high, got {list(self.sigma_y)}")
         if self.distill.teacher not in self.train.variants:
-            raise ValueError(f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}")
+            raise ValueError(
+                f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}"
+            )
         self.denoiser_config("invfusion")
         return self
 
@@ -212,7 +215,10 @@ def _union_member(annotation: Any, tag: int | str) -> Any:
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return None
     members = [_plain(member) for member in typing.get_args(annotation)]
-    return next((m for m in members if _is_model(m) and "kind" in m.model_fields and m.model_fields["kind"].default == tag), None)
+    return next(
+        (m for m in members if _is_model(m) and "kind" in m.model_fields and m.model_fields["kind"].default == tag),
+        None,
+    )
 
 
 def _child(annotation: Any, part: int | str) -> Any:

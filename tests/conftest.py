@@ -13,5 +13,3 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
-
-
