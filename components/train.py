@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from components import tracking
@@ -162,8 +163,8 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
         SystemExit: 143 or 130 after SIGTERM or SIGINT, which the processes received too.
     """
     (STATE / name).mkdir(parents=True, exist_ok=True)
-    settings = STATE / name / "params.json"
-    settings.write_text(params.model_dump_json(by_alias=True))
+    settings = STATE / name / "params.yaml"
+    YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={params.runtime.processes}"]
     command = [sys.executable, *torchrun, "-m", module, *arguments, "--params", str(settings)]
     child = subprocess.Popen(command, start_new_session=True)
