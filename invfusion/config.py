@@ -44,7 +44,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _known_preset(self) -> Self:
         if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset '{self.preset}'; valid presets are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset '{self.preset}'{_nearest(self.preset, list(PRESETS))}")
         return self
 
 
@@ -117,7 +117,9 @@ class Params(Config):
             raise ValueError(
                 f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}"
             )
-        self.denoiser_config("invfusion")
+        image_shape = self.denoiser_config("invfusion").image_shape
+        for family in (self.degradation, self.distill.nppc.degradation, *self.evaluate.families):
+            family.check(image_shape)
         return self
 
     def denoiser_config(self, variant: Variant, **overrides: Any) -> DenoiserConfig:
@@ -159,16 +161,17 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 def _explain(problem: Any) -> str:
     """One line for one pydantic error: the dotted key, what is wrong, and the nearest valid key for a typo."""
     location = problem["loc"]
-    key = ".".join(str(part) for part in location)
+    key = _without_tags(location)
     if problem["type"] == "extra_forbidden":
-        return f"{_without_tags(location)}: unknown key{_nearest(str(location[-1]), _keys_at(Params, location[:-1]))}"
+        return f"{key}: unknown key{_nearest(str(location[-1]), _keys_at(Params, location[:-1]))}"
     if problem["type"] == "missing":
-        return f"{_without_tags(location)}: missing"
+        return f"{key}: missing"
     if problem["type"] == "union_tag_invalid":
         expected = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         return f"{key}.kind: unknown kind '{problem['ctx']['tag']}'{_nearest(problem['ctx']['tag'], expected)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{_without_tags(location)}: {message} (got {problem['input']!r})" if key and len(location) > 1 else message
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return f"{key}: {problem['msg']} (got {problem['input']!r})"
 
 
 def _nearest(wrong: str, valid: list[str]) -> str:

@@ -17,6 +17,10 @@ class DegradationFamily(Config, ABC):
     def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> LinearOperator:
         """Draw `batch_size` float32 operators on the CPU for images of shape (C, H, W)."""
 
+    def check(self, image_shape: Sequence[int]) -> None:
+        """Raise `ConfigError` where the family has no operators for images of shape (C, H, W)."""
+        checked_sides(1, image_shape)
+
 
 def checked_sides(batch_size: int, image_shape: Sequence[int]) -> tuple[int, int]:
     """The sides (h, w) of the images; raises `ConfigError` unless the request makes sense."""

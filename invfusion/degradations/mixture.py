@@ -38,6 +38,10 @@ class MixtureConfig(DegradationFamily):
             raise ValueError(f"weights must be {len(self.members)} numbers, one per member, not all of them zero")
         return self
 
+    def check(self, image_shape: Sequence[int]) -> None:
+        for member in self.members:
+            member.check(image_shape)
+
     def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> LinearOperator:
         weights = torch.tensor(self.weights or [1.0] * len(self.members), dtype=torch.float64)
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]

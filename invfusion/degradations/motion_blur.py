@@ -32,14 +32,18 @@ class StridedMotionBlurConfig(DegradationFamily):
             raise ValueError(f"intensity must be (low, high) with low <= high, got {self.intensity}")
         return self
 
-    def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> StridedConvolution:
-        h, w = checked_sides(batch_size, image_shape)
+    def check(self, image_shape: Sequence[int]) -> None:
+        h, w = checked_sides(1, image_shape)
         unfit = [s for s in self.strides if h % s or w % s]
         if unfit:
             raise ConfigError(
                 f"the strides {unfit} of strided_motion_blur do not divide both sides of {h}x{w} images: "
                 f"remove them from 'strides' or use another image size"
             )
+
+    def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> StridedConvolution:
+        h, w = checked_sides(batch_size, image_shape)
+        self.check(image_shape)
         stride = self.strides[int(torch.randint(len(self.strides), (), generator=generator))]
         low, high = self.intensity
         intensity = low + (high - low) * torch.rand(batch_size, generator=generator, dtype=torch.float64)

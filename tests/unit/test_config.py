@@ -1,0 +1,51 @@
+"""A wrong params.yaml gives one error that names the key and the nearest valid one."""
+
+from pathlib import Path
+
+import pytest
+
+from invfusion.config import load_params
+from invfusion.errors import ConfigError
+
+DEFAULT = Path(__file__).resolve().parents[2] / "params.yaml"
+
+WRONG = [
+    ("warmup_images: 1600", "warmup_imags: 1600", "train.warmup_imags: unknown key; did you mean 'warmup_images'?"),
+    ("strides: [2, 4, 8]", "stride: [2, 4, 8]", "degradation.members.0.stride: unknown key; did you mean 'strides'?"),
+    ("kind: matrix", "kind: matrx", "degradation.members.2.kind: unknown kind 'matrx'; did you mean 'matrix'?"),
+    ("n_steps: 18", "n_step: 18", "evaluate.sampler.n_step: unknown key; did you mean 'n_steps'?"),
+    ("seed: 0", "seeds: 0", "seeds: unknown key; did you mean 'seed'?"),
+    ("seed: 0", "seed: 0\nseed: 1", "duplicate key"),
+    ("preset: digits16", "preset: digit16", "model: unknown preset 'digit16'; did you mean 'digits16'?"),
+    ("image_size: 16", "image_size: 18", "choose multiples of 4"),
+    ("image_size: 16", "image_size: 20", "strides [8]"),
+    ("lr: 2.0e-3", "lr: fast", "train.lr: Input should be a valid number"),
+    ("sigma_y: [0.0, 0.0]", "sigma_y: [0.3, 0.0]", "low <= high"),
+    ("  teacher: invfusion", "  teacher: palette", None),
+    ("variants: [unconditional, palette, invfusion]", "variants: [palette]", "distill.teacher 'invfusion' is not among"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), WRONG, ids=[wrong for _, wrong, _ in WRONG])
+def test_a_wrong_file_is_explained(tmp_path: Path, right: str, wrong: str, message: str | None) -> None:
+    text = DEFAULT.read_text()
+    assert right in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(right, wrong, 1))
+    if message is None:
+        load_params(path)
+        return
+    with pytest.raises(ConfigError) as error:
+        load_params(path)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(DEFAULT.read_text().replace("lr: 2.0e-3", "lr: 5e-5", 1))
+    assert load_params(path).train.lr == 5e-5
