@@ -14,6 +14,7 @@ import torch
 from components.train import denoiser_for
 from invfusion.config import Params, load_params
 from invfusion.diffusion.losses import Condition
+from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
@@ -54,7 +55,7 @@ def _one_step(params: Params, shape: tuple[int, int, int], batch_size: int) -> N
     torch.autograd.backward(loss)
     log.info(
         "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
-        batch_size, operator.kind, tuple(measurement.y.shape), float(loss), time.perf_counter() - start,
+        batch_size, operator.kind, tuple(measurement.y.shape), loss.item(), time.perf_counter() - start,
     )  # fmt: skip
 
 
