@@ -81,7 +81,7 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
     facts = _facts(params, name, task, denoiser, dataset)
     task = replace(task, fingerprint=facts["fingerprint"])
     set_attention_backend(denoiser, params.runtime.attention_backend)
-    stop = _Stop()
+    stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
         if group.rank == 0:
@@ -91,7 +91,7 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
         model = run_training(
             task, denoiser, dataset, STATE / name,
             device=device, processes=group, n_workers=params.runtime.workers,
-            observer=observer, should_stop=lambda: stop.signal is not None,
+            observer=observer, should_stop=lambda: stop.signal is not None or _is_orphan(parent),
         )  # fmt: skip
         if model is None:
             log.warning("stopped with a checkpoint written; the same command continues")
@@ -162,12 +162,16 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
         InvFusionError: it failed; the reason stands in its own output.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, which the processes received too.
     """
+    n = params.runtime.processes
+    params.train.check_sharing(n)
     (STATE / name).mkdir(parents=True, exist_ok=True)
     settings = STATE / name / "params.yaml"
     YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={params.runtime.processes}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
     command = [sys.executable, *torchrun, "-m", module, *arguments, "--params", str(settings)]
-    child = subprocess.Popen(command, start_new_session=True)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
+    # A session of its own: a terminal's Ctrl-C then reaches the processes once, through here.
+    child = subprocess.Popen(command, start_new_session=True, env=threads | os.environ)
     stop = _Stop(pass_on=child.send_signal)
     with _on_stop_signals(stop.ask):
         code = child.wait()
@@ -208,6 +212,11 @@ class _Stop:
         self.signal = number
         if self.pass_on is not None:
             self.pass_on(number)
+
+
+def _is_orphan(parent: int) -> bool:
+    """Whether the torchrun that started this process is gone; then nobody waits for the result."""
+    return "WORLD_SIZE" in os.environ and os.getppid() != parent
 
 
 @contextmanager

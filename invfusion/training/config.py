@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from invfusion.degradations import DegradationConfig
 from invfusion.degradations.boxes import BoxInpaintingConfig
 from invfusion.diffusion.losses import DiffusionLoss, NPPCLoss
+from invfusion.errors import ConfigError
 from invfusion.models.config import Variant
 from invfusion.schema import Config
 
@@ -44,6 +45,15 @@ class OptimisationConfig(Config):
     def total_images(self) -> int:
         """`images`, rounded up to whole batches."""
         return -(-self.images // self.batch_size) * self.batch_size
+
+    def check_sharing(self, n_processes: int) -> None:
+        """Raise `ConfigError` unless that many processes can share a batch evenly."""
+        n_micro = self.batch_size // self.micro_batch_size
+        if n_micro % n_processes:
+            raise ConfigError(
+                f"batch_size / micro_batch_size = {n_micro} micro-batches cannot be shared evenly by {n_processes} "
+                "processes; choose a smaller train.micro_batch_size or another number of processes"
+            )
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

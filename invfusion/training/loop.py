@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.data import Batch, StagedDataset, TrainingStream
-from invfusion.errors import ConfigError, DataError
+from invfusion.errors import DataError
 from invfusion.models import Denoiser
 from invfusion.training import checkpoint
 from invfusion.training.distributed import Processes
@@ -137,12 +137,7 @@ def _crossed(before: int, after: int, interval: int) -> bool:
 
 
 def _check_fit(task: Task, denoiser: Denoiser, dataset: StagedDataset, processes: Processes) -> None:
-    n_micro = task.config.batch_size // task.config.micro_batch_size
-    if n_micro % processes.world_size:
-        raise ConfigError(
-            f"batch_size / micro_batch_size = {n_micro} micro-batches cannot be shared evenly by "
-            f"{processes.world_size} processes; choose a smaller micro_batch_size or another number of processes"
-        )
+    task.config.check_sharing(processes.world_size)
     if dataset.image_shape != denoiser.image_shape:
         raise DataError(
             f"the staged images have the shape {dataset.image_shape}, but the model takes {denoiser.image_shape}; "
