@@ -24,6 +24,7 @@ import torch
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+import invfusion
 from components import tracking
 from components.grids import restoration_grid
 from invfusion.config import Params, load_params
@@ -47,6 +48,11 @@ STATE = Path("state/train")
 
 # They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
+# The code that makes the weights what they are, as the stage in dvc.yaml lists it.
+_CODE = (
+    "codec.py", "rng.py", "data/order.py", "data/staged.py", "data/stream.py", "operators", "degradations", "diffusion",
+    "models", "training",
+)  # fmt: skip
 
 
 def train(params: Params, variant: Variant) -> Path:
@@ -124,9 +130,22 @@ def _facts(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: S
         "sigma_y": list(task.sigma_y),
         "training": task.config.model_dump(mode="json", include=set(OptimisationConfig.model_fields) - _NOT_DEFINING),
         "seed": task.seed,
+        "code": code_digest(),
     }
     fingerprint = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
     return defining | {"data": params.data.name, "fingerprint": fingerprint}
+
+
+def code_digest() -> str:
+    """SHA-256 of the library's code: state that other code has made is not continued."""
+    root = Path(invfusion.__path__[0])
+    files = [
+        path for part in _CODE for path in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
+    ]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _hash_weights(denoiser: Denoiser) -> str:

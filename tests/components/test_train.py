@@ -105,6 +105,13 @@ def test_other_parameters_start_afresh(runs: list[RecordingRun]) -> None:
     assert content(MODELS / "palette") == first
 
 
+def test_other_code_starts_afresh(runs: list[RecordingRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_params(images=16), "palette")
+    monkeypatch.setattr(component, "code_digest", lambda: "changed")
+    train(make_params(images=16), "palette")
+    assert [len(run.metrics) for run in runs] == [1, 1]
+
+
 def test_how_often_something_is_logged_defines_nothing(runs: list[RecordingRun]) -> None:
     train(make_params(), "palette")
     first = content(MODELS / "palette")
