@@ -14,7 +14,6 @@ import torch
 from components.train import denoiser_for
 from invfusion.config import Params, load_params
 from invfusion.diffusion.losses import Condition
-from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
