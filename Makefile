@@ -8,6 +8,8 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# Spinning threads stall where another process wants a core.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
 
 .PHONY: help setup repro test check ui dry-run clean

@@ -10,59 +10,53 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.error import URLError
+from typing import Any
 from urllib.request import urlopen
 
+from prefect import flow
+from prefect.settings import PREFECT_API_URL
+
+from components import tracking
+from components.register import SUMMARY
 from flows import entry
-
-entry.prepare_environment()
-
-from prefect import flow  # noqa: E402
-
-from components import tracking  # noqa: E402
-from invfusion.config import Params, load_params  # noqa: E402
-from invfusion.errors import ConfigError, InvFusionError, ServiceError  # noqa: E402
+from flows.children import child
+from invfusion.config import Params, load_params
+from invfusion.errors import ConfigError, ServiceError
 
 log = logging.getLogger(__name__)
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 SERVER_START_S = 90
-STOP_S = 20
+SERVER_STOP_S = 10
+# A stage may have to finish its batch and write a checkpoint.
+STAGE_STOP_S = 60
 
 
 @flow(name="reproduce")
 def reproduce(targets: list[str] | None = None, force: bool = False) -> None:
     """Rerun the stale stages (all of them with `force`), or only `targets` and what they need."""
-    code = run_dvc(targets or [], force)
+    code = run_dvc(targets or [], ["--force"] if force else [])
     if code:
         raise ServiceError(
             f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log above"
         )
 
 
-def run_dvc(targets: list[str], force: bool = False) -> int:
+def run_dvc(targets: Sequence[str], options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> int:
     """`dvc repro --pull`, its output passed through; returns its exit code."""
-    command = [sys.executable, "-m", "dvc", "repro", "--pull", *(["--force"] if force else []), *targets]
-    # Its own session, so that whatever ends this process ends the running stage too, and no orphan trains on.
-    with subprocess.Popen(command, env=_stage_environment(), start_new_session=True) as dvc:
-        try:
-            return dvc.wait()
-        except BaseException:
-            _stop(dvc)
-            raise
-
-
-def _stage_environment() -> dict[str, str]:
-    """The stages say `python`: it must be this one."""
-    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+    command = [sys.executable, "-m", "dvc", "repro", "--pull", *options, *targets]
+    # The stages say `python`: it must be this one.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    with child(command, {**os.environ, **(environment or {}), "PATH": path}, STAGE_STOP_S) as dvc:
+        return dvc.wait()
 
 
 def use_profile(name: str) -> None:
@@ -73,40 +67,74 @@ def use_profile(name: str) -> None:
     """
     source = PROFILES / f"{name}.yaml"
     if not source.exists():
-        raise ConfigError(
-            f"unknown profile '{name}'; there are {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
-        )
+        names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+        raise ConfigError(f"unknown profile '{name}'; there are {names}")
     load_params(source)
-    if source.read_bytes() != PARAMS.read_bytes():
+    if not PARAMS.exists() or source.read_bytes() != PARAMS.read_bytes():
         shutil.copyfile(source, PARAMS)
         log.info("params.yaml is now the profile '%s'", name)
 
 
-def is_up_to_date(targets: list[str]) -> bool:
-    """Whether DVC has nothing to run, and the registry that DVC does not track is there."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", *targets], capture_output=True, text=True, check=False
-    )
+# What is to do.
+
+
+def is_up_to_date(targets: Sequence[str]) -> bool:
+    """Whether DVC has nothing to run."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", *(["--with-deps", *targets] if targets else [])]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.returncode == 0 and json.loads(answer.stdout or "{}") == {}
 
 
+def is_registered(params: Params) -> bool:
+    """Whether MLflow, which DVC does not track, holds the model of which the files say that it was registered."""
+    checkpoint = registration()["checkpoint"]
+    return tracking.Registry(params, params.register_.name).find(checkpoint) is not None
+
+
+def registration() -> dict[str, Any]:
+    """What the stage `register` wrote."""
+    content: dict[str, Any] = json.loads(SUMMARY.read_text())
+    return content
+
+
+# Doing it.
+
+
+def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
+    """Run what is to do, if anything; returns DVC's exit code."""
+    to_run = force or not is_up_to_date(targets)
+    if not to_run and (targets or is_registered(params)):
+        log.info("Everything is up to date: nothing to do.")
+        return 0
+    with tempfile.TemporaryDirectory() as folder, prefect_server() as environment:
+        timings = Path(folder) / "timings.jsonl"
+        environment[entry.TIMINGS] = str(timings)
+        start = time.monotonic()
+        code = run_dvc(targets, ["--force"] if force else [], environment) if to_run else 0
+        if not (code or targets or is_registered(params)):
+            log.info("The model is not in %s: registering it again.", tracking.tracking_uri(params))
+            code = run_dvc(["register"], ["--force", "--single-item"], environment)
+        if not code:
+            log.info("%s", time_table(timings, time.monotonic() - start))
+    return code
+
+
 @contextlib.contextmanager
-def prefect_server() -> Iterator[None]:
-    """One Prefect server on the loopback interface for the length of the block, unless one is configured."""
-    if os.environ.get("PREFECT_API_URL"):
-        yield
+def prefect_server() -> Iterator[dict[str, str]]:
+    """The environment that leads stages to a Prefect server: to the configured one, or to one on the loopback
+    interface that lives for the length of the block.
+    """
+    if PREFECT_API_URL.value():
+        yield {}
         return
     port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
+    address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        _wait_for(server, url)
-        os.environ["PREFECT_API_URL"] = url
-        yield
-    finally:
-        os.environ.pop("PREFECT_API_URL", None)
-        _stop(server)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with child([*command, "--no-services"], os.environ, SERVER_STOP_S, **quiet) as server:
+        _wait_for(server, f"{address}/api/health")
+        log.info("Prefect shows this run at %s while it lasts.", address)
+        yield {"PREFECT_API_URL": f"{address}/api"}
 
 
 def _free_port() -> int:
@@ -119,7 +147,7 @@ def _free_port() -> int:
 def _wait_for(server: "subprocess.Popen[bytes]", url: str) -> None:
     end = time.monotonic() + SERVER_START_S
     while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(URLError, OSError), urlopen(f"{url}/health", timeout=1):
+        with contextlib.suppress(OSError), urlopen(url, timeout=1):
             return
         time.sleep(0.2)
     raise ServiceError(
@@ -128,23 +156,31 @@ def _wait_for(server: "subprocess.Popen[bytes]", url: str) -> None:
     )
 
 
-def _stop(leader: "subprocess.Popen[bytes]") -> None:
-    """End a process and all of its group; a training stage writes its checkpoint first."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            leader.wait(STOP_S)
-        os.killpg(leader.pid, signal.SIGKILL)
-    leader.wait()
+# Telling of it.
 
 
-def _summary(params: Params, seconds: float) -> str:
-    name = params.register_.name
+def time_table(timings: Path, total: float) -> str:
+    """Each finished stage's own time, and what went into processes, imports, DVC and Prefect around them."""
+    lines = timings.read_text().splitlines() if timings.exists() else []
+    rows = [(entry["stage"], entry["seconds"]) for entry in map(json.loads, lines)]
+    around = total - sum(seconds for _, seconds in rows)
+    rows.append((f"around them ({around / total:.0%})", around))
+    return "\nTimes:\n" + "\n".join(f"  {name:<22}{_duration(seconds):>9}" for name, seconds in rows)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def summary(params: Params) -> str:
+    """Where the results are."""
+    alias = "champion" if registration()["passed"] else "challenger"
+    note = "" if alias == "champion" else f"   (a gate of promotion failed: see {SUMMARY})"
     return (
-        f"\nDone in {seconds / 60:.1f} min.\n"
+        f"\nResults:\n"
         f"  report            {Path('reports/index.html').absolute()}\n"
         f"  numbers           {Path('reports/evaluation.json').absolute()}\n"
-        f"  registered model  models:/{name}@champion (or @challenger, see reports/registration.json)\n"
+        f"  registered model  models:/{params.register_.name}@{alias}{note}\n"
         f"  MLflow store      {tracking.tracking_uri(params)}\n"
         f"  UIs               `make ui` opens MLflow and Prefect on this machine"
     )
@@ -156,26 +192,16 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")
     parser.add_argument("targets", nargs="*", help="stages; default: all")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start = time.monotonic()
-    try:
+    with entry.clear_ends():
         if arguments.profile:
             use_profile(arguments.profile)
         params = load_params(PARAMS)
         tracking.check_reachable(params)
         entry.check_prefect()
-        if not arguments.force and is_up_to_date(arguments.targets):
-            log.info("Everything is up to date: nothing to do.")
-        else:
-            with prefect_server():
-                code = run_dvc(arguments.targets, arguments.force)
-            if code:
-                return code
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
-    log.info(_summary(params, time.monotonic() - start))
-    return 0
+        code = run_stale(params, arguments.targets, arguments.force)
+        if not (code or arguments.targets):
+            log.info("%s", summary(params))
+    return code
 
 
 if __name__ == "__main__":

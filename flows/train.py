@@ -1,34 +1,20 @@
 """Train one variant of the denoiser."""
 
-import argparse
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from prefect import flow
+
+from components.train import train as component
 from flows import entry
-
-entry.prepare_environment()
-
-from prefect import flow  # noqa: E402
-
-Choice = Literal["unconditional", "palette", "invfusion"]
+from invfusion.models import Variant
 
 
 @flow(name="train", flow_run_name="train-{variant}")
-def train(variant: Choice, params: str = "params.yaml") -> Path:
+def train(variant: Variant = "invfusion", params: str = "params.yaml") -> Path:
     """Train one variant of the denoiser."""
-    from components.train import train as step
-    from invfusion.config import load_params
-
-    return step(load_params(params), variant)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--variant", required=True, choices=get_args(Choice))
-    parser.add_argument("--params", default="params.yaml")
-    arguments = parser.parse_args()
-    entry.run(lambda: train(variant=arguments.variant, params=arguments.params), arguments.params)
+    return entry.step(component, params, variant)
 
 
 if __name__ == "__main__":
-    main()
+    entry.command_line(train, __doc__, "variant", get_args(Variant))

@@ -22,7 +22,11 @@ WRONG = [
     ("lr: 2.0e-3", "lr: fast", "train.lr: Input should be a valid number"),
     ("sigma_y: [0.0, 0.0]", "sigma_y: [0.3, 0.0]", "low <= high"),
     ("  teacher: invfusion", "  teacher: palette", None),
-    ("variants: [unconditional, palette, invfusion]", "variants: [palette]", "distill.teacher 'invfusion' is not among"),
+    (
+        "variants: [unconditional, palette, invfusion]",
+        "variants: [palette]",
+        "distill.teacher 'invfusion' is not among",
+    ),
 ]
 
 

@@ -1,0 +1,55 @@
+"""Child processes that never outlive their parent."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# Waits for the end of a pipe whose other end this process holds, and which closes however this process ends.
+_GUARD = """
+read _
+kill -s INT -- -{group}
+for _ in $(seq {patience}); do kill -s 0 -- -{group} || exit; sleep 1; done
+kill -s KILL -- -{group}
+"""
+
+
+@contextlib.contextmanager
+def child(
+    command: Sequence[str], environment: Mapping[str, str], patience: int, **options: Any
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command with all that it starts for the length of the block; afterwards nothing of it is left.
+
+    At the end of the block, or when this process is killed, the whole group is interrupted (SIGINT), so that training
+    writes its checkpoint first; what still runs `patience` seconds later is killed.
+    """
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    script = _GUARD.format(group=process.pid, patience=patience)
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        try:
+            _interrupt(process, patience)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            guard.kill()
+            guard.communicate()
+
+
+def _interrupt(leader: "subprocess.Popen[bytes]", patience: int) -> None:
+    """Interrupt a process group and wait until it is empty, at most `patience` seconds."""
+    end = time.monotonic() + patience
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader.pid, signal.SIGINT)
+        while time.monotonic() < end:
+            leader.poll()
+            os.killpg(leader.pid, 0)
+            time.sleep(0.05)
