@@ -1,12 +1,20 @@
-"""Every test runs with quiet tools, and two threads at most, so that results do not depend on the machine."""
+"""Every test runs with quiet tools whose files lie outside the project, and two threads at most, so that results do not
+depend on the machine.
+"""
 
 import os
+import tempfile
 
 import pytest
 import torch
 
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Before any test imports a tool: they read their settings then.
+_home = tempfile.TemporaryDirectory(prefix="invfusion-tests-")
+os.environ["PREFECT_HOME"] = _home.name
+for _name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    os.environ.pop(_name, None)
+for _name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 

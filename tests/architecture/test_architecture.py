@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from invfusion.config import load_params
 from invfusion.degradations import FAMILIES
@@ -48,19 +47,6 @@ def test_every_kind_that_a_module_declares_is_registered(package: str, registry:
         and isinstance(node.value, ast.Constant)
     }
     assert declared - {"mixture"} == set(registry)
-
-
-def test_every_tracked_parameter_exists() -> None:
-    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    for name, stage in stages.items():
-        for key in stage["params"]:
-            if "${" in key:  # a matrix stage tracks the section of its own item
-                key = key.replace("${item.target}", params["distill"]["targets"][0])
-            value = params
-            for part in key.split("."):
-                assert part in value, f"stage {name} tracks {key}, which params.yaml does not have"
-                value = value[part]
 
 
 def test_the_prefect_server_builds() -> None:
