@@ -5,17 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {
-    "stage", "train@unconditional", "train@palette", "train@invfusion", "distill@mmse", "distill@nppc", "evaluate",
-    "report", "register",
-}  # fmt: skip
+TRAIN = {"train@unconditional", "train@palette", "train@invfusion"}
+DISTILL = {"distill@mmse", "distill@nppc"}
+JUDGE = {"evaluate", "report", "register"}
+
+pytestmark = pytest.mark.slow
 
 
 def small(params: dict) -> dict:
@@ -29,7 +32,7 @@ def small(params: dict) -> dict:
     return params
 
 
-def edit(folder: Path, change) -> None:
+def edit(folder: Path, change: Callable[[Any], Any]) -> None:
     path = folder / "params.yaml"
     yaml = YAML()
     params = yaml.load(path.read_text())
@@ -40,29 +43,45 @@ def edit(folder: Path, change) -> None:
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "MLFLOW_TRACKING"))}
-    environment |= {"PATH": path, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder)}
+    environment = os.environ | {"PATH": path, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder)}
     return subprocess.run(
         [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+def reproduce(folder: Path) -> str:
+    """All that `make repro` says."""
+    done = run(folder, "-m", "flows.reproduce")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    return said
 
 
 def stale(folder: Path) -> set[str]:
     return set(json.loads(run(folder, "-m", "dvc", "status", "--json").stdout))
 
 
+def left_behind(folder: Path) -> list[str]:
+    """The processes that still carry the clone's environment."""
+    mark = f"PREFECT_HOME={folder}/.prefect".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files with small parameters, in a repository of their own."""
     folder = tmp_path_factory.mktemp("clone")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     edit(folder, small)
@@ -72,36 +91,95 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_the_whole_graph_runs_and_then_has_nothing_to_do(clone: Path) -> None:
-    typo = (clone / "params.yaml").read_text()
-    edit(clone, lambda p: p["train"].update({"warmup_image": 3}))
-    refused = run(clone, "-m", "flows.reproduce")
-    assert refused.returncode == 1
-    assert "train.warmup_image: unknown key; did you mean 'warmup_images'?" in refused.stderr
-    (clone / "params.yaml").write_text(typo)
+@pytest.fixture(scope="module")
+def first(clone: Path) -> str:
+    """What the first run says."""
+    return reproduce(clone)
 
-    first = run(clone, "-m", "flows.reproduce")
-    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    assert "models:/invfusion@" in first.stderr + first.stdout
 
-    records = json.loads((clone / "reports/evaluation.json").read_text())
+@pytest.fixture
+def finished(clone: Path, first: str) -> Iterator[Path]:
+    """The clone after its first run, and its parameters as they were once the test is over."""
+    before = (clone / "params.yaml").read_text()
+    yield clone
+    (clone / "params.yaml").write_text(before)
+
+
+def test_it_says_where_the_results_are(clone: Path, first: str) -> None:
+    assert f"report            {clone}/reports/index.html" in first
+    assert "models:/invfusion@" in first
+    assert all(stage in first for stage in ("train@palette", "around them"))
+    assert "<html" in (clone / "reports/index.html").read_text()
+
+
+def test_the_evaluation_is_a_flat_list_of_records(finished: Path) -> None:
+    records = json.loads((finished / "reports/evaluation.json").read_text())
     keys = {"method", "degradation", "metric", "value", "low", "high", "n", "nfe", "measurements_sha256"}
     assert all(keys <= set(record) for record in records)
     assert {"invfusion", "palette", "mmse", "nppc"} <= {record["method"] for record in records}
-    assert "<html" in (clone / "reports/index.html").read_text()
-    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{clone}/mlflow.db")
-    assert store.get_registered_model("invfusion").aliases.get("challenger") == "1"
-    assert not subprocess.run(["pgrep", "-f", f"{clone}/.*server"], capture_output=True, check=False).stdout
 
-    again = run(clone, "-m", "flows.reproduce")
-    assert "nothing to do" in again.stdout + again.stderr
 
-    assert stale(clone) == set()
-    edit(clone, lambda p: p["register"]["gates"].update({"max_consistency_mse": 0.5}))
-    assert stale(clone) == {"register"}
-    edit(clone, lambda p: p["evaluate"].update({"n_images": 9}))
-    assert stale(clone) == {"register", "evaluate"}
-    edit(clone, lambda p: p["train"].update({"lr": 0.123}))
-    assert {"train@unconditional", "train@palette", "train@invfusion"} <= stale(clone)
-    assert "stage" not in stale(clone)
+def test_the_model_is_registered(finished: Path) -> None:
+    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{finished}/mlflow.db")
+    assert int(store.get_registered_model("invfusion").aliases["challenger"]) == 1
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_no_process_is_left(finished: Path) -> None:
+    assert left_behind(finished) == []
+
+
+def test_only_the_lock_is_new_to_git(finished: Path) -> None:
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=finished, capture_output=True, text=True, check=True)
+    assert changed.stdout.splitlines() == ["?? dvc.lock"]
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    assert "Everything is up to date" in reproduce(finished)
+    assert stale(finished) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: p.update(seed=1), TRAIN | DISTILL | JUDGE),
+        (lambda p: p["data"].update(name="other"), {"stage", "report", "register"}),
+        (lambda p: p["train"].update(lr=0.123), TRAIN),
+        (lambda p: p["train"]["variants"].remove("palette"), {"evaluate"}),
+        (lambda p: p["distill"]["mmse"].update(lr=0.123), {"distill@mmse"}),
+        (lambda p: p["evaluate"].update(n_images=9), {"evaluate", "report"}),
+        (lambda p: p["report"].update(gallery_images=3), {"evaluate", "report"}),
+        (lambda p: p["register"]["gates"].update(max_consistency_mse=0.5), {"register"}),
+        (lambda p: p["runtime"].update(workers=1), set()),
+    ],
+    ids=["seed", "data", "train", "variants", "distill", "evaluate", "report", "register", "runtime"],
+)
+def test_a_changed_value_makes_stale_what_reads_it(
+    finished: Path, change: Callable[[Any], Any], expected: set[str]
+) -> None:
+    edit(finished, change)
+    assert stale(finished) == expected
+
+
+def test_compiled_files_make_nothing_stale(finished: Path) -> None:
+    folder = finished / "invfusion/models/__pycache__"
+    folder.mkdir(exist_ok=True)
+    (folder / "denoiser.cpython-300.pyc").write_bytes(b"compiled")
+    assert stale(finished) == set()
+
+
+def test_a_lost_registry_is_rebuilt(finished: Path) -> None:
+    (finished / "mlflow.db").unlink()
+    shutil.rmtree(finished / "mlartifacts")
+    said = reproduce(finished)
+    assert "registering it again" in said
+    assert "flows.report" not in said
+    assert "Everything is up to date" in reproduce(finished)
+
+
+def test_plain_dvc_repro_needs_no_server_and_leaves_none(finished: Path) -> None:
+    edit(finished, lambda p: p["register"]["gates"].update(max_consistency_mse=0.5))
+    done = run(finished, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert stale(finished) == set()
+    assert left_behind(finished) == []
