@@ -11,6 +11,7 @@ from typing import Any
 # Waits for the end of a pipe whose other end this process holds, and which closes however this process ends.
 _GUARD = """
 read _
+sleep {linger}
 kill -s INT -- -{group}
 for _ in $(seq {patience}); do kill -s 0 -- -{group} || exit; sleep 1; done
 kill -s KILL -- -{group}
@@ -19,15 +20,16 @@ kill -s KILL -- -{group}
 
 @contextlib.contextmanager
 def child(
-    command: Sequence[str], environment: Mapping[str, str], patience: int, **options: Any
+    command: Sequence[str], environment: Mapping[str, str], patience: int, linger: int = 0, **options: Any
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command with all that it starts for the length of the block; afterwards nothing of it is left.
 
     At the end of the block, or when this process is killed, the whole group is interrupted (SIGINT), so that training
-    writes its checkpoint first; what still runs `patience` seconds later is killed.
+    writes its checkpoint first; what still runs `patience` seconds later is killed. When this process is killed, a
+    service lingers `linger` seconds for those that still need it.
     """
     process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
-    script = _GUARD.format(group=process.pid, patience=patience)
+    script = _GUARD.format(group=process.pid, patience=patience, linger=linger)
     guard = subprocess.Popen(
         ["/bin/sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )

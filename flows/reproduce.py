@@ -131,7 +131,7 @@ def prefect_server() -> Iterator[dict[str, str]]:
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with child([*command, "--no-services"], os.environ, SERVER_STOP_S, **quiet) as server:
+    with child([*command, "--no-services"], os.environ, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet) as server:
         _wait_for(server, f"{address}/api/health")
         log.info("Prefect shows this run at %s while it lasts.", address)
         yield {"PREFECT_API_URL": f"{address}/api"}
