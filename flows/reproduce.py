@@ -28,7 +28,7 @@ from components.register import SUMMARY
 from flows import entry
 from flows.children import child
 from invfusion.config import Params, load_params
-from invfusion.errors import ConfigError, ServiceError
+from invfusion.errors import ConfigError, DataError, ServiceError
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,21 @@ def use_profile(name: str) -> None:
     if not PARAMS.exists() or source.read_bytes() != PARAMS.read_bytes():
         shutil.copyfile(source, PARAMS)
         log.info("params.yaml is now the profile '%s'", name)
+
+
+def check_data(params: Params) -> None:
+    """The dataset must be here, or be DVC's to bring.
+
+    Raises:
+        DataError: it is neither.
+    """
+    shards = params.data.shards
+    if shards.exists() or Path(f"{shards}.dvc").exists() or not shards.parent.exists():
+        return
+    raise DataError(
+        f"{shards} does not exist: `dvc checkout` brings a tracked dataset back, "
+        "`python -m components.build_dataset` builds one from your images"
+    )
 
 
 # What is to do.
@@ -196,6 +211,7 @@ def main() -> int:
         if arguments.profile:
             use_profile(arguments.profile)
         params = load_params(PARAMS)
+        check_data(params)
         tracking.check_reachable(params)
         entry.check_prefect()
         code = run_stale(params, arguments.targets, arguments.force)

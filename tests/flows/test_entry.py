@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from flows import entry
-from flows.reproduce import PARAMS, time_table, use_profile
-from invfusion.errors import ConfigError, ServiceError
+from flows.reproduce import PARAMS, check_data, time_table, use_profile
+from invfusion.config import load_params
+from invfusion.errors import ConfigError, DataError, ServiceError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,3 +71,12 @@ def test_profiles_take_the_place_of_the_params(tmp_path: Path, monkeypatch: pyte
     assert PARAMS.read_text() == "before"
     use_profile("ffhq64")
     assert PARAMS.read_text() == (ROOT / "profiles/ffhq64.yaml").read_text()
+
+
+def test_a_missing_dataset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(ROOT / "profiles/ffhq64.yaml")
+    monkeypatch.chdir(tmp_path)
+    check_data(params)  # nothing here yet: DVC will pull
+    Path("data").mkdir()
+    with pytest.raises(DataError, match=r"data/ffhq64 does not exist: .*build_dataset"):
+        check_data(params)
