@@ -3,6 +3,7 @@
 `python tiny.py <folder> <images> [<micro-batch size>]` trains there and exits; under WORLD_SIZE=2 with a partner.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -97,10 +98,10 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """The newest checkpoint's content."""
+def files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the newest checkpoint."""
     newest = sorted((folder / "state").glob("checkpoint-*"))[-1]
-    return {path.name: path.read_bytes() for path in newest.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in newest.iterdir()}
 
 
 def normal(*shape: int, name: str = "x") -> Tensor:
