@@ -14,7 +14,7 @@ from fake_evaluation import FAMILIES, records, write_run
 
 from components import register as step
 from components import tracking
-from invfusion.config import load_params
+from invfusion.config import GatesConfig, load_params
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, DataError, ServiceError
 from invfusion.models import build_denoiser, save_denoiser
@@ -48,7 +48,9 @@ def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_run(tmp_path, n=1)
-    return load_params(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml")
+    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
+    return params.model_copy(update={"register_": register})
 
 
 @pytest.fixture
