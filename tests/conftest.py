@@ -4,6 +4,7 @@ depend on the machine.
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,8 +17,19 @@ for _name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
 for _name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# The tests' own log lines belong to no flow.
+os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """MLflow leaves the address of its store in the environment, where the next test's child processes would find it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

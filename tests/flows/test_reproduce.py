@@ -120,7 +120,8 @@ def test_the_evaluation_is_a_flat_list_of_records(finished: Path) -> None:
 
 
 def test_the_model_is_registered(finished: Path) -> None:
-    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{finished}/mlflow.db")
+    uri = f"sqlite:///{finished}/mlflow.db"
+    store = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     assert int(store.get_registered_model("invfusion").aliases["challenger"]) == 1
 
 
