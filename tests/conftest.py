@@ -28,7 +28,7 @@ def two_threads() -> None:
 
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
-    """MLflow leaves the address of its store in the environment, where the next test's child processes would find it."""
+    """MLflow leaves the address of its store in the environment, where a later test's processes would find it."""
     before = dict(os.environ)
     yield
     os.environ.clear()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invfusion.codec import decode
 from invfusion.errors import WeightsUnavailableError
+from invfusion.metrics.torchvision_import import import_torchvision
 from invfusion.metrics.weights import weights_file
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
@@ -31,9 +32,9 @@ class LPIPS:
             )
         path = weights_file(folder, ALEXNET_FILE, ALEXNET_SHA256)
         try:
+            import_torchvision()
             import lpips
         except (ImportError, RuntimeError) as error:
-            # A torchvision that was built for another torch fails with a RuntimeError.
             raise WeightsUnavailableError(f"the package lpips or its torchvision cannot be used: {error}") from error
         # The package carries the linear heads; its own way to the backbone would download it.
         self.network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
