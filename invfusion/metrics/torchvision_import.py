@@ -23,9 +23,9 @@ def import_torchvision() -> None:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in _UNDECLARED:
-            library.define(name + _SCHEMA)
+            library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
         _libraries.append(library)
         for name in [name for name in sys.modules if name.startswith("torchvision.")]:
             del sys.modules[name]
