@@ -1,4 +1,4 @@
-"""Validate a profile without data: build its model, draw one batch, and run one training step's arithmetic.
+"""Validate a profile without data: build its models, and run one training step's arithmetic on each degradation.
 
 `python -m components.dry_run --profile ffhq64` says what would be trained, and fails within seconds where it could not.
 """
@@ -7,14 +7,18 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from components.train import denoiser_for
 from invfusion.config import Params, load_params
+from invfusion.degradations import DegradationFamily, MixtureConfig
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
+from invfusion.models import Denoiser
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
 
@@ -27,7 +31,7 @@ def profile_path(name: str) -> Path:
 
 
 def dry_run(params: Params, batch_size: int = 1) -> None:
-    """Build every variant on the fly and run one forward and backward pass of the largest one.
+    """Build every variant on the fly and run the largest one forward and backward, one batch for each family.
 
     Raises:
         InvFusionError: the model, the operators or the loss do not fit together.
@@ -37,24 +41,30 @@ def dry_run(params: Params, batch_size: int = 1) -> None:
         with torch.device("meta"):
             model = denoiser_for(params, variant)
         log.info("%-13s %11s parameters", variant, f"{sum(p.numel() for p in model.parameters()):,}")
-    _one_step(params, shape, batch_size)
-
-
-def _one_step(params: Params, shape: tuple[int, int, int], batch_size: int) -> None:
-    start = time.perf_counter()
     denoiser = denoiser_for(params, "invfusion")
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
-    operator = params.degradation.sample(
-        batch_size=batch_size, image_shape=shape, generator=generator(params.seed, "dry-run/operator")
+    for family in families(params.degradation):
+        _one_step(params, denoiser, x, family)
+
+
+def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
+    """The members of a mixture, or the family itself."""
+    return degradation.members if isinstance(degradation, MixtureConfig) else [degradation]
+
+
+def _one_step(params: Params, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> None:
+    start = time.perf_counter()
+    operator = family.sample(
+        batch_size=len(x), image_shape=x.shape[1:], generator=generator(params.seed, "dry-run/operator")
     )
-    noise = randn(operator.measurement_shape, generators(params.seed, "dry-run/noise", range(batch_size)))
+    noise = randn(operator.measurement_shape, generators(params.seed, "dry-run/noise", range(len(x))))
     measurement = Measurement.of(x, operator, params.sigma_y[1], noise)
     output = params.train.loss(denoiser, x, Condition(measurement), generator(params.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
     torch.autograd.backward(loss)
     log.info(
         "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
-        batch_size, operator.kind, tuple(measurement.y.shape), loss.item(), time.perf_counter() - start,
+        len(x), operator.kind, tuple(measurement.y.shape), loss.item(), time.perf_counter() - start,
     )  # fmt: skip
 
 
