@@ -1,0 +1,43 @@
+"""Priors that look like given images."""
+
+import torch
+from torch import Tensor
+
+from invfusion.errors import ConfigError
+from invfusion.oracle.mixture import GaussianMixture
+from invfusion.rng import derive_seed
+
+# No direction of a fitted prior has less variance: about two grey levels of 255, squared.
+VARIANCE_FLOOR = 2.5e-4
+
+
+def fit_mixture(
+    images: Tensor, n_components: int, rank: int, *, seed: int = 0, floor: float = VARIANCE_FLOOR
+) -> GaussianMixture:
+    """Fit a mixture with low-rank plus diagonal covariances to images (N, C, H, W) in [-1, 1].
+
+    scikit-learn's expectation-maximisation fits full covariances to the `rank` leading principal coordinates; the
+    variance that these leave out goes to the diagonal, pixel by pixel, and nowhere is there less than `floor`.
+    n_components = 1 gives a Gaussian. Raises `ConfigError` without scikit-learn or with too few images.
+    """
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.mixture import GaussianMixture as ExpectationMaximisation
+    except ImportError:
+        raise ConfigError("fitting a prior needs scikit-learn: pip install scikit-learn") from None
+    flat = images.double().flatten(1).cpu().numpy()
+    if min(flat.shape) < max(rank, n_components):
+        raise ConfigError(f"{flat.shape[0]} images of {flat.shape[1]} numbers cannot carry {rank=}, {n_components=}")
+    pca = PCA(rank, svd_solver="full").fit(flat)
+    coordinates = pca.transform(flat)
+    em = ExpectationMaximisation(n_components, reg_covar=floor, random_state=derive_seed(seed, "oracle/fit") % 2**32)
+    em.fit(coordinates)
+    left_out = (flat - pca.inverse_transform(coordinates)).var(axis=0) + floor
+    directions = torch.from_numpy(pca.components_.T)
+    return GaussianMixture.of_factors(
+        tuple(images.shape[1:]),
+        weights=torch.from_numpy(em.weights_),
+        means=torch.from_numpy(pca.inverse_transform(em.means_)),
+        factors=directions @ torch.linalg.cholesky(torch.from_numpy(em.covariances_)),
+        diagonal=torch.from_numpy(left_out),
+    )
