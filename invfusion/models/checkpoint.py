@@ -49,6 +49,8 @@ def save_denoiser(denoiser: Denoiser, folder: Path | str, manifest: Mapping[str,
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+# Weights made in inference mode could not take part in the gradients that some samplers need.
+@torch.inference_mode(False)
 def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Denoiser:
     """The denoiser of a checkpoint folder, in eval mode.
 

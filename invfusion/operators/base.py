@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from invfusion.errors import OperatorError, ShapeError
 
 T = TypeVar("T")
 S = TypeVar("S", bound="LinearOperator")
+P = ParamSpec("P")
+# Maps singular values (B, ...) to as many factors.
+Gain = Callable[[Tensor], Tensor]
 
 
 class derived(cached_property[T]):  # noqa: N801 - used as a decorator
@@ -35,14 +38,16 @@ class derived(cached_property[T]):  # noqa: N801 - used as a decorator
         super().__init__(outside_autograd)
 
 
-def in_full_precision(apply: Callable[[S, Tensor], Tensor]) -> Callable[[S, Tensor], Tensor]:
+def in_full_precision(
+    apply: Callable[Concatenate[S, Tensor, P], Tensor],
+) -> Callable[Concatenate[S, Tensor, P], Tensor]:
     """Run a method in the operator's precision, at least float32 and outside autocast; answer in the input's dtype."""
 
     @wraps(apply)
-    def wrapped(operator: S, value: Tensor) -> Tensor:
+    def wrapped(operator: S, value: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         dtype = torch.promote_types(value.dtype, operator.dtype)
         with torch.autocast(value.device.type, enabled=False):
-            return apply(operator, value.to(dtype)).to(value.dtype)
+            return apply(operator, value.to(dtype), *args, **kwargs).to(value.dtype)
 
     return wrapped
 
@@ -91,6 +96,9 @@ class LinearOperator(nn.Module, ABC):
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
         """Rebuild the operator; raises `ShapeError` where the tensors do not fit the image shape."""
 
+    def _spectral(self, y: Tensor, gain: Gain) -> Tensor:  # noqa: ARG002 - for subclasses that know their spectrum
+        raise OperatorError(f"the singular value decomposition of the operator '{self.kind}' is not known")
+
     def attributes(self) -> dict[str, Any]:
         """JSON-able facts beside the tensors that all B operators share (a stride, say)."""
         return {}
@@ -122,6 +130,20 @@ class LinearOperator(nn.Module, ABC):
         """(B, *K, *M) -> (B, *K, C, H, W), the exact Moore-Penrose inverse of `H`."""
         self._check(y, self.measurement_shape, "a measurement")
         return self._pinv(y)
+
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether `spectral` is available."""
+        return type(self)._spectral is not LinearOperator._spectral
+
+    def spectral(self, y: Tensor, gain: Gain) -> Tensor:
+        """A measurement filtered by singular value: U diag(gain(q)) U^T y for H = U diag(q) V^T, shaped like y.
+
+        gain: maps the singular values above zero, (B, ...), to factors of that shape; what lies outside the range of H
+        is dropped. So H_pinv(spectral(H(x), gain)) is V diag(gain(q)) V^T x. Raises `OperatorError` without a spectrum.
+        """
+        self._check(y, self.measurement_shape, "a measurement")
+        return self._spectral(y, gain)
 
     def back_project(self, y: Tensor) -> Tensor:
         """A cheap stand-in for `H_pinv` inside networks; exact here unless a subclass says otherwise."""

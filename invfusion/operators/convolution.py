@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators.base import (
+    Gain,
     LinearOperator,
     aligned,
     check_definition,
@@ -27,10 +28,14 @@ CUTOFF = 1e-2
 
 
 class Spectra(NamedTuple):
-    """Factors on half spectra (B, 1, s, H/s, W//2+1): rows split into aliases, columns as `rfft` lays them out."""
+    """Factors on half spectra (B, 1, s, H/s, W//2+1): rows split into aliases, columns as `rfft` lays them out.
+
+    singular: the singular values at the frequencies of a measurement, (B, 1, H/s, W/s//2+1); norm: the largest, (B,).
+    """
 
     forward: Tensor
     pinv: Tensor
+    singular: Tensor
     norm: Tensor
 
 
@@ -68,7 +73,8 @@ class StridedConvolution(LinearOperator):
         forward = aliases * kept
         pinv = forward.conj() / energy.where(kept, 1)
         half = [z.reshape(-1, 1, s, h // s, w)[..., : w // 2 + 1].to(self.dtype.to_complex()) for z in (forward, pinv)]
-        return Spectra(forward=half[0], pinv=half[1], norm=largest.sqrt().flatten().to(self.dtype))
+        singular = (energy * kept).sqrt()[:, :, :, 0, : w // s // 2 + 1].to(self.dtype)
+        return Spectra(forward=half[0], pinv=half[1], singular=singular, norm=largest.sqrt().flatten().to(self.dtype))
 
     @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
@@ -85,6 +91,13 @@ class StridedConvolution(LinearOperator):
     @in_full_precision
     def _pinv(self, y: Tensor) -> Tensor:
         return self._spread(y, self.spectra.pinv)
+
+    @in_full_precision
+    def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
+        q = self.spectra.singular
+        factors = gain(q.where(q > 0, 1)) * (q > 0)
+        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(y) * aligned(factors, y.ndim), s=y.shape[-2:])
+        return filtered
 
     def _spread(self, y: Tensor, factor: Tensor) -> Tensor:
         """Tile the spectrum of y over the aliases, multiply, transform back."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.operators.base import LinearOperator, aligned, check_definition
+from invfusion.operators.base import Gain, LinearOperator, aligned, check_definition
 
 
 class MaskOperator(LinearOperator):
@@ -34,6 +34,10 @@ class MaskOperator(LinearOperator):
 
     def _pinv(self, y: Tensor) -> Tensor:
         return self._forward(y)
+
+    def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
+        mask = self.mask.to(self.dtype)
+        return y * aligned(mask * gain(torch.ones_like(mask)), y.ndim).to(y.dtype)
 
     @property
     def norm(self) -> Tensor:

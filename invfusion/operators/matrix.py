@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import LinearOperator, check_definition, derived, in_full_precision
+from invfusion.operators.base import Gain, LinearOperator, check_definition, derived, in_full_precision
 
 # Squaring a matrix doubles the digits it loses: above this condition number of the Gram matrix, the SVD is used.
 MAX_GRAM_CONDITION = 1e5
+# Squared singular values below this share of the largest are rounding errors of a zero.
+RANK_TOLERANCE = 1e-12
 # How many samples of similar row counts are factorised together.
 GROUP = 8
 
@@ -47,6 +49,14 @@ class MatrixOperator(LinearOperator):
         largest: Tensor = torch.linalg.eigvalsh(small)[:, -1]
         return largest.clamp(min=0).sqrt().to(self.dtype)
 
+    @derived
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Left singular vectors (B, m, m) and squared singular values (B, m), zero where the rank ends."""
+        matrix = self.matrix.double()
+        squares, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+        kept = squares > RANK_TOLERANCE * squares[:, -1:]
+        return vectors.to(self.dtype), (squares * kept).to(self.dtype)
+
     @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
         return _apply_rows(self.matrix, x.flatten(-3))
@@ -58,6 +68,13 @@ class MatrixOperator(LinearOperator):
     @in_full_precision
     def _pinv(self, y: Tensor) -> Tensor:
         return self._as_images(_apply_rows(self.inverse, y))
+
+    @in_full_precision
+    def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
+        vectors, squares = self.spectrum
+        kept = squares > 0
+        factors = gain(squares.where(kept, 1).sqrt()) * kept
+        return _apply_rows((vectors * factors[:, None]) @ vectors.mT, y)
 
     def _as_images(self, vectors: Tensor) -> Tensor:
         return vectors.reshape(*vectors.shape[:-1], *self.image_shape)

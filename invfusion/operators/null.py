@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import LinearOperator, check_definition
+from invfusion.operators.base import Gain, LinearOperator, check_definition
 
 
 class NullOperator(LinearOperator):
@@ -34,6 +34,9 @@ class NullOperator(LinearOperator):
 
     def _pinv(self, y: Tensor) -> Tensor:
         return self._adjoint(y)
+
+    def _spectral(self, y: Tensor, gain: Gain) -> Tensor:  # noqa: ARG002 - there are no singular values
+        return y
 
     @property
     def norm(self) -> Tensor:

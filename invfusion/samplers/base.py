@@ -1,18 +1,24 @@
 """What every sampler promises."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import Measurement
 from invfusion.rng import randn
 from invfusion.schema import Config
+
+# Some published comparisons ran an algorithm in another form than its authors'; the original is always the default.
+AlgorithmVariant = Literal["original", "published"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,20 @@ class SampleOutput:
 
     x: (B, C, H, W) images in [-1, 1] units, not clipped; nfe: network calls that each image took.
     components: (B, K, C, H, W) orthonormal directions of largest posterior variance; stds: (B, K) along each.
+
+    An image whose trajectory diverged keeps its infinite or not-a-number entries, and `diverged` names it: count and
+    report such images, and leave them out of averages. They never touch the other images of the batch.
     """
 
     x: Tensor
     nfe: int
     components: Tensor | None = None
     stds: Tensor | None = None
+
+    @property
+    def diverged(self) -> Tensor:
+        """(B,) bool: the images that are not finite."""
+        return ~self.x.isfinite().flatten(1).all(dim=1)
 
 
 class BoundDenoiser:
@@ -39,6 +53,18 @@ class BoundDenoiser:
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """The estimate of the clean image, (B, C, H, W), at noise level sigma."""
         return self._call(self.denoiser, x, sigma)  # type: ignore[no-any-return]
+
+    def with_pullback(self, x: Tensor, sigma: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The estimate, and the map v -> (dD/dx)^T v of its Jacobian at x, both (B, C, H, W); the map works once."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            denoised = self(leaf, sigma)
+        if not denoised.requires_grad:
+            raise OperatorError(
+                f"autograd cannot differentiate {type(self.denoiser).__name__}; a sampler that requires 'grad' needs a "
+                "denoiser of plain torch operations, whose weights were not made in inference mode"
+            )
+        return denoised.detach(), lambda v: torch.autograd.grad(denoised, leaf, v)[0]
 
     def components(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The estimate with its raw principal directions: (B, C, H, W) and (B, K, C, H, W)."""
@@ -55,10 +81,15 @@ class BoundDenoiser:
 class Sampler(Config, ABC):
     """An algorithm that turns noise into images with the help of a denoiser.
 
-    `requires` names what the algorithm asks of operator and denoiser (the keys of `CAPABILITIES`).
+    requires: what the algorithm asks of operator and denoiser (keys of `CAPABILITIES`); requires_if_noisy: what it asks
+    in addition of a measurement with noise. uses_denoiser: whether it calls the denoiser at all.
+    tunable: the fields worth tuning on validation images, each with the values to try.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
+    requires_if_noisy: ClassVar[frozenset[str]] = frozenset()
+    uses_denoiser: ClassVar[bool] = True
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {}
 
     def sample(
         self,
@@ -84,7 +115,12 @@ class Sampler(Config, ABC):
         """
         self._check_capabilities(denoiser, measurement)
         _check_batch(measurement, noise, generators, class_labels)
-        return self._sample(denoiser, measurement, noise, generators, class_labels)
+        if "grad" not in self.requires:
+            return self._sample(denoiser, measurement, noise, generators, class_labels)
+        # Tensors that were made in inference mode cannot take part in a backward pass; copies made outside of it can.
+        with torch.inference_mode(False), torch.no_grad():
+            measurement = None if measurement is None else measurement.select(slice(None))
+            return self._sample(denoiser, measurement, noise.clone(), generators, class_labels)
 
     @abstractmethod
     def _sample(
@@ -97,18 +133,57 @@ class Sampler(Config, ABC):
     ) -> SampleOutput: ...
 
     def _check_capabilities(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
-        for name in sorted(self.requires):
-            needed, offers = CAPABILITIES[name]
-            if not offers(denoiser, measurement):
-                holder = "nothing" if measurement is None else f"the operator '{measurement.operator.kind}'"
-                raise OperatorError(
-                    f"the sampler '{type(self).model_fields['kind'].default}' requires '{name}': {needed}; "
-                    f"it was given {holder} and a {type(denoiser).__name__}"
-                )
+        kind = type(self).model_fields["kind"].default
+        required = self.requires | (self.requires_if_noisy if is_noisy(measurement) else frozenset())
+        lacking = [name for name in sorted(required) if not CAPABILITIES[name][1](denoiser, measurement)]
+        if lacking:
+            holder = "nothing" if measurement is None else f"the operator '{measurement.operator.kind}'"
+            noise = "noisy measurements of " if set(lacking) <= self.requires_if_noisy else ""
+            raise OperatorError(
+                "; ".join(f"the sampler '{kind}' requires '{name}': {CAPABILITIES[name][0]}" for name in lacking)
+                + f"; it was given {noise}{holder} and a {type(denoiser).__name__}"
+            )
+
+
+class EDMGrid(Sampler):
+    """A sampler on the noise levels of EDM: n_steps of them from sigma_max down to sigma_min, then 0."""
+
+    n_steps: int = Field(ge=1)
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
+    rho: float = Field(default=7.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        return self
+
+    def levels(self) -> list[float]:
+        """The n_steps + 1 noise levels."""
+        return edm_sigmas(self.n_steps, self.sigma_max, self.sigma_min, self.rho).tolist()
+
+
+def is_noisy(measurement: Measurement | None) -> bool:
+    """Whether any image of the batch was measured with noise."""
+    return measurement is not None and bool((measurement.sigma_y > 0).any())
 
 
 def _offers_pinv(_: Any, measurement: Measurement | None) -> bool:
     return measurement is not None and callable(getattr(measurement.operator, "H_pinv", None))
+
+
+def _offers_adjoint(_: Any, measurement: Measurement | None) -> bool:
+    return measurement is not None and callable(getattr(measurement.operator, "H_adjoint", None))
+
+
+def _offers_spectrum(_: Any, measurement: Measurement | None) -> bool:
+    return measurement is not None and getattr(measurement.operator, "has_spectrum", False)
+
+
+def _offers_grad(_: Any, measurement: Measurement | None) -> bool:
+    # That autograd can differentiate the denoiser shows at its first call, which says so if not.
+    return measurement is not None
 
 
 def _offers_components(denoiser: DenoiserLike, _: Measurement | None) -> bool:
@@ -119,6 +194,9 @@ def _offers_components(denoiser: DenoiserLike, _: Measurement | None) -> bool:
 # name -> what is needed in words, and the test.
 CAPABILITIES: dict[str, tuple[str, Callable[[Any, Measurement | None], bool]]] = {
     "pinv": ("a measurement whose operator has an exact pseudo-inverse", _offers_pinv),
+    "adjoint": ("a measurement whose operator has an adjoint", _offers_adjoint),
+    "spectral": ("a measurement whose operator knows its singular value decomposition", _offers_spectrum),
+    "grad": ("a measurement, and a denoiser that autograd can differentiate", _offers_grad),
     "components": ("a denoiser with principal components, such as the distilled 'nppc' model", _offers_components),
 }
 
@@ -145,3 +223,33 @@ def _check_batch(
 def fresh_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Standard normal noise of the shape, dtype and device of `like`, row i from generator i."""
     return randn(like.shape[1:], generators, device=like.device).to(like.dtype)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over `like`, (B, ...), in its dtype."""
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def filtered(measurement: Measurement, y: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """y weighted by gain(sigma_y / q) along each singular vector of singular value q, shaped like y.
+
+    sigma_y / q is the noise that H_pinv(y) has along that vector. Without noise it is 0 for all of them, so that no
+    singular value decomposition is needed. What lies outside the range of H means nothing afterwards: apply H_pinv.
+    """
+    sigma_y = measurement.sigma_y
+    if not is_noisy(measurement):
+        return gain(per_sample(sigma_y, y)) * y
+    return measurement.operator.spectral(y, lambda q: gain(per_sample(sigma_y, q) / q))
+
+
+def ancestral_step(
+    x: Tensor, denoised: Tensor, sigma: float, t: float, eta: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """From level sigma to t < sigma: eta = 0 is a step of the probability-flow ODE, 1 an ancestral step of DDPM.
+
+    Source: DDIM, Eq. 12, in variance-exploding terms.
+    """
+    fresh = eta * t * math.sqrt(sigma**2 - t**2) / sigma
+    kept = math.sqrt(t**2 - fresh**2)
+    x = denoised + kept * (x - denoised) / sigma
+    return x + fresh * fresh_noise(x, generators) if fresh > 0 else x

@@ -11,22 +11,37 @@ from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
-from invfusion.operators import LinearOperator, Measurement
-from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler, fresh_noise
+from invfusion.operators import Measurement
+from invfusion.samplers.base import (
+    AlgorithmVariant,
+    BoundDenoiser,
+    SampleOutput,
+    Sampler,
+    filtered,
+    fresh_noise,
+    per_sample,
+)
 
 
 class DDRMConfig(Sampler):
-    """Denoising diffusion restoration in its form that uses only H and its pseudo-inverse, with eta_b = 1.
+    """Denoising diffusion restoration: y replaces the denoiser's estimate along every singular vector of H.
 
-    Exact for noiseless measurements; for noisy ones, exact where all non-zero singular values of H are 1 and an
-    approximation elsewhere. The denoiser sees neither H nor y. Source: paper A.4, with the published code's errors in
-    the noisy branch corrected (methods 5.1).
+    Along one of singular value q, H_pinv y has the noise s = sigma_y / q. While the level t is above s, the next state
+    is drawn around H_pinv y; below, the denoiser's estimate is pulled towards it. In the null space, x keeps the share
+    1 - eta^2 of its noise. The denoiser sees neither H nor y. Source: Kawar et al. 2022, Eqs. 7 and 8; paper A.4.
+
+    published: the noisy form of the paper's code, whose means and deviations are wrong (methods 5.1); without noise it
+    is the original.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
+    requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"spectral"})
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"eta": (0.5, 0.7, 0.85, 1.0)}
     kind: Literal["ddrm"] = "ddrm"
+    variant: AlgorithmVariant = "original"
     n_steps: int = Field(default=25, ge=1)
     eta: float = Field(default=0.85, ge=0, le=1)
+    eta_b: float = Field(default=1.0, ge=0, le=1)
 
     def _sample(
         self,
@@ -38,31 +53,49 @@ class DDRMConfig(Sampler):
     ) -> SampleOutput:
         assert measurement is not None, "checked by `requires`"
         D = BoundDenoiser(denoiser, None, class_labels)
-        H = measurement.operator
-        known = measurement.H_pinv_y
-        sigma_y = measurement.sigma_y.to(noise.dtype).view(-1, 1, 1, 1)
-        keep = math.sqrt(1 - self.eta**2)
-
         sigmas = edm_sigmas(self.n_steps).tolist()
-        x = known + _noise_around_known(H, noise, sigmas[0], sigma_y)
+        x = self._start(measurement, noise, sigmas[0])
+        step = self._step if self.variant == "original" else self._published_step
         for sigma, t in pairwise(sigmas):
-            denoised = D(x, sigma)
             z = fresh_noise(x, generators) if t > 0 else torch.zeros_like(x)
-            unknown = denoised + t * (keep * (x - denoised) / sigma + self.eta * z)
-            # Where the measurement is more precise than the noise level, it replaces the denoiser's opinion.
-            replaced = known + (t**2 - sigma_y**2).clamp(min=0).sqrt() * z
-            pulled = denoised + t * (keep * (known - denoised) / sigma_y.clamp(min=1e-12) + self.eta * z)
-            seen = torch.where(t >= sigma_y, replaced, pulled)
-            x = unknown + _range_part(H, seen - unknown)
+            x = step(measurement, x, D(x, sigma), sigma, t, z)
         return SampleOutput(x, D.nfe)
 
+    def _start(self, measurement: Measurement, noise: Tensor, sigma: float) -> Tensor:
+        """H_pinv y plus noise, of level sigma in total: the measurement's own noise is part of it."""
+        if self.variant == "published":
+            return measurement.H_pinv_y + sigma * noise
+        H, y = measurement.operator, measurement.y
+        mean = filtered(measurement, y, lambda s: (s < sigma).to(y.dtype))
+        less = filtered(measurement, H.H(noise), lambda s: torch.where(s < sigma, _rest(sigma, s) - sigma, 0.0))
+        return sigma * noise + H.H_pinv(mean + less)
 
-def _noise_around_known(H: LinearOperator, noise: Tensor, sigma: float, sigma_y: Tensor) -> Tensor:
-    """Initial noise: level sigma in the null space of H; in its range the measurement's own noise is part of it."""
-    in_range = (sigma**2 - sigma_y**2).clamp(min=0).sqrt()
-    return sigma * noise + _range_part(H, (in_range - sigma) * noise)
+    def _step(self, measurement: Measurement, x: Tensor, denoised: Tensor, sigma: float, t: float, z: Tensor) -> Tensor:
+        H, keep = measurement.operator, math.sqrt(1 - self.eta**2)
+        free = denoised + t * (keep * (x - denoised) / sigma + self.eta * z)
+
+        def pull(s: Tensor) -> Tensor:
+            return torch.where(s <= t, self.eta_b, keep * t / s.clamp(min=1e-12))
+
+        def spread(s: Tensor) -> Tensor:
+            return torch.where(s <= t, _rest(t, self.eta_b * s), self.eta * t)
+
+        towards_y = filtered(measurement, measurement.y - H.H(denoised), pull)
+        seen = H.H(denoised) + towards_y + filtered(measurement, H.H(z), spread)
+        return free + H.H_pinv(seen - H.H(free))
+
+    def _published_step(
+        self, measurement: Measurement, x: Tensor, denoised: Tensor, sigma: float, t: float, z: Tensor
+    ) -> Tensor:
+        H, keep = measurement.operator, math.sqrt(1 - self.eta**2)
+        known, sigma_y = measurement.H_pinv_y, per_sample(measurement.sigma_y, x)
+        z_seen = H.H_pinv(H.H(z))
+        free = denoised + t * (keep * (x - denoised) / sigma + self.eta * z)
+        above = known + (t - sigma_y) * z_seen
+        below = t * (keep * (known - denoised) / sigma_y.clamp(min=1e-12) + self.eta * z_seen)
+        return free - H.H_pinv(H.H(free)) + torch.where(sigma_y <= t, above, below)
 
 
-def _range_part(H: LinearOperator, v: Tensor) -> Tensor:
-    """The projection of v on the row space of H, H_pinv H v."""
-    return H.H_pinv(H.H(v))
+def _rest(total: float, part: Tensor) -> Tensor:
+    """The standard deviation that is missing from `part` to `total`."""
+    return (total**2 - part.square()).clamp(min=0).sqrt()

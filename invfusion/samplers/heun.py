@@ -3,19 +3,18 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler, fresh_noise
+from invfusion.samplers.base import BoundDenoiser, EDMGrid, SampleOutput, fresh_noise
 
 
-class HeunConfig(Sampler):
+class HeunConfig(EDMGrid):
     """Heun's method on the probability-flow ODE, with optional churn; 2 * n_steps - 1 network calls.
 
     Churn (`S_churn` > 0) raises the noise level by fresh noise before a step, where the level lies in [S_min, S_max].
@@ -24,19 +23,10 @@ class HeunConfig(Sampler):
 
     kind: Literal["heun"] = "heun"
     n_steps: int = Field(default=32, ge=1)
-    sigma_min: float = Field(default=0.002, gt=0)
-    sigma_max: float = Field(default=80.0, gt=0)
-    rho: float = Field(default=7.0, gt=0)
     S_churn: float = Field(default=0.0, ge=0)
     S_min: float = Field(default=0.0, ge=0)
     S_max: float = Field(default=math.inf, ge=0)
     S_noise: float = Field(default=1.0, ge=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min must be below sigma_max, got {self.sigma_min} and {self.sigma_max}")
-        return self
 
     def _sample(
         self,
@@ -47,7 +37,7 @@ class HeunConfig(Sampler):
         class_labels: Tensor | None,
     ) -> SampleOutput:
         D = BoundDenoiser(denoiser, measurement, class_labels)
-        sigmas = edm_sigmas(self.n_steps, self.sigma_max, self.sigma_min, self.rho).tolist()
+        sigmas = self.levels()
         x = sigmas[0] * noise
         for sigma, sigma_next in pairwise(sigmas):
             x_hat, sigma_hat = self._churn(x, sigma, generators)

@@ -85,3 +85,23 @@ def test_operators_of_other_images_do_not_join(operator: LinearOperator) -> None
     other = NullOperator((2, 4, 4), torch.zeros(1, 0))
     with pytest.raises(ShapeError, match="cannot join"):
         type(operator).cat([operator, other])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_spectral_filters_by_the_singular_values_of_the_dense_matrix(
+    operator: LinearOperator, dtype: torch.dtype
+) -> None:
+    operator = operator.to(dtype)
+    A = dense(operator)
+    u, q, _ = torch.linalg.svd(A.double(), full_matrices=False)
+    y = torch.randn(A.shape[:2], generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+    def gain(q: Tensor) -> Tensor:
+        return 1 / (1 + q**2)
+
+    seen = q > 1e-6 * q.amax(dim=1, keepdim=True) if q.numel() else q > 0
+    expected = (u * (gain(q) * seen)[:, None]) @ (u.mT @ y.double()[..., None])
+    actual = operator.spectral(y.view(3, *operator.measurement_shape), gain).flatten(1)
+    torch.testing.assert_close(actual.double(), expected[..., 0], rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-8)
+    stack = torch.stack([y, 2 * y], dim=1).view(3, 2, *operator.measurement_shape)
+    torch.testing.assert_close(operator.spectral(stack, gain)[:, 1].flatten(1), 2 * actual)

@@ -12,7 +12,16 @@ from invfusion.rng import generator, generators, randn
 from invfusion.samplers import SAMPLERS, SamplerConfig
 
 SHAPE = (3, 8, 8)
-SETTINGS = {"heun": {"n_steps": 6, "S_churn": 3}, "ddrm": {"n_steps": 6}}
+SETTINGS = {
+    "heun": {"n_steps": 6, "S_churn": 3},
+    "ddrm": {"n_steps": 6},
+    "ddnm": {"n_steps": 6},
+    "dps": {"n_steps": 6},
+    "pigdm": {"n_steps": 6},
+    "daps": {"n_levels": 3, "n_ode_steps": 2, "n_langevin_steps": 4},
+    "mgps": {"n_levels": 8, "n_gradient_steps_boosted": 3},
+    "dpmpp_2m": {"n_steps": 6},
+}
 
 
 class CountingDenoiser:
@@ -35,10 +44,11 @@ def sampler(kind: str):
     return SAMPLERS[kind](**SETTINGS.get(kind, {}))
 
 
-def case(n: int = 4) -> tuple[Measurement, Tensor]:
-    operator = FAMILIES["patch_inpainting"]().sample(batch_size=n, image_shape=SHAPE, generator=generator(0, "H"))
+def case(n: int = 4, sigma_y: float = 0.0, family: str = "patch_inpainting") -> tuple[Measurement, Tensor]:
+    operator = FAMILIES[family]().sample(batch_size=n, image_shape=SHAPE, generator=generator(0, "H"))
     x = randn(SHAPE, generators(0, "x", range(n)))
-    return Measurement.of(x, operator), randn(SHAPE, generators(0, "noise", range(n)))
+    n_y = randn(operator.measurement_shape, generators(0, "n_y", range(n)))
+    return Measurement.of(x, operator, sigma_y, n_y), randn(SHAPE, generators(0, "noise", range(n)))
 
 
 @pytest.fixture(params=sorted(SAMPLERS))
@@ -46,11 +56,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_output_is_finite_and_of_the_shape_of_the_noise(kind: str) -> None:
-    measurement, noise = case()
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["patch_inpainting", "strided_motion_blur", "matrix", "null"])
+def test_output_is_finite_and_of_the_shape_of_the_noise(kind: str, family: str, sigma_y: float) -> None:
+    measurement, noise = case(sigma_y=sigma_y, family=family)
     output = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
     assert output.x.shape == noise.shape
     assert bool(output.x.isfinite().all())
+    assert not bool(output.diverged.any())
 
 
 def test_nfe_is_what_the_denoiser_saw(kind: str) -> None:
@@ -60,8 +73,9 @@ def test_nfe_is_what_the_denoiser_saw(kind: str) -> None:
     assert output.nfe == denoiser.calls
 
 
-def test_an_image_does_not_depend_on_its_neighbours(kind: str) -> None:
-    measurement, noise = case()
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_an_image_does_not_depend_on_its_neighbours(kind: str, sigma_y: float) -> None:
+    measurement, noise = case(sigma_y=sigma_y)
     together = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
     for rows in ([0], [3, 1]):
         way = generators(0, "way", rows)
@@ -76,6 +90,32 @@ def test_the_same_generators_give_the_same_image(kind: str) -> None:
         for _ in range(2)
     ]
     assert torch.equal(*draws)
+
+
+def test_a_diverged_image_is_named_and_spoils_no_other(kind: str) -> None:
+    measurement, noise = case(sigma_y=0.1)
+    clean = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
+    noise[1, 0, 0, 0] = torch.nan
+    output = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
+    assert output.diverged.tolist() == [False, True, False, False]
+    torch.testing.assert_close(output.x[[0, 2, 3]], clean.x[[0, 2, 3]])
+
+
+def test_it_runs_in_inference_mode_as_elsewhere(kind: str) -> None:
+    """There, gradients through the denoiser must be switched on, on tensors that can take part in them."""
+    measurement, noise = case(sigma_y=0.1)
+    expected = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
+    with torch.inference_mode():
+        made_there, noise = case(sigma_y=0.1)
+        output = sampler(kind).sample(CountingDenoiser(), made_there, noise, generators=generators(0, "way", range(4)))
+    torch.testing.assert_close(output.x, expected.x)
+    assert not output.x.requires_grad
+
+
+def test_what_is_tunable_can_be_tuned(kind: str) -> None:
+    for field, values in SAMPLERS[kind].tunable.items():
+        assert len({getattr(SAMPLERS[kind](**{field: value}), field) for value in values}) == len(values)
+        assert getattr(SAMPLERS[kind](), field) in values
 
 
 def test_what_does_not_fit_is_refused_before_any_work(kind: str) -> None:
