@@ -1,24 +1,25 @@
-"""Distill a trained diffusion model into a one-step estimator: the posterior mean, or mean and principal components."""
+"""Distill a trained diffusion model: to the posterior mean, to mean and principal components, or to unrolled DDRM."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from components.train import MODELS, command_line, launch, must_launch, run
 from invfusion.config import Params
 from invfusion.diffusion.losses import MMSELoss
 from invfusion.errors import ConfigError
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, with_components
-from invfusion.training.config import DistillTarget, StudentConfig
+from invfusion.samplers.ddrm import UnrolledDDRMConfig
+from invfusion.training.config import DistilledTarget, DistillTarget, StudentConfig
 from invfusion.training.task import Task
+from invfusion.training.unrolled import UnrolledDDRMLoss
 
-Target = Literal["mmse", "nppc"]
 
-
-def distill(params: Params, target: Target) -> Path:
-    """Train one distilled model; returns artifacts/models/<target>. The teacher is artifacts/models/<distill.teacher>.
+def distill(params: Params, target: DistilledTarget) -> Path:
+    """Train one distilled model; returns artifacts/models/<target>. It starts from <distill.teacher>,
+    unrolled DDRM from <distill.unrolled_ddrm.start>, under the same folder.
 
     Raises:
-        CheckpointError: the teacher has not been trained.
+        CheckpointError: the model to start from has not been trained.
         InvFusionError, SystemExit: as in training.
     """
     if must_launch(params):
@@ -27,7 +28,7 @@ def distill(params: Params, target: Target) -> Path:
     return run(params, target, task_of(params, target), starting_point(params, target))
 
 
-def task_of(params: Params, target: Target) -> Task:
+def task_of(params: Params, target: DistilledTarget) -> Task:
     """What the distilled model is trained on: the teacher's settings with the target's own loss and length."""
     settings = _settings(params, target)
     config = params.train.model_copy(
@@ -36,13 +37,17 @@ def task_of(params: Params, target: Target) -> Task:
     if target == "nppc":
         nppc = params.distill.nppc
         return Task(nppc.loss, nppc.degradation, params.sigma_y, config, params.seed)
+    if target == "unrolled_ddrm":
+        unrolled = params.distill.unrolled_ddrm
+        loss = UnrolledDDRMLoss(sampler=UnrolledDDRMConfig(n_steps=unrolled.n_steps, eta=unrolled.eta))
+        return Task(loss, params.degradation, params.sigma_y, config, params.seed)
     return Task(MMSELoss(), params.degradation, params.sigma_y, config, params.seed)
 
 
-def starting_point(params: Params, target: Target) -> Denoiser:
+def starting_point(params: Params, target: DistilledTarget) -> Denoiser:
     """The teacher itself (with room for the components), or a smaller student with fresh weights."""
     n_components = params.distill.nppc.n_components if target == "nppc" else 0
-    teacher = load_denoiser(MODELS / params.distill.teacher)
+    teacher = load_denoiser(MODELS / params.distill.model_before(target))
     student = _settings(params, target).student
     if student is not None:
         levels = student_levels(student, teacher.config)
@@ -59,9 +64,10 @@ def student_levels(student: StudentConfig, teacher: DenoiserConfig) -> tuple[Lev
     return tuple(level.model_copy(update={"width": w, "depth": d}) for level, w, d in sizes)
 
 
-def _settings(params: Params, target: Target) -> DistillTarget:
-    return params.distill.nppc if target == "nppc" else params.distill.mmse
+def _settings(params: Params, target: DistilledTarget) -> DistillTarget:
+    settings: DistillTarget = getattr(params.distill, target)
+    return settings
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "target", get_args(Target), distill)
+    command_line(__doc__, "target", get_args(DistilledTarget), distill)

@@ -30,8 +30,8 @@ from components.grids import restoration_grid
 from invfusion.config import Params, load_params
 from invfusion.data import StagedDataset
 from invfusion.errors import DataError, InvFusionError
-from invfusion.models import Denoiser, Variant, build_denoiser, save_denoiser, set_attention_backend
-from invfusion.training.config import OptimisationConfig
+from invfusion.models import Denoiser, build_denoiser, save_denoiser, set_attention_backend
+from invfusion.training.config import OptimisationConfig, TrainedVariant
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.history import History
 from invfusion.training.lock import exclusive
@@ -46,6 +46,8 @@ MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
 STATE = Path("state/train")
 
+VARIANTS: tuple[str, ...] = tuple(name for part in get_args(TrainedVariant) for name in get_args(part))
+
 # They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
 # The code that makes the weights what they are, as the stage in dvc.yaml lists it.
@@ -55,7 +57,7 @@ _CODE = (
 )  # fmt: skip
 
 
-def train(params: Params, variant: Variant) -> Path:
+def train(params: Params, variant: TrainedVariant) -> Path:
     """Train (or go on training) one variant; returns artifacts/models/<variant>.
 
     Raises:
@@ -68,15 +70,17 @@ def train(params: Params, variant: Variant) -> Path:
     return run(params, variant, task_of(params, variant), denoiser_for(params, variant))
 
 
-def task_of(params: Params, variant: Variant) -> Task:
-    """What a diffusion model learns: to denoise, and to restore unless it is unconditional."""
+def task_of(params: Params, variant: TrainedVariant) -> Task:
+    """What a model learns: to denoise (InDI: to go back to the image), and to restore unless it is unconditional."""
     degradation = None if variant == "unconditional" else params.degradation
-    return Task(params.train.loss, degradation, params.sigma_y, params.train, params.seed)
+    loss = params.train.indi if variant == "indi" else params.train.loss
+    return Task(loss, degradation, params.sigma_y, params.train, params.seed)
 
 
-def denoiser_for(params: Params, variant: Variant) -> Denoiser:
-    """The freshly initialised denoiser of one variant."""
-    return build_denoiser(params.denoiser_config(variant), seed=params.seed)
+def denoiser_for(params: Params, variant: TrainedVariant) -> Denoiser:
+    """The freshly initialised denoiser of one variant; that of InDI sees no measurement, which it starts from."""
+    architecture = "unconditional" if variant == "indi" else variant
+    return build_denoiser(params.denoiser_config(architecture), seed=params.seed)
 
 
 def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
@@ -296,4 +300,4 @@ def _observer(
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "variant", get_args(Variant), train)
+    command_line(__doc__, "variant", VARIANTS, train)

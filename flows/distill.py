@@ -1,20 +1,20 @@
-"""Distill the diffusion model to a one-step estimator."""
+"""Distill a trained diffusion model."""
 
 from pathlib import Path
 from typing import get_args
 
 from prefect import flow
 
-from components.distill import Target
 from components.distill import distill as component
 from flows import entry
+from invfusion.training.config import DistilledTarget
 
 
 @flow(name="distill", flow_run_name="distill-{target}")
-def distill(target: Target = "mmse", params: str = "params.yaml") -> Path:
-    """Distill the diffusion model to a one-step estimator."""
+def distill(target: DistilledTarget = "mmse", params: str = "params.yaml") -> Path:
+    """Distill a trained diffusion model."""
     return entry.step(component, params, target)
 
 
 if __name__ == "__main__":
-    entry.command_line(distill, __doc__, "target", get_args(Target))
+    entry.command_line(distill, __doc__, "target", get_args(DistilledTarget))

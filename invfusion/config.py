@@ -117,6 +117,11 @@ class Params(Config):
             raise ValueError(
                 f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}"
             )
+        if "unrolled_ddrm" in self.distill.targets and self.distill.unrolled_ddrm.start not in self.train.variants:
+            raise ValueError(
+                f"distill.unrolled_ddrm.start '{self.distill.unrolled_ddrm.start}' is not among train.variants "
+                f"{self.train.variants}"
+            )
         image_shape = self.denoiser_config("invfusion").image_shape
         for family in (self.degradation, self.distill.nppc.degradation, *self.evaluate.families):
             family.check(image_shape)

@@ -43,7 +43,8 @@ def standard_normal(shape: tuple[int, ...], generator: torch.Generator, device: 
     return torch.randn(shape, generator=generator).to(device)
 
 
-def _squared_error(estimate: Tensor, x: Tensor) -> Tensor:
+def squared_error(estimate: Tensor, x: Tensor) -> Tensor:
+    """(B,): the mean over channels and pixels."""
     return (estimate - x).square().flatten(1).mean(1)
 
 
@@ -75,7 +76,7 @@ class DiffusionLoss(Config):
         noisy = x + sigma.view(-1, 1, 1, 1) * noise
         denoised, u = network(noisy, sigma, *condition.arguments, return_logvar=True)
         weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
-        weighted = weight * _squared_error(denoised, x)
+        weighted = weight * squared_error(denoised, x)
         return LossOutput(weighted / u.exp() + u, {"weighted_mse": weighted.detach()})
 
 
@@ -91,7 +92,32 @@ class MMSELoss(Config):
         """x (B, C, H, W) in [-1, 1] -> mean((D - x)^2)."""
         noise = standard_normal(tuple(x.shape), generator, x.device)
         mean = network(self.sigma * noise, x.new_full((len(x),), self.sigma), *condition.arguments)
-        error = _squared_error(mean, x)
+        error = squared_error(mean, x)
+        return LossOutput(error, {"mse": error.detach()})
+
+
+class InDILoss(Config):
+    """Inversion by direct iteration: regression to x from points on the way to it from H_pinv y.
+
+    x_t = (1 - t) x + t (H_pinv y + epsilon n) with t uniform in (0, 1]. The network sees x_t, and t in the place of
+    sigma, but neither y nor H. epsilon: noise at the start, the only randomness that a sample has. Source: Delbracio &
+    Milanfar 2023, with squared errors; the paper does not say which epsilon it took.
+    """
+
+    kind: Literal["indi"] = "indi"
+    epsilon: float = Field(default=0.01, ge=0)
+
+    trains_log_variance: ClassVar[bool] = False
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """x (B, C, H, W) in [-1, 1] -> mean((D - x)^2)."""
+        assert condition.measurement is not None, "InDI learns to restore"
+        t = (1 - torch.rand(len(x), generator=generator)).to(x.device)
+        noise = standard_normal(tuple(x.shape), generator, x.device)
+        start = condition.measurement.H_pinv_y + self.epsilon * noise
+        x_t = torch.lerp(x, start, t.view(-1, 1, 1, 1))
+        restored = network(x_t, t, None, condition.class_labels, condition.augment_labels)
+        error = squared_error(restored, x)
         return LossOutput(error, {"mse": error.detach()})
 
 
@@ -117,7 +143,7 @@ class NPPCLoss(Config):
         sigma = x.new_full((len(x),), self.sigma)
         mean, w = network(self.sigma * noise, sigma, *condition.arguments, return_components=True)
         captured, length_error = component_errors(x - mean.detach(), w)
-        mse = _squared_error(mean, x)
+        mse = squared_error(mean, x)
         loss = mse + self.direction_weight * (1 - captured) + self.length_weight * length_error
         return LossOutput(loss, {"mse": mse.detach(), "captured": captured.detach()})
 

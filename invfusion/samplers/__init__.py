@@ -7,10 +7,11 @@ from pydantic import Field
 from invfusion.samplers.base import SampleOutput, Sampler
 from invfusion.samplers.daps import DAPSConfig
 from invfusion.samplers.ddnm import DDNMConfig
-from invfusion.samplers.ddrm import DDRMConfig
+from invfusion.samplers.ddrm import DDRMConfig, UnrolledDDRMConfig
 from invfusion.samplers.dpmpp_2m import DPMpp2MConfig
 from invfusion.samplers.dps import DPSConfig
 from invfusion.samplers.heun import HeunConfig
+from invfusion.samplers.indi import InDIConfig
 from invfusion.samplers.mgps import MGPSConfig
 from invfusion.samplers.mmse import MMSEConfig
 from invfusion.samplers.nppc import NPPCConfig
@@ -27,6 +28,8 @@ _Members = (
     | PiGDMConfig
     | DAPSConfig
     | MGPSConfig
+    | InDIConfig
+    | UnrolledDDRMConfig
 )
 
 SamplerConfig = Annotated[_Members, Field(discriminator="kind")]
@@ -45,6 +48,7 @@ __all__ = [
     "DPMpp2MConfig",
     "DPSConfig",
     "HeunConfig",
+    "InDIConfig",
     "MGPSConfig",
     "MMSEConfig",
     "NPPCConfig",
@@ -52,4 +56,5 @@ __all__ = [
     "SampleOutput",
     "Sampler",
     "SamplerConfig",
+    "UnrolledDDRMConfig",
 ]

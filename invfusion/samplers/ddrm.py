@@ -23,21 +23,11 @@ from invfusion.samplers.base import (
 )
 
 
-class DDRMConfig(Sampler):
-    """Denoising diffusion restoration: y replaces the denoiser's estimate along every singular vector of H.
-
-    Along one of singular value q, H_pinv y has the noise s = sigma_y / q. While the level t is above s, the next state
-    is drawn around H_pinv y; below, the denoiser's estimate is pulled towards it. In the null space, x keeps the share
-    1 - eta^2 of its noise. The denoiser sees neither H nor y. Source: Kawar et al. 2022, Eqs. 7 and 8; paper A.4.
-
-    published: the noisy form of the paper's code, whose means and deviations are wrong (methods 5.1); without noise it
-    is the original.
-    """
+class _DDRM(Sampler):
+    """The algorithm; `DDRMConfig` and `UnrolledDDRMConfig` differ by the network that they are for."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
     requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"spectral"})
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"eta": (0.5, 0.7, 0.85, 1.0)}
-    kind: Literal["ddrm"] = "ddrm"
     variant: AlgorithmVariant = "original"
     n_steps: int = Field(default=25, ge=1)
     eta: float = Field(default=0.85, ge=0, le=1)
@@ -94,6 +84,28 @@ class DDRMConfig(Sampler):
         above = known + (t - sigma_y) * z_seen
         below = t * (keep * (known - denoised) / sigma_y.clamp(min=1e-12) + self.eta * z_seen)
         return free - H.H_pinv(H.H(free)) + torch.where(sigma_y <= t, above, below)
+
+
+class DDRMConfig(_DDRM):
+    """Denoising diffusion restoration: y replaces the denoiser's estimate along every singular vector of H.
+
+    Along one of singular value q, H_pinv y has the noise s = sigma_y / q. While the level t is above s, the next state
+    is drawn around H_pinv y; below, the denoiser's estimate is pulled towards it. In the null space, x keeps the share
+    1 - eta^2 of its noise. The denoiser sees neither H nor y. Source: Kawar et al. 2022, Eqs. 7 and 8; paper A.4.
+
+    published: the noisy form of the paper's code, whose means and deviations are wrong (methods 5.1); without noise it
+    is the original.
+    """
+
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"eta": (0.5, 0.7, 0.85, 1.0)}
+    kind: Literal["ddrm"] = "ddrm"
+
+
+class UnrolledDDRMConfig(_DDRM):
+    """DDRM in a few steps, for a network that was trained through all of them at once (paper, appendix D.5)."""
+
+    kind: Literal["unrolled_ddrm"] = "unrolled_ddrm"
+    n_steps: int = Field(default=10, ge=1)
 
 
 def _rest(total: float, part: Tensor) -> Tensor:

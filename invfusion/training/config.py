@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from invfusion.degradations import DegradationConfig
 from invfusion.degradations.boxes import BoxInpaintingConfig
-from invfusion.diffusion.losses import DiffusionLoss, NPPCLoss
+from invfusion.diffusion.losses import DiffusionLoss, InDILoss, NPPCLoss
 from invfusion.errors import ConfigError
 from invfusion.models.config import Variant
 from invfusion.schema import Config
@@ -14,6 +14,9 @@ from invfusion.schema import Config
 Precision = Literal["fp32", "bf16", "fp16"]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(ge=1)]
+
+# What can be trained from scratch: the diffusion models, and InDI with the architecture of the unconditional one.
+TrainedVariant = Variant | Literal["indi"]
 
 
 class OptimisationConfig(Config):
@@ -65,10 +68,11 @@ class OptimisationConfig(Config):
 
 
 class TrainConfig(OptimisationConfig):
-    """The diffusion models."""
+    """The models trained from scratch: which, and the loss of the diffusion models and of InDI."""
 
-    variants: list[Variant] = Field(default=["unconditional", "palette", "invfusion"], min_length=1)
+    variants: list[TrainedVariant] = Field(default=["unconditional", "palette", "invfusion"], min_length=1)
     loss: DiffusionLoss = DiffusionLoss()
+    indi: InDILoss = InDILoss()
 
 
 class StudentConfig(Config):
@@ -99,10 +103,26 @@ class NPPCConfig(DistillTarget):
     loss: NPPCLoss = NPPCLoss()
 
 
-class DistillConfig(Config):
-    """Which one-step estimators are distilled from which trained diffusion model."""
+class UnrolledConfig(DistillTarget):
+    """A diffusion model, `start`, trained on through `n_steps` steps of DDRM with this eta (appendix D.5)."""
 
-    targets: list[Literal["mmse", "nppc"]] = Field(default=["mmse", "nppc"])
+    start: Variant = "unconditional"
+    n_steps: Size = 10
+    eta: float = Field(default=0.85, ge=0, le=1)
+
+
+DistilledTarget = Literal["mmse", "nppc", "unrolled_ddrm"]
+
+
+class DistillConfig(Config):
+    """What is made of a trained diffusion model: one-step estimators of the teacher, and unrolled DDRM."""
+
+    targets: list[DistilledTarget] = Field(default=["mmse", "nppc"])
     teacher: Literal["invfusion", "palette"] = "invfusion"
     mmse: MMSEConfig = MMSEConfig()
     nppc: NPPCConfig = NPPCConfig()
+    unrolled_ddrm: UnrolledConfig = UnrolledConfig()
+
+    def model_before(self, target: DistilledTarget) -> Variant:
+        """The diffusion model that a target starts from."""
+        return self.unrolled_ddrm.start if target == "unrolled_ddrm" else self.teacher

@@ -1,18 +1,31 @@
 """What one training run learns, and how a micro-batch of it is drawn."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily
-from invfusion.diffusion.losses import DiffusionLoss, MMSELoss, NPPCLoss
+from invfusion.diffusion.losses import Condition, LossOutput, Network
 from invfusion.operators.base import Measurement
 from invfusion.rng import generator
 from invfusion.training.config import OptimisationConfig
 
-Loss = DiffusionLoss | MMSELoss | NPPCLoss
+
+class Loss(Protocol):
+    """A training objective. trains_log_variance: whether it teaches the network its own uncertainty."""
+
+    trains_log_variance: ClassVar[bool]
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """Images (B, C, H, W) in [-1, 1] -> one value for each."""
+        ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Its settings; JSON-able where mode is "json"."""
+        ...
 
 
 @dataclass(frozen=True)

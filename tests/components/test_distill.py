@@ -27,6 +27,7 @@ def runs(tmp_path: Path) -> Iterator[list[RecordingRun]]:
             for parameter in teacher.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator(0, "shake"))
         save_denoiser(teacher, MODELS / "invfusion", {})
+        save_denoiser(build_denoiser(ARCHITECTURE, "unconditional"), MODELS / "unconditional", {})
         yield runs
 
 
@@ -60,6 +61,16 @@ def test_the_components_start_off_zero(runs: list[RecordingRun]) -> None:
         100 * torch.randn((2, 3, 8, 8), generator=generator(0, "x")), torch.full((2,), 100.0)
     )
     assert directions.flatten(2).norm(dim=2).min() > 1e-3
+
+
+def test_unrolled_ddrm_goes_on_from_the_unconditional_model(runs: list[RecordingRun]) -> None:
+    params = with_target("unrolled_ddrm", images=16, n_steps=3)
+    assert distill(params, "unrolled_ddrm") == MODELS / "unrolled_ddrm"
+    assert load_denoiser(MODELS / "unrolled_ddrm").config.variant == "unconditional"
+    facts = read_json(MODELS / "unrolled_ddrm" / "manifest.json")
+    assert (facts["loss"]["kind"], facts["loss"]["sampler"]["n_steps"]) == ("unrolled_ddrm", 3)
+    assert facts["degradation"] is not None
+    assert len(runs[0].images) == 1, "a grid of restorations at the end"
 
 
 def test_a_smaller_student(runs: list[RecordingRun]) -> None:

@@ -38,13 +38,15 @@ def read_log(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("variant", ["unconditional", "palette", "invfusion"])
+@pytest.mark.parametrize("variant", ["unconditional", "palette", "invfusion", "indi"])
 def test_it_publishes_a_model_with_its_facts(runs: list[RecordingRun], variant: Any) -> None:
     assert train(make_params(), variant) == MODELS / variant
-    assert load_denoiser(MODELS / variant).config.variant == variant
+    architecture = "unconditional" if variant == "indi" else variant
+    assert load_denoiser(MODELS / variant).config.variant == architecture
     facts = read_json(MODELS / variant / "manifest.json")
     assert facts["nimg"] == 48
     assert (facts["degradation"] is None) == (variant == "unconditional")
+    assert facts["loss"]["kind"] == ("indi" if variant == "indi" else "diffusion")
     assert {"git_revision", "packages", "data_digest", "fingerprint", "sigma_y", "seed"} <= facts.keys()
     assert [int(row["nimg"]) for row in read_log(variant)] == [16, 32, 48]
 

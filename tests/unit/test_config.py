@@ -27,6 +27,8 @@ WRONG = [
         "variants: [palette]",
         "distill.teacher 'invfusion' is not among",
     ),
+    ("targets: [mmse, nppc]", "targets: [mmse, unrolled_ddrm]", None),
+    ("start: unconditional", "start: indi", "distill.unrolled_ddrm.start: Input should be"),
 ]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from invfusion.degradations import FAMILIES
 from invfusion.diffusion.components import gram_schmidt
-from invfusion.diffusion.losses import Condition, DiffusionLoss, MMSELoss, NPPCLoss, component_errors
+from invfusion.diffusion.losses import Condition, DiffusionLoss, InDILoss, MMSELoss, NPPCLoss, component_errors
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser
 from invfusion.operators import Measurement
 from invfusion.rng import generator
@@ -187,3 +187,38 @@ class TestNPPCLoss:
         output = NPPCLoss()(trained(n_components=K), x, Condition(measured(x)), generator(0, "noise"))
         assert set(output.logs) == {"mse", "captured"}
         assert bool((output.per_sample < 10).all())
+
+
+class TestInDILoss:
+    def test_the_network_sees_a_point_between_the_image_and_its_measurement(self) -> None:
+        x, seen = images(), []
+
+        def network(x_t: Tensor, t: Tensor, *condition: object) -> Tensor:
+            seen.append((x_t, t, condition))
+            return torch.zeros_like(x_t)
+
+        measurement, labels = measured(x), torch.arange(B)
+        output = InDILoss(epsilon=0)(network, x, Condition(measurement, labels), generator(0, "indi"))
+        ((x_t, t, (given, *rest)),) = seen
+        assert given is None
+        assert rest == [labels, None]
+        assert bool(((t > 0) & (t <= 1)).all())
+        share = t.view(-1, 1, 1, 1)
+        torch.testing.assert_close(x_t, (1 - share) * x + share * measurement.H_pinv_y)
+        torch.testing.assert_close(output.per_sample, x.square().mean((1, 2, 3)))
+
+    def test_its_noise_grows_with_t(self) -> None:
+        x = torch.zeros(2000, 3, 8, 8)
+        mask = FAMILIES["patch_inpainting"]().sample(
+            batch_size=2000, image_shape=(3, 8, 8), generator=generator(0, "H")
+        )
+        seen = []
+
+        def network(x_t: Tensor, t: Tensor, *_: object) -> Tensor:
+            seen.append((x_t.flatten(1).std(1), t))
+            return x_t
+
+        InDILoss(epsilon=0.3)(network, x, Condition(Measurement.of(x, mask)), generator(0, "indi"))
+        ((stds, t),) = seen
+        assert float((stds / t).mean()) == pytest.approx(0.3, abs=0.005)
+        assert float(t.mean()) == pytest.approx(0.5, abs=0.03)
