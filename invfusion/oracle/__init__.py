@@ -2,6 +2,19 @@
 
 from invfusion.oracle.denoiser import ExactDenoiser
 from invfusion.oracle.fit import fit_mixture
+from invfusion.oracle.judge import DECOYS, LIMIT, Draw, Oracle, Score, Verdict, draw_measurements, exact_sampler
 from invfusion.oracle.mixture import GaussianMixture
 
-__all__ = ["ExactDenoiser", "GaussianMixture", "fit_mixture"]
+__all__ = [
+    "DECOYS",
+    "LIMIT",
+    "Draw",
+    "ExactDenoiser",
+    "GaussianMixture",
+    "Oracle",
+    "Score",
+    "Verdict",
+    "draw_measurements",
+    "exact_sampler",
+    "fit_mixture",
+]

@@ -21,6 +21,9 @@ from invfusion.schema import Config
 AlgorithmVariant = Literal["original", "published"]
 
 
+Follows = Literal["posterior", "mean", "approximation"]
+
+
 @dataclass(frozen=True)
 class SampleOutput:
     """What a sampler returns.
@@ -83,12 +86,15 @@ class Sampler(Config, ABC):
 
     requires: what the algorithm asks of operator and denoiser (keys of `CAPABILITIES`); requires_if_noisy: what it asks
     in addition of a measurement with noise. uses_denoiser: whether it calls the denoiser at all.
+    follows: what its images follow in the limit of many steps where the denoiser is exact: draws of the posterior, its
+    mean, or an approximation of the posterior. invfusion.oracle holds each sampler to it.
     tunable: the fields worth tuning on validation images, each with the values to try.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
     requires_if_noisy: ClassVar[frozenset[str]] = frozenset()
     uses_denoiser: ClassVar[bool] = True
+    follows: ClassVar[Follows] = "approximation"
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {}
 
     def sample(

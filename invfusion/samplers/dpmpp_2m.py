@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, EDMGrid, SampleOutput
+from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutput
 
 
 class DPMpp2MConfig(EDMGrid):
@@ -20,6 +20,7 @@ class DPMpp2MConfig(EDMGrid):
     Works for conditional and unconditional denoisers. Source: Lu et al. 2022, Algorithm 2, in EDM's terms.
     """
 
+    follows: ClassVar[Follows] = "posterior"
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
     n_steps: int = Field(default=20, ge=1)
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, EDMGrid, SampleOutput, fresh_noise
+from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutput, fresh_noise
 
 
 class HeunConfig(EDMGrid):
@@ -21,6 +21,7 @@ class HeunConfig(EDMGrid):
     Source: EDM, Algorithm 2; the paper runs it deterministically with 32 levels (63 calls).
     """
 
+    follows: ClassVar[Follows] = "posterior"
     kind: Literal["heun"] = "heun"
     n_steps: int = Field(default=32, ge=1)
     S_churn: float = Field(default=0.0, ge=0)

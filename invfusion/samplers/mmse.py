@@ -1,7 +1,7 @@
 """The posterior mean in one network call."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler
+from invfusion.samplers.base import BoundDenoiser, Follows, SampleOutput, Sampler
 
 
 class MMSEConfig(Sampler):
@@ -19,6 +19,7 @@ class MMSEConfig(Sampler):
     preconditioning lets (sigma_data / sigma)^2 of the input, a 400th of the noise, through to the result.
     """
 
+    follows: ClassVar[Follows] = "mean"
     kind: Literal["mmse"] = "mmse"
     sigma: float = Field(default=100.0, gt=0)
 

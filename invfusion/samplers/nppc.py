@@ -10,7 +10,7 @@ from torch import Tensor
 from invfusion.diffusion.components import gram_schmidt
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler
+from invfusion.samplers.base import BoundDenoiser, Follows, SampleOutput, Sampler
 
 
 class NPPCConfig(Sampler):
@@ -21,6 +21,7 @@ class NPPCConfig(Sampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"components"})
+    follows: ClassVar[Follows] = "mean"
     kind: Literal["nppc"] = "nppc"
     sigma: float = Field(default=100.0, gt=0)
 
