@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from invfusion.samplers.aseq_dip import ASeqDIPConfig
 from invfusion.samplers.base import SampleOutput, Sampler
 from invfusion.samplers.daps import DAPSConfig
 from invfusion.samplers.ddnm import DDNMConfig
@@ -30,6 +31,7 @@ _Members = (
     | MGPSConfig
     | InDIConfig
     | UnrolledDDRMConfig
+    | ASeqDIPConfig
 )
 
 SamplerConfig = Annotated[_Members, Field(discriminator="kind")]
@@ -42,6 +44,7 @@ FEW_STEP = DPMpp2MConfig(n_steps=8)
 __all__ = [
     "FEW_STEP",
     "SAMPLERS",
+    "ASeqDIPConfig",
     "DAPSConfig",
     "DDNMConfig",
     "DDRMConfig",

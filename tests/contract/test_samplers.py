@@ -21,6 +21,8 @@ SETTINGS = {
     "daps": {"n_levels": 3, "n_ode_steps": 2, "n_langevin_steps": 4},
     "mgps": {"n_levels": 8, "n_gradient_steps_boosted": 3},
     "dpmpp_2m": {"n_steps": 6},
+    "indi": {"n_steps": 6},
+    "aseq_dip": {"n_outer": 2, "n_inner": 1, "width": 4},
 }
 
 
@@ -70,7 +72,8 @@ def test_nfe_is_what_the_denoiser_saw(kind: str) -> None:
     measurement, noise = case()
     denoiser = CountingDenoiser()
     output = sampler(kind).sample(denoiser, measurement, noise, generators=generators(0, "way", range(4)))
-    assert output.nfe == denoiser.calls
+    assert output.nfe > 0
+    assert denoiser.calls == (output.nfe if sampler(kind).uses_denoiser else 0)
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
@@ -95,7 +98,7 @@ def test_the_same_generators_give_the_same_image(kind: str) -> None:
 def test_a_diverged_image_is_named_and_spoils_no_other(kind: str) -> None:
     measurement, noise = case(sigma_y=0.1)
     clean = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
-    noise[1, 0, 0, 0] = torch.nan
+    noise[1, 0, 0, 0] = measurement.y[1, 0, 0, 0] = torch.nan
     output = sampler(kind).sample(CountingDenoiser(), measurement, noise, generators=generators(0, "way", range(4)))
     assert output.diverged.tolist() == [False, True, False, False]
     torch.testing.assert_close(output.x[[0, 2, 3]], clean.x[[0, 2, 3]])
