@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
 
-.PHONY: help setup repro test check ui dry-run clean
+.PHONY: help setup repro test check up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,11 +45,11 @@ check: setup  ## format, lint, types and layers
 dry-run: setup  ## build the model and one batch of a profile: make dry-run PROFILE=ffhq64
 	@$(BIN)/python -m components.dry_run $(if $(PROFILE),--profile $(PROFILE))
 
-ui: setup  ## open MLflow and Prefect on this machine, until Ctrl-C
-	@echo "MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"
-	@trap 'kill 0' INT TERM; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1 & \
-	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & wait
+up: setup  ## start Prefect, MLflow and this machine's worker in the background, and say where
+	@$(BIN)/python -m flows.services up
+
+down: setup  ## end exactly what `make up` started; running jobs write checkpoints first
+	@$(BIN)/python -m flows.services down
 
 clean:  ## remove the environment and what the tools cached
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,9 @@ from tqdm import tqdm
 
 import invfusion
 from components import tracking
+from components.children import child
 from components.grids import restoration_grid
+from components.progress import Progress
 from invfusion.config import Params, load_params
 from invfusion.data import StagedDataset
 from invfusion.errors import DataError, InvFusionError
@@ -45,6 +46,8 @@ STAGED = Path("artifacts/staged")
 MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
 STATE = Path("state/train")
+# Launched processes may have to finish a batch and write a checkpoint.
+STOP_S = 60
 
 VARIANTS: tuple[str, ...] = tuple(name for part in get_args(TrainedVariant) for name in get_args(part))
 
@@ -193,11 +196,11 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
     command = [sys.executable, *torchrun, "-m", module, *arguments, "--params", str(settings)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
-    # A session of its own: a terminal's Ctrl-C then reaches the processes once, through here.
-    child = subprocess.Popen(command, start_new_session=True, env=threads | os.environ)
-    stop = _Stop(pass_on=child.send_signal)
-    with _on_stop_signals(stop.ask):
-        code = child.wait()
+    # What this process holds, such as a lease of GPUs, the others hold too (close_fds).
+    with child(command, threads | os.environ, STOP_S, close_fds=False) as started:
+        stop = _Stop(pass_on=started.send_signal)
+        with _on_stop_signals(stop.ask):
+            code = started.wait()
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
     if code:
@@ -260,19 +263,23 @@ def _on_stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
 class _Observer:
     """Shows progress, and sends the curve and sample grids to the tracker."""
 
-    def __init__(self, bar: Any, sink: tracking.Run, shown: StagedDataset, task: Task) -> None:
-        self.bar, self.sink, self.shown, self.task = bar, sink, shown, task
+    def __init__(self, bar: Any, progress: Progress, sink: tracking.Run, shown: StagedDataset, task: Task) -> None:
+        self.bar, self.progress, self.sink, self.shown, self.task = bar, progress, sink, shown, task
 
     def on_begin(self, nimg: int) -> None:
         self.bar.initial = self.bar.last_print_n = self.bar.n = nimg
+        self.progress.begin(nimg)
 
     def on_log(self, entry: dict[str, float]) -> None:
         self.bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
         self.bar.update(int(entry["nimg"]) - self.bar.n)
+        self.progress.advance(int(entry["nimg"]), loss=entry["loss"])
         self.sink.log_metrics({key: value for key, value in entry.items() if key != "nimg"}, int(entry["nimg"]))
 
     def on_grid(self, averaged: Denoiser, nimg: int) -> None:
-        self.sink.log_image("samples", restoration_grid(self.shown, self.task, averaged), nimg)
+        picture = restoration_grid(self.shown, self.task, averaged)
+        self.progress.show(picture)
+        self.sink.log_image("samples", picture, nimg)
 
 
 def _shown_in_grids(training: StagedDataset) -> StagedDataset:
@@ -296,7 +303,7 @@ def _observer(
         tqdm(total=task.config.total_images, desc=name, unit="img", mininterval=2, smoothing=0.1) as bar,
     ):
         sink.log_dataset(params.data.name, dataset.digest, str(params.data.shards))
-        yield _Observer(bar, sink, shown, task)
+        yield _Observer(bar, Progress(name, task.config.total_images, "images"), sink, shown, task)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,25 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
-from invfusion.config import load_params
+from flows import leases
+from flows.pages import shown
+from invfusion.config import Params, load_params
 from invfusion.errors import InvFusionError, ServiceError
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 SERVER_TIMEOUT_S = 5
 # Names the file to which every finished step adds a line {"stage", "seconds"}.
 TIMINGS = "INVFUSION_TIMINGS"
+# Set where a Prefect run exists already that this process works for: it then opens none of its own.
+JOB = "INVFUSION_JOB"
+# The steps that this process has finished.
+_done: list[str] = []
 
 
 def command_line(
@@ -37,19 +46,49 @@ def command_line(
     arguments = vars(parser.parse_args())
     with clear_ends():
         load_params(arguments["params"])
+        if os.environ.get(JOB):
+            flow.fn(**arguments)  # type: ignore[attr-defined]
+            return
         check_prefect()
+        run_recorded(flow, arguments)
+
+
+def run_recorded(flow: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Run a flow; where its work is done and Prefect merely cannot be told of it any more, that is a warning."""
+    try:
         flow(**arguments)
+    except Exception as error:
+        if isinstance(error, InvFusionError) or not _done:
+            raise
+        log.warning("the work is done, but Prefect could not be told: %s", error)
 
 
-def step(component: Callable[..., Result], params: str, *arguments: str) -> Result:
-    """The body of a flow: the component on the validated parameters, with its time noted."""
-    start = time.monotonic()
-    result = component(load_params(params), *arguments)
+def step(
+    component: Callable[..., Result], params: str, *arguments: str, devices: Callable[[Params], int] | None = None
+) -> Result:
+    """The body of a flow: the component on the validated parameters, with its time noted.
+
+    `devices` says how many GPUs it needs; it waits for them where others hold them.
+    """
+    settings = load_params(params)
+    stage = os.environ.get("DVC_STAGE", component.__name__)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(shown(own_run()))
+        if devices is not None:
+            stack.enter_context(leases.hold(devices(settings), stage))
+        start = time.monotonic()
+        result = component(settings, *arguments)
+    _done.append(stage)
     if file := os.environ.get(TIMINGS):
-        entry = {"stage": os.environ.get("DVC_STAGE", component.__name__), "seconds": time.monotonic() - start}
+        entry = {"stage": stage, "seconds": time.monotonic() - start}
         with Path(file).open("a") as timings:
             timings.write(json.dumps(entry) + "\n")
     return result
+
+
+def own_run() -> str | None:
+    """The Prefect run of this process, where a server keeps its page; a job's page is the job's to fill."""
+    return flow_run.get_id() if PREFECT_API_URL.value() and not os.environ.get(JOB) else None
 
 
 @contextlib.contextmanager

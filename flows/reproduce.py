@@ -1,4 +1,4 @@
-"""Rerun whatever is stale, end to end: what `make repro` runs, and a flow for the Prefect UI.
+"""Rerun whatever is stale, end to end: what `make repro` runs.
 
 DVC decides what to run. Where no Prefect server is configured, one temporary server serves all stages and ends with
 them.
@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
 from components import tracking
+from components.children import child
 from components.register import SUMMARY
 from flows import entry
-from flows.children import child
 from invfusion.config import Params, load_params
 from invfusion.errors import ConfigError, DataError, ServiceError
 
@@ -40,23 +39,21 @@ SERVER_STOP_S = 10
 STAGE_STOP_S = 60
 
 
-@flow(name="reproduce")
-def reproduce(targets: list[str] | None = None, force: bool = False) -> None:
-    """Rerun the stale stages (all of them with `force`), or only `targets` and what they need."""
-    code = run_dvc(targets or [], ["--force"] if force else [])
-    if code:
-        raise ServiceError(
-            f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log above"
-        )
-
-
 def run_dvc(targets: Sequence[str], options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> int:
     """`dvc repro --pull`, its output passed through; returns its exit code."""
-    command = [sys.executable, "-m", "dvc", "repro", "--pull", *options, *targets]
-    # The stages say `python`: it must be this one.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with child(command, {**os.environ, **(environment or {}), "PATH": path}, STAGE_STOP_S) as dvc:
+    with child(dvc_command([*options, *targets]), {**dvc_environment(), **(environment or {})}, STAGE_STOP_S) as dvc:
         return dvc.wait()
+
+
+def dvc_command(arguments: Sequence[str]) -> list[str]:
+    """`dvc repro --pull` with these arguments."""
+    return [sys.executable, "-m", "dvc", "repro", "--pull", *arguments]
+
+
+def dvc_environment() -> dict[str, str]:
+    """This process's, in which `python`, as the stages say, is the one that runs here."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path}
 
 
 def use_profile(name: str) -> None:
@@ -197,7 +194,7 @@ def summary(params: Params) -> str:
         f"  numbers           {Path('reports/evaluation.json').absolute()}\n"
         f"  registered model  models:/{params.register_.name}@{alias}{note}\n"
         f"  MLflow store      {tracking.tracking_uri(params)}\n"
-        f"  UIs               `make ui` opens MLflow and Prefect on this machine"
+        f"  UIs               `make up` starts MLflow and Prefect on this machine"
     )
 
 

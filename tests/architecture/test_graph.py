@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
 # What changes no output: the reading of params.yaml, messages, the record of runs, the file formats' plumbing.
 NEUTRAL = {
+    "components.children",
     "components.grids",
+    "components.progress",
     "components.tracking",
     "invfusion.config",
     "invfusion.data.files",

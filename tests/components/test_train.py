@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny_training import PROJECT, RecordingRun, make_params, read_json, workplace
 
+from components import children
 from components import train as component
 from components.train import LOGS, MODELS, STATE, pick_device, train
 from invfusion.config import load_params
@@ -169,10 +170,12 @@ class TestLaunch:
         popen = subprocess.Popen
 
         def start(command: list[str], **options: Any) -> Any:
+            if "torch.distributed.run" not in command:
+                return popen(command, **options)
             commands.append(command)
             return popen([sys.executable, "-c", self.code], **options)
 
-        monkeypatch.setattr(component.subprocess, "Popen", start)
+        monkeypatch.setattr(children.subprocess, "Popen", start)
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         return commands
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.children import child
+from components.children import child
 
 # Tells its process id, then a grandchild's; writes a file when it is interrupted, as training writes a checkpoint.
 WORKER = """
@@ -27,7 +27,7 @@ WORKER = """
 """
 PARENT = """
     import os, sys
-    from flows.children import child
+    from components.children import child
     with child([sys.executable, "-c", {worker!r}], os.environ, 5) as process:
         process.wait()
 """

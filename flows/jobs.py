@@ -1,0 +1,169 @@
+"""What the Prefect UI starts: each job runs `dvc repro` on its part of the graph, so that its results are the same
+files as anyone else's, and shows log, progress and pictures on its page.
+
+A job ends with the worker that started it: the stage writes its checkpoint, and the next run goes on from there.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
+from pydantic import BaseModel
+
+from components.children import child
+from flows import entry, records
+from flows.changes import applied, changes_of, filled
+from flows.pages import shown
+from flows.reproduce import PARAMS, dvc_command, dvc_environment, use_profile
+from invfusion.config import EvaluateConfig, Params, RegisterConfig, RuntimeConfig
+from invfusion.errors import ServiceError
+from invfusion.models import Variant
+from invfusion.training.config import DistillConfig, DistilledTarget, TrainConfig
+
+# The working copy in which this host's jobs work.
+ROOT = "INVFUSION_ROOT"
+# From a cancelled run to the end of its processes, in which a stage writes its checkpoint.
+STOP_S = 12
+# DVC refuses a path that another job of this working copy is using.
+BUSY = ("is busy", "Unable to acquire lock")
+RETRY_S = 10
+
+if TYPE_CHECKING:
+    TrainChanges: TypeAlias = BaseModel
+    DistillChanges: TypeAlias = BaseModel
+    EvaluateChanges: TypeAlias = BaseModel
+    RegisterChanges: TypeAlias = BaseModel
+    RuntimeChanges: TypeAlias = BaseModel
+    ParamsChanges: TypeAlias = BaseModel
+else:
+    TrainChanges = changes_of(TrainConfig)
+    DistillChanges = changes_of(DistillConfig)
+    EvaluateChanges = changes_of(EvaluateConfig)
+    RegisterChanges = changes_of(RegisterConfig)
+    RuntimeChanges = changes_of(RuntimeConfig)
+    ParamsChanges = changes_of(Params)
+
+
+@flow(name="stage")
+def stage(force: bool = False) -> None:
+    """Verify and decode the versioned shards."""
+    run_job(["stage"], {}, force)
+
+
+@flow(name="train", flow_run_name="train-{variant}")
+def train(
+    variant: Variant = "invfusion",
+    settings: TrainChanges | None = None,
+    runtime: RuntimeChanges | None = None,
+    force: bool = False,
+) -> None:
+    """Train one variant of the denoiser, or go on training it."""
+    run_job([f"train@{variant}"], {"train": settings, "runtime": runtime}, force)
+
+
+@flow(name="distill", flow_run_name="distill-{target}")
+def distill(
+    target: DistilledTarget = "mmse",
+    settings: DistillChanges | None = None,
+    runtime: RuntimeChanges | None = None,
+    force: bool = False,
+) -> None:
+    """Distill a trained diffusion model."""
+    run_job([f"distill@{target}"], {"distill": settings, "runtime": runtime}, force)
+
+
+@flow(name="evaluate")
+def evaluate(
+    settings: EvaluateChanges | None = None, runtime: RuntimeChanges | None = None, force: bool = False
+) -> None:
+    """Judge every method on frozen measurement sets."""
+    run_job(["evaluate"], {"evaluate": settings, "runtime": runtime}, force)
+
+
+@flow(name="register")
+def register(settings: RegisterChanges | None = None, force: bool = False) -> None:
+    """Register the model in MLflow, and promote it where the gates pass."""
+    run_job(["register"], {"register": settings}, force)
+
+
+@flow(name="reproduce")
+def reproduce(
+    profile: str = "", changes: ParamsChanges | None = None, targets: list[str] | None = None, force: bool = False
+) -> None:
+    """Rerun whatever is stale, end to end; `profile` is a name under profiles/ to put in place of params.yaml first."""
+    with at_root():
+        if profile:
+            use_profile(profile)
+    run_job(targets or [], {} if changes is None else filled(changes), force)
+
+
+def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> None:
+    """Run `dvc repro` under the Prefect run of this process.
+
+    Raises:
+        InvFusionError: the changes are not valid, or a stage failed.
+        SystemExit: the worker is gone. A checkpoint is written then, as when the run is cancelled.
+    """
+    run_id, worker = str(flow_run.get_id()), os.getppid()
+    sections = {key: filled(form) if isinstance(form, BaseModel) else form for key, form in changes.items() if form}
+    with at_root(), applied(sections, PARAMS), shown(run_id, [target.split("@")[-1] for target in targets]):
+        records.keep(run_id)
+        code = _repro([*(["--force"] if force else []), *targets], worker)
+    if code:
+        raise ServiceError(f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log")
+
+
+@contextlib.contextmanager
+def at_root() -> Iterator[None]:
+    """Work in this host's working copy."""
+    with contextlib.chdir(os.environ.get(ROOT, ".")):
+        yield
+
+
+def _repro(arguments: Sequence[str], worker: int) -> int:
+    """Run DVC, waiting where another job of this working copy uses the same path."""
+    while True:
+        code, is_busy = _follow(dvc_command(arguments), worker)
+        if not (code and is_busy):
+            return code
+        time.sleep(RETRY_S)
+
+
+def _follow(command: Sequence[str], worker: int) -> tuple[int, bool]:
+    """Run a command with its output in the run's log; returns its exit code, and whether DVC found a path in use."""
+    quiet = {"TQDM_DISABLE": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": ""}
+    environment = {**dvc_environment(), **quiet, entry.JOB: "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    seen: list[bool] = []
+    with child(command, environment, STOP_S, **pipes) as process:
+        arguments = (process.stdout, get_run_logger(), seen)
+        reader = threading.Thread(target=_log_lines, args=arguments, daemon=True)
+        reader.start()
+        while (code := process.poll()) is None:
+            _end_with(worker)
+            time.sleep(0.5)
+        reader.join(timeout=5)
+    return code, any(seen)
+
+
+def _log_lines(stream: Any, log: Any, seen: list[bool]) -> None:
+    for line in stream:
+        if line.strip():
+            log.log(logging.ERROR if line.startswith(("error:", "ERROR:")) else logging.INFO, "%s", line.rstrip())
+        seen.append(any(sign in line for sign in BUSY))
+
+
+def _end_with(worker: int) -> None:
+    """Nobody could cancel a run whose worker is gone, or give its slot to another."""
+    if os.getppid() != worker:
+        get_run_logger().error("the worker that started this run is gone: the run ends, with a checkpoint")
+        sys.exit(128 + signal.SIGTERM)

@@ -1,0 +1,132 @@
+"""What a run's page in the Prefect UI shows: progress, speed, remaining time and pictures, while it runs."""
+
+import base64
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+from components.progress import FOLDER
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 5.0
+EVALUATION = Path("reports/evaluation.json")  # of the step of this name
+# The columns of the final table.
+TABLED = ("psnr", "consistency_mse", "lpips", "fid", "cfid")
+MAX_PICTURE_BYTES = 2_000_000
+
+
+@contextlib.contextmanager
+def shown(run_id: str | None, names: Sequence[str] = ()) -> Iterator[None]:
+    """Within the block, what steps of these names (of any, without names) tell of their progress appears on the page.
+
+    A server that does not answer costs nothing but the page.
+    """
+    if run_id is None:
+        yield
+        return
+    page, ended = Page(UUID(run_id), names), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(page, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(timeout=REFRESH_S)
+
+
+def _watch(page: "Page", ended: threading.Event) -> None:
+    while not ended.wait(REFRESH_S):
+        _refresh(page)
+    _refresh(page)
+
+
+def _refresh(page: "Page") -> None:
+    try:
+        page.refresh()
+    except Exception as error:  # noqa: BLE001  whatever Prefect raises, the work goes on
+        log.debug("the page of this run could not be refreshed: %s", error)
+
+
+class Page:
+    """The artifacts of one run. Files older than the run belong to others and are not shown."""
+
+    def __init__(self, run_id: UUID, names: Sequence[str] = ()) -> None:
+        self._run, self._names = run_id, names
+        self._seen: dict[Path, float] = {}
+        self._artifacts: dict[str, UUID] = {}
+        self._since = time.time()
+
+    def refresh(self) -> None:
+        """Post what has changed since the last time."""
+        with get_client(sync_client=True) as client:
+            for path in sorted(FOLDER.glob("*.json")):
+                if self._is_new(path):
+                    self._show_progress(client, path.stem, json.loads(path.read_text()))
+            for path in sorted(FOLDER.glob("*.png")):
+                if self._is_new(path) and path.stat().st_size <= MAX_PICTURE_BYTES:
+                    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+                    self._put(client, f"{path.stem}-samples", "image", url, f"newest samples of {path.stem}")
+            if EVALUATION.exists() and self._is_new(EVALUATION):
+                rows = table(json.loads(EVALUATION.read_text()))
+                self._put(client, "results", "table", json.dumps(rows), "the evaluation, with 95% intervals")
+
+    def _show_progress(self, client: Any, name: str, content: dict[str, Any]) -> None:
+        percent = 100 * content["done"] / max(content["total"], 1)
+        self._put(client, f"{name}-progress", "progress", percent, f"progress of {name}")
+        self._put(client, f"{name}-status", "markdown", status_text(name, content), f"speed and ETA of {name}")
+
+    def _is_new(self, path: Path) -> bool:
+        changed = path.stat().st_mtime
+        is_other = bool(self._names) and path.stem not in self._names
+        if is_other or changed < self._since or self._seen.get(path) == changed:
+            return False
+        self._seen[path] = changed
+        return True
+
+    def _put(self, client: Any, key: str, kind: str, data: Any, description: str) -> None:
+        key = key.lower().replace("_", "-").replace(".", "-")
+        if key in self._artifacts:
+            client.update_artifact(self._artifacts[key], ArtifactUpdate(data=data))
+            return
+        wanted = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=self._run)
+        self._artifacts[key] = client.create_artifact(wanted).id
+
+
+def status_text(name: str, content: dict[str, Any]) -> str:
+    """One table of where a step stands."""
+    unit = content["unit"]
+    eta = content["eta_s"]
+    rows = {
+        "done": f"{content['done']:,} of {content['total']:,} {unit}",
+        "speed": f"{content['per_second']:.1f} {unit}/s",
+        "remaining": "unknown" if eta is None else f"{eta // 3600:d} h {eta // 60 % 60:02d} min {eta % 60:02d} s",
+    }
+    known = {"done", "total", "unit", "per_second", "eta_s", "at"}
+    rows |= {key: f"{value:.4g}" for key, value in content.items() if key not in known}
+    return f"## {name}\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """One row for each method in each degradation."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for r in records:
+        if r["metric"] in TABLED:
+            row = rows.setdefault((r["degradation"], r["method"]), {"degradation": r["degradation"]})
+            row |= {"method": r["method"], r["metric"]: _interval(r)}
+    return list(rows.values())
+
+
+def _interval(record: dict[str, Any]) -> str:
+    if record["value"] is None:
+        return "unavailable"
+    return f"{record['value']:.4g} [{record['low']:.4g}, {record['high']:.4g}]"

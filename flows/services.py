@@ -1,0 +1,213 @@
+"""`make up` and `make down`: Prefect's server, MLflow's, and this host's worker, on the loopback interface.
+
+Each runs in the background with its log and a note of its process under state/services. The note holds the process's
+start time too, so that `down` never ends a stranger that was given the same number later.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+
+from components import tracking
+from flows import entry
+from invfusion.config import Params, load_params
+from invfusion.errors import ServiceError
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path("state/services")
+HOST = "INVFUSION_HOST"
+START_S = 120
+STOP_S = 40
+
+
+@dataclass(frozen=True)
+class Service:
+    """What runs in the background. health: an address that answers once it is up; empty for a process without one."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    address: str = ""
+    health: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Which process a service is: its number alone may belong to another one later."""
+
+    pid: int
+    started: float
+    address: str
+
+    def process(self) -> psutil.Process | None:
+        """The process, while it lives."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            if process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+def services(params: Params) -> Iterator[Service]:
+    """In the order in which they start. Ports and host come from the environment: see docs/operations.md."""
+    host = os.environ.get(HOST, "127.0.0.1")
+    prefect, mlflow = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
+    at = f"http://{host}:{prefect}"
+    python = [sys.executable, "-m"]
+    yield Service(
+        "prefect",
+        [*python, "prefect", "server", "start", "--host", host, "--port", prefect],
+        {"PREFECT_API_URL": f"{at}/api", "PREFECT_UI_API_URL": f"{at}/api"},
+        at,
+        f"{at}/api/health",
+    )
+    store = ["--backend-store-uri", tracking.tracking_uri(params), "--artifacts-destination", "mlartifacts"]
+    address = f"http://{host}:{mlflow}"
+    if not tracking.tracking_uri(params).startswith("http"):
+        yield Service(
+            "mlflow",
+            [*python, "mlflow", "server", *store, "--host", host, "--port", mlflow, "--workers", "1"],
+            {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            address,
+            f"{address}/health",
+        )
+    yield Service("worker", [*python, "flows.worker"], {"PREFECT_API_URL": f"{at}/api"})
+
+
+def up(params: Params) -> None:
+    """Start what is not running, and register the deployments.
+
+    Raises:
+        ServiceError: something did not come up; its log is named. What had been started keeps running.
+    """
+    tracking.check_reachable(params)
+    for service in services(params):
+        if (note := read(service.name)) is None or note.process() is None:
+            start(service)
+        if service.name == "prefect":
+            register(service)
+    log.info("\n%s", overview())
+
+
+def down() -> None:
+    """End what `up` started, the worker first, so that its runs can write checkpoints and say that they ended."""
+    for name in ("worker", "mlflow", "prefect"):
+        note = read(name)
+        if note is not None and (process := note.process()) is not None:
+            end(process)
+            log.info("%s ended", name)
+        (FOLDER / f"{name}.json").unlink(missing_ok=True)
+
+
+def overview() -> str:
+    """What runs where."""
+    lines = []
+    for path in sorted(FOLDER.glob("*.json")):
+        note = read(path.stem)
+        if note is not None:
+            state = f"process {note.pid}" if note.process() else "NOT RUNNING; `make up` starts it again"
+            lines.append(f"  {path.stem:<9}{note.address:<26}{state}, log {path.with_suffix('.log')}")
+    return "\n".join(lines) or "  nothing runs; `make up` starts it"
+
+
+def start(service: Service) -> None:
+    """Start one in the background and wait until it answers."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    check_free(service)
+    with (FOLDER / f"{service.name}.log").open("a") as output:
+        process = subprocess.Popen(
+            service.command, env={**os.environ, **service.environment}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    note = Note(process.pid, psutil.Process(process.pid).create_time(), service.address)
+    (FOLDER / f"{service.name}.json").write_text(json.dumps(asdict(note)))
+    wait_for(service, process)
+
+
+def check_free(service: Service) -> None:
+    """Raise `ServiceError` where somebody else answers at the service's address."""
+    if service.health and answers(service.health):
+        raise ServiceError(
+            f"something that `make up` did not start answers at {service.address}: end it, or choose other ports with "
+            "PREFECT_PORT and MLFLOW_PORT"
+        )
+
+
+def wait_for(service: Service, process: "subprocess.Popen[bytes]") -> None:
+    """Until the service answers, or for a moment where it has no address."""
+    limit = time.monotonic() + (START_S if service.health else 2)
+    while time.monotonic() < limit:
+        if process.poll() is not None:
+            break
+        if service.health and answers(service.health):
+            return
+        time.sleep(0.2)
+    if service.health or process.poll() is not None:
+        raise ServiceError(f"{service.name} did not start; {FOLDER / service.name}.log says why")
+
+
+def answers(url: str) -> bool:
+    """Whether a server replies there."""
+    with contextlib.suppress(OSError), urlopen(url, timeout=2):
+        return True
+    return False
+
+
+def register(server: Service) -> None:
+    """Register pool and deployments with the server."""
+    command = [sys.executable, "-m", "flows.deployments"]
+    done = subprocess.run(
+        command, env={**os.environ, **server.environment}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ServiceError(f"the deployments could not be registered: {(done.stderr or done.stdout).strip()[-2000:]}")
+
+
+def end(process: psutil.Process) -> None:
+    """SIGTERM, then SIGKILL for what is left of it and of all that it started."""
+    family = [process, *process.children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    psutil.wait_procs([process], timeout=STOP_S)
+    _, left = psutil.wait_procs(family, timeout=2)
+    for survivor in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def read(name: str) -> Note | None:
+    """The note of a service."""
+    try:
+        return Note(**json.loads((FOLDER / f"{name}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=("up", "down", "status"))
+    action = parser.parse_args().action
+    with entry.clear_ends():
+        if action == "up":
+            up(load_params())
+        elif action == "down":
+            down()
+        else:
+            log.info("%s", overview())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What a run's page shows, and that no trouble with it stops the work."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from components.progress import FOLDER, Progress
+from flows import pages
+
+
+class FakeClient:
+    """Keeps artifacts as the server would."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[Any, Any] = {}
+
+    def __enter__(self) -> "FakeClient":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def create_artifact(self, wanted: Any) -> Any:
+        wanted = wanted.model_copy()
+        object.__setattr__(wanted, "id", uuid4())
+        self.artifacts[wanted.id] = wanted
+        return wanted
+
+    def update_artifact(self, key: Any, change: Any) -> None:
+        self.artifacts[key].data = change.data
+
+    def by_key(self) -> dict[str, Any]:
+        return {artifact.key: artifact.data for artifact in self.artifacts.values()}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeClient:
+    monkeypatch.chdir(tmp_path)
+    fake = FakeClient()
+    monkeypatch.setattr(pages, "get_client", lambda **_: fake)
+    return fake
+
+
+def test_progress_speed_and_pictures_appear_and_are_updated(client: FakeClient) -> None:
+    page = pages.Page(uuid4())
+    progress = Progress("palette", 1000, "images")
+    progress.begin(200)
+    time.sleep(0.02)
+    progress.advance(500, loss=0.25)
+    progress.show(np.zeros((4, 4, 3), np.uint8))
+    page.refresh()
+    found = client.by_key()
+    assert found["palette-progress"] == 50
+    assert "500 of 1,000 images" in found["palette-status"]
+    assert "| loss | 0.25 |" in found["palette-status"]
+    assert "unknown" not in found["palette-status"]
+    assert found["palette-samples"].startswith("data:image/png;base64,")
+    progress.advance(1000, loss=0.1)
+    page.refresh()
+    assert client.by_key()["palette-progress"] == 100
+    assert len(client.artifacts) == 3
+
+
+def test_other_steps_and_older_files_are_not_shown(client: FakeClient) -> None:
+    Progress("invfusion", 10, "images").begin(1)
+    time.sleep(0.02)
+    page = pages.Page(uuid4(), ["palette"])
+    Progress("mmse", 10, "images").begin(1)
+    page.refresh()
+    assert client.artifacts == {}
+
+
+def test_the_evaluation_is_a_table(client: FakeClient) -> None:
+    page = pages.Page(uuid4())
+    found = {"method": "invfusion", "degradation": "matrix", "value": 16.0, "low": 15.5, "high": 16.5}
+    pages.EVALUATION.parent.mkdir()
+    records = [found | {"metric": "psnr"}, found | {"metric": "fid", "value": None}, found | {"metric": "other"}]
+    pages.EVALUATION.write_text(json.dumps(records))
+    page.refresh()
+    row = {"degradation": "matrix", "method": "invfusion", "psnr": "16 [15.5, 16.5]", "fid": "unavailable"}
+    assert json.loads(client.by_key()["results"]) == [row]
+
+
+def test_a_server_that_is_gone_costs_the_page_alone(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(**_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(pages, "get_client", dead)
+    with pages.shown(str(uuid4())):
+        Progress("palette", 10, "images").begin(1)
+    assert client.artifacts == {}
+
+
+def test_a_disk_that_is_full_costs_the_progress_alone(client: FakeClient) -> None:
+    FOLDER.parent.mkdir()
+    FOLDER.write_text("a file where the folder should be")
+    progress = Progress("palette", 10, "images")
+    progress.begin(0)
+    progress.advance(5)
+    progress.show(np.zeros((4, 4, 3), np.uint8))
