@@ -11,14 +11,17 @@ import importlib.metadata
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from components.gates import Gate, Record, judge, packed
+from components.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.config import Params, load_params
-from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError
+from invfusion.data.manifest import read_manifest
+from invfusion.errors import CheckpointError, DataError, InvFusionError
 from invfusion.operators import spec_to_json
 from invfusion.rng import generator, generators, randn
 
@@ -29,21 +32,8 @@ EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
 # The model that restores, and its distilled companions where they were trained.
 MEMBERS = ("invfusion", "mmse", "nppc")
-# The families on which the operator cannot be guessed from H†y, so that knowing it must show (paper, section 4).
-OPERATOR_MATTERS = ("strided_motion_blur", "matrix")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "pandas")
 LICENCE = "Apache-2.0"
-
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One condition of promotion, and how it came out."""
-
-    name: str
-    passed: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -90,18 +80,7 @@ def register(params: Params) -> Registration:
     return result
 
 
-def rollback(params: Params) -> str:
-    """Give `champion` back to the version that held it before the present one; returns that version's number."""
-    registry = Registry(params, params.register_.name)
-    champion = registry.holder("champion")
-    number = champion.tags.get("previous_champion") if champion else None
-    if not number:
-        raise ConfigError(f"models:/{registry.name} has no earlier champion to go back to")
-    registry.give("champion", Version(number, {}))
-    return number
-
-
-# Gates.
+# The decision.
 
 
 def decide(registry: Registry, version: Version, records: list[Record], params: Params) -> list[Gate]:
@@ -109,88 +88,16 @@ def decide(registry: Registry, version: Version, records: list[Record], params: 
     basis = _sha256(json.dumps([records, params.register_.gates.model_dump()], sort_keys=True).encode())
     if version.tags.get("decided_on") == basis:
         return [Gate(**gate) for gate in json.loads(version.tags["gates"])]
-    champion = registry.holder("champion")
-    if champion and champion.number == version.number:
-        champion = None
-    gates = judge(records, params, champion)
+    champion = present(registry)
+    is_champion = champion is not None and champion.number == version.number
+    gates = judge(records, params, None if is_champion else champion)
+    registry.tag(version, {"metrics": packed(records), "measurements": measurements_hash(records)})
     registry.give("challenger", version)
-    if all(gate.passed for gate in gates):
-        registry.give("champion", version)
-        registry.tag(version, {"previous_champion": champion.number} if champion else {})
+    if all(gate.passed for gate in gates) and not is_champion:
+        move(registry, champion, version.number, PROMOTED, "every gate passed when it was registered")
     # Last, so that a crash in between leads to a fresh decision.
-    outcome = json.dumps([asdict(gate) for gate in gates])
-    registry.tag(version, {"scores": scores_text(records), "gates": outcome, "decided_on": basis})
+    registry.tag(version, {"gates": json.dumps([asdict(gate) for gate in gates]), "decided_on": basis})
     return gates
-
-
-def judge(records: list[Record], params: Params, champion: Version | None) -> list[Gate]:
-    """Compare an evaluation with the gates and with the present champion."""
-    gates = params.register_.gates
-    return [
-        *consistency_gates(records, gates.max_consistency_mse),
-        *palette_gates(records, gates.min_psnr_gain_over_palette),
-        *champion_gates(records, gates.min_psnr_gain_over_champion, champion),
-    ]
-
-
-def consistency_gates(records: list[Record], limit: float) -> Iterator[Gate]:
-    """The restorations must agree with the measurements, in every degradation."""
-    found = {r["degradation"]: r["value"] for r in select(records, "invfusion", "consistency_mse")}
-    if not found:
-        yield Gate("consistency", False, f"{EVALUATION} has no consistency of 'invfusion'")
-    for degradation, value in found.items():
-        passed = value is not None and value <= limit
-        yield Gate(f"consistency on {degradation}", passed, f"MSE {_number(value)}, allowed {limit:g}")
-
-
-def palette_gates(records: list[Record], least: float) -> Iterator[Gate]:
-    """Knowing the operator must pay where it cannot be guessed."""
-    ours, theirs = scores(records, "invfusion"), scores(records, "palette")
-    shared = [d for d in OPERATOR_MATTERS if d in ours and d in theirs]
-    if not shared:
-        yield Gate("gain over Palette", False, f"{EVALUATION} compares none of {', '.join(OPERATOR_MATTERS)}")
-    for degradation in shared:
-        gain = ours[degradation]["psnr"] - theirs[degradation]["psnr"]
-        same = ours[degradation]["measurements"] == theirs[degradation]["measurements"]
-        reason = f"{gain:+.2f} dB, required {least:+g} dB" if same else "they were measured on different measurements"
-        yield Gate(f"gain over Palette on {degradation}", same and gain >= least, reason)
-
-
-def champion_gates(records: list[Record], least: float, champion: Version | None) -> Iterator[Gate]:
-    """Not worse than the champion, wherever both were measured on the same measurements."""
-    if champion is None:
-        yield Gate("gain over the champion", True, "there is no other champion")
-        return
-    before: dict[str, Any] = json.loads(champion.tags.get("scores", "{}"))
-    comparable = {
-        degradation: score["psnr"] - before[degradation]["psnr"]
-        for degradation, score in scores(records, "invfusion").items()
-        if degradation in before and before[degradation]["measurements"] == score["measurements"]
-    }
-    if not comparable:
-        yield Gate("gain over the champion", True, "not comparable: the champion saw other measurements")
-    for degradation, gain in comparable.items():
-        reason = f"{gain:+.2f} dB, required {least:+g} dB"
-        yield Gate(f"gain over the champion on {degradation}", gain >= least, reason)
-
-
-def scores(records: Iterable[Record], method: str) -> dict[str, dict[str, Any]]:
-    """The PSNR of a method in each degradation, with the hash of the measurements it was computed on."""
-    return {
-        r["degradation"]: {"psnr": r["value"], "measurements": r["measurements_sha256"]}
-        for r in select(records, method, "psnr")
-        if r["value"] is not None
-    }
-
-
-def scores_text(records: list[Record]) -> str:
-    """The scores as a version tag, by which a later challenger compares itself."""
-    return json.dumps(scores(records, "invfusion"), sort_keys=True)
-
-
-def select(records: Iterable[Record], method: str, metric: str) -> list[Record]:
-    """The records of one method and metric, in their order."""
-    return [r for r in records if (r["method"], r["metric"]) == (method, metric)]
 
 
 # The model and what is stored with it.
@@ -229,16 +136,33 @@ def metrics_of(records: Iterable[Record]) -> dict[str, float]:
 def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
     """The facts that travel with a version as its tags."""
     manifest = json.loads((MODELS / "invfusion" / "manifest.json").read_text())
-    hashes = sorted({r["measurements_sha256"] for r in records if r["measurements_sha256"]})
     return {
         "checkpoint": checkpoint,
         "data.name": params.data.name,
         "data.digest": str(manifest.get("data_digest", "unknown")),
         "git.revision": git_revision(),
-        "measurements": _sha256("\n".join(hashes).encode()),
+        "data.licence": data_licence(params),
+        "measurements": measurements_hash(records),
+        "metrics": packed(records),
+        "params": params.model_dump_json(by_alias=True, exclude={"runtime"}),
         "degradation": params.degradation.model_dump_json(),
+        "sigma_y": json.dumps(list(params.sigma_y)),
         "licence": LICENCE,
     }
+
+
+def measurements_hash(records: Iterable[Record]) -> str:
+    """One hash for all the frozen measurement sets of an evaluation."""
+    hashes = sorted({r["measurements_sha256"] for r in records if r["measurements_sha256"]})
+    return _sha256("\n".join(hashes).encode())
+
+
+def data_licence(params: Params) -> str:
+    """As the dataset's manifest states it; a model may be registered where the shards are not."""
+    try:
+        return read_manifest(params.data.shards).licence
+    except DataError:
+        return "unknown"
 
 
 def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
@@ -295,22 +219,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _number(value: float | None) -> str:
-    return "unavailable" if value is None else f"{value:.3g}"
-
-
 def main() -> None:
-    """Register, or with `--rollback` give the champion's place back to its predecessor."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rollback", action="store_true")
-    arguments = parser.parse_args()
+    """Register what was trained; components.promotion promotes and rolls back by hand."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        params = load_params()
-        if arguments.rollback:
-            log.info("champion is version %s again", rollback(params))
-        else:
-            register(params)
+        register(load_params())
     except InvFusionError as error:
         sys.exit(f"error: {error}")
 

@@ -18,14 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from invfusion.errors import ServiceError
+from invfusion.errors import ConfigError, ServiceError
 
 if TYPE_CHECKING:
     from invfusion.config import Params
@@ -432,6 +432,10 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
     location = (database.parent / "mlartifacts").as_uri() if database else None
     with _locked(database):
         found = client.get_experiment_by_name(name)
+        if found and location is None and found.artifact_location.startswith("file:"):
+            # Its files lie in a folder of the server's own machine, which others cannot write to.
+            name = f"{name} (shared)"
+            found = client.get_experiment_by_name(name)
         if found and location in (None, found.artifact_location):
             return str(found.experiment_id)
         if found:
@@ -461,6 +465,25 @@ class Version:
 
     number: str
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the history of champions. before, after: version numbers, "" for none; number: its place."""
+
+    number: int
+    action: str
+    before: str
+    after: str
+    who: str
+    when: str
+    why: str
+    outcome: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the alias was moved, or the change refused; a crash may come before."""
+        return bool(self.outcome)
 
 
 @dataclass(frozen=True)
@@ -531,9 +554,64 @@ class Registry:
                 self._client.set_model_version_tag(self.name, version.number, name, value)
 
     def give(self, alias: str, version: Version) -> None:
-        """Move an alias to a version."""
+        """Move an alias to a version; the version "" takes it away."""
         with _service_errors(self._uri):
-            self._client.set_registered_model_alias(self.name, alias, version.number)
+            if version.number:
+                self._client.set_registered_model_alias(self.name, alias, version.number)
+            else:
+                self._client.delete_registered_model_alias(self.name, alias)
+
+    def version(self, number: str) -> Version:
+        """One version with its facts. Raises `ConfigError` where there is none of that number."""
+        from mlflow.exceptions import MlflowException
+
+        with _service_errors(self._uri):
+            try:
+                return _version(self._client.get_model_version(self.name, number))
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        raise ConfigError(f"models:/{self.name} has no version {number}")
+
+    def describe(self, text: str) -> None:
+        """What the model's page says."""
+        with _service_errors(self._uri):
+            self._client.update_registered_model(self.name, text)
+
+    def append(self, change: Change) -> Change:
+        """Write a change into the history; the store gives it the next number."""
+        facts = {key: str(value) for key, value in asdict(change).items() if key != "number"}
+        with _service_errors(self._uri):
+            self._create_history()
+            source = f"models:/{self.name}/{change.after or change.before}"
+            text = f"{change.before or 'none'} → {change.after or 'none'}: {change.why}"
+            made = self._client.create_model_version(self._history, source, tags=facts, description=text)
+        return replace(change, number=int(made.version))
+
+    def close(self, change: Change, outcome: str) -> None:
+        """Note how a change ended."""
+        with _service_errors(self._uri):
+            self._client.set_model_version_tag(self._history, str(change.number), "outcome", outcome)
+
+    def history(self) -> list[Change]:
+        """All changes, oldest first."""
+        with _service_errors(self._uri):
+            found = self._client.search_model_versions(f"name = '{self._history}'", max_results=10_000)
+        return sorted((_change(version) for version in found), key=lambda change: change.number)
+
+    @property
+    def _history(self) -> str:
+        return f"{self.name}-history"
+
+    def _create_history(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        text = f"Every change of the champion of '{self.name}', one version each. Nothing here is ever changed."
+        try:
+            self._client.create_registered_model(self._history, description=text)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def _has_files(self, version: Any) -> bool:
         location = self._client.get_model_version_download_uri(self.name, version.version)
@@ -543,6 +621,11 @@ class Registry:
 
 def _version(found: Any) -> Version:
     return Version(str(found.version), dict(found.tags))
+
+
+def _change(found: Any) -> Change:
+    names = ("action", "before", "after", "who", "when", "why", "outcome")
+    return Change(int(found.version), *(str(found.tags.get(name, "")) for name in names))
 
 
 def _log_package(package: Package, name: str) -> Any:

@@ -33,6 +33,8 @@ TAGS: Mapping[Any, list[str]] = {
     jobs.distill: ["gpu", "training"],
     jobs.evaluate: ["gpu", "evaluation"],
     jobs.register: ["registry"],
+    jobs.promote: ["registry"],
+    jobs.rollback: ["registry"],
     jobs.reproduce: ["gpu", "pipeline"],
 }
 # Every night whatever has become stale; off until somebody turns it on.

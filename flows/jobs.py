@@ -19,12 +19,13 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
+from components import promotion
 from components.children import child
 from flows import entry, records
 from flows.changes import applied, changes_of, filled
 from flows.pages import shown
 from flows.reproduce import PARAMS, dvc_command, dvc_environment, use_profile
-from invfusion.config import EvaluateConfig, Params, RegisterConfig, RuntimeConfig
+from invfusion.config import EvaluateConfig, Params, RegisterConfig, RuntimeConfig, load_params
 from invfusion.errors import ServiceError
 from invfusion.models import Variant
 from invfusion.training.config import DistillConfig, DistilledTarget, TrainConfig
@@ -104,6 +105,20 @@ def reproduce(
         if profile:
             use_profile(profile)
     run_job(targets or [], {} if changes is None else filled(changes), force)
+
+
+@flow(name="promote")
+def promote(version: int, why: str, anyway: bool = False) -> None:
+    """Make a registered version the champion where every gate passes; `anyway` goes against failed gates."""
+    with at_root():
+        promotion.promote(load_params(PARAMS), str(version), why, anyway)
+
+
+@flow(name="rollback")
+def rollback(why: str) -> None:
+    """Give the champion's place back to the version that held it before."""
+    with at_root():
+        promotion.rollback(load_params(PARAMS), why)
 
 
 def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> None:

@@ -75,6 +75,8 @@ class GatesConfig(Config):
     max_consistency_mse: float
     min_psnr_gain_over_palette: float
     min_psnr_gain_over_champion: float
+    max_std_ratio: float = Field(default=2.0, ge=1)
+    max_calibration_gap: float = Field(default=0.2, ge=0, le=1)
 
 
 class RegisterConfig(Config):

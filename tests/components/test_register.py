@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_evaluation import FAMILIES, records, write_run
+from fake_evaluation import FAMILIES, record, records, write_run
 
+from components import gates, promotion, tracking
 from components import register as step
-from components import tracking
 from invfusion.config import GatesConfig, load_params
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, DataError, ServiceError
@@ -105,6 +105,11 @@ def test_registering_twice_makes_one_version(params: Any) -> None:
     assert tags["licence"] == "Apache-2.0"
     assert len(tags["measurements"]) == 64
     assert "strided_motion_blur" in tags["degradation"]
+    assert json.loads(tags["sigma_y"]) == [0.0, 0.0]
+    assert json.loads(tags["params"])["train"]["lr"] == params.train.lr
+    value, low, high, n, _ = json.loads(tags["metrics"])["invfusion/matrix/psnr"]
+    assert low < value < high
+    assert n == 180
 
 
 @pytest.mark.usefixtures("echo")
@@ -140,7 +145,7 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     write_records(records(invfusion=dict.fromkeys(FAMILIES, 1.0)))
     after = step.register(params)
     assert after.is_champion
-    assert step.rollback(params) == before.version
+    assert promotion.rollback(params, "the new one blurs sevens") == before.version
     # Registering again does not undo what a person decided.
     assert not step.register(params).is_champion
     assert champion(params).number == before.version
@@ -156,7 +161,7 @@ def test_lost_files_are_registered_anew(params: Any) -> None:
 def test_gates_name_what_fails(params: Any) -> None:
     found = records(invfusion={"matrix": -3.0})
     next(r for r in found if (r["method"], r["metric"]) == ("invfusion", "consistency_mse"))["value"] = 0.02
-    failed = {gate.name: gate.reason for gate in step.judge(found, params, None) if not gate.passed}
+    failed = {gate.name: gate.reason for gate in gates.judge(found, params, None) if not gate.passed}
     assert failed == {
         "consistency on strided_motion_blur": "MSE 0.02, allowed 0.01",
         "gain over Palette on matrix": "-0.50 dB, required +0 dB",
@@ -164,15 +169,36 @@ def test_gates_name_what_fails(params: Any) -> None:
 
 
 def test_gates_fail_without_evidence(params: Any) -> None:
-    failed = [gate.name for gate in step.judge([], params, None) if not gate.passed]
-    assert failed == ["consistency", "gain over Palette"]
+    failed = [gate.name for gate in gates.judge([], params, None) if not gate.passed]
+    assert failed == ["no missing metrics", "consistency", "gain over Palette"]
 
 
-def test_a_champion_of_other_measurements_is_not_compared() -> None:
-    other = tracking.Version("1", {"scores": json.dumps({"matrix": {"psnr": 99.0, "measurements": "another"}})})
-    (gate,) = step.champion_gates(records(), -0.2, other)
+def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
+    other = tracking.Version("1", {"metrics": json.dumps({"invfusion/matrix/psnr": [1.0, 0.9, 1.1, 180, "another"]})})
+    (gate,) = gates.champion_gates(records(), -0.2, other)
+    assert not gate.passed
+    assert "version 1 was measured on other measurements" in gate.reason
+
+
+def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
+    found = records()
+    champion = tracking.Version("1", {"metrics": gates.packed(found)})
+    less = [r for r in found if (r["method"], r["metric"]) != ("invfusion", "fd_pixel8x8")]
+    failed = [gate for gate in gates.judge(less, params, champion) if not gate.passed]
+    assert [gate.name for gate in failed] == ["no missing metrics"]
+    assert "invfusion/matrix/fd_pixel8x8" in failed[0].reason
+
+
+def test_calibration_counts_where_it_was_measured() -> None:
+    found = records()
+    next(r for r in found if r["metric"] == "nppc_std_ratio")["value"] = 0.4
+    found += [record("invfusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
+    outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates(found, 2.0, 0.2)]
+    on_matrix = "calibration on matrix"
+    assert outcome == [("calibration of NPPC on box_inpainting", False), (on_matrix, True), (on_matrix, False)]
+    (gate,) = gates.calibration_gates([], 2.0, 0.2)
     assert gate.passed
-    assert "not comparable" in gate.reason
+    assert "not available" in gate.reason
 
 
 def test_missing_files_are_named(params: Any) -> None:
