@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from invfusion.diffusion.schedules import edm_sigmas
+from invfusion.diffusion.schedules import ddpm_ladder, ddpm_sigmas, edm_sigmas
 from invfusion.errors import ConfigError
 
 
@@ -24,3 +24,20 @@ def test_one_level() -> None:
 def test_impossible_grids_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match="sigma_min"):
         edm_sigmas(**wrong)
+
+
+def test_levels_of_ddpm() -> None:
+    """The noise levels at some of its times (methods, section 5.6)."""
+    known = {10: 0.047, 50: 0.176, 100: 0.342, 200: 0.724, 350: 1.59, 500: 3.44, 700: 12.0, 999: 157}
+    sigmas = ddpm_sigmas()
+    for time, sigma in known.items():
+        assert float(sigmas[time]) == pytest.approx(sigma, rel=0.02)
+
+
+def test_its_ladder_goes_down_evenly_in_time() -> None:
+    ladder, sigmas = ddpm_ladder(4), ddpm_sigmas()
+    torch.testing.assert_close(ladder, torch.stack([sigmas[999], sigmas[666], sigmas[333], sigmas[0], 0 * sigmas[0]]))
+    assert ddpm_ladder(1).tolist() == [sigmas[999], 0]
+    assert bool((ddpm_ladder(1000).diff() < 0).all())
+    with pytest.raises(ConfigError, match="1000 noise levels"):
+        ddpm_ladder(1001)
