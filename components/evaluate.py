@@ -11,13 +11,13 @@ Reads  artifacts/staged, artifacts/models/<variant>  and writes four things (pat
        {"method", "degradation", "metric", "value", "low", "high", "n", "nfe", "measurements_sha256"}
    value: float rounded to 6 significant digits, or null where it could not be computed; such a record has one more key
    "unavailable" (a sentence with the path where the missing file is looked for). low, high: 95% bootstrap interval over
-   images, or null. n: images. nfe: network calls per image (0 for hpinv_y). A psnr record may have one more key,
+   images, or null. n: images. nfe: network calls per image (0 for H_pinv y). A psnr record may have one more key,
    "n_exact": how many images were restored without any error at 8 bits; each counts with the largest finite PSNR of
    its size, that of one entry off by one grey level.
    degradation: kinds of params.evaluate.families in their order, then "unconditional" (Table 4).
-   method: hpinv_y (the measurement shown as an image), ddrm, palette, invfusion (samples), palette_mmse, invfusion_mmse
-       (one step, Eq. 8), mmse (distilled, Eq. 7), nppc (only on the family that it was distilled for);
-       on "unconditional": unconditional, palette, invfusion.
+   method: H_pinv y (the measurement shown as an image), DDRM, Palette, InvFusion (samples), Palette MMSE,
+       InvFusion MMSE (one step, Eq. 8), MMSE (distilled, Eq. 7), NPPC (only on the family that it was distilled for);
+       on "unconditional": Unconditional, Palette, InvFusion.
    metric: psnr, consistency_mse (mean over measurement entries), consistency_sse (the paper's sum over them);
        for samples also fd_pixel8x8, cfd_pixel8x8 (after projection), kd_pixel8x8 (Frechet and kernel distance over
        pixels averaged to 8x8), fid, cfid, kid, lpips;
@@ -28,10 +28,10 @@ Reads  artifacts/staged, artifacts/models/<variant>  and writes four things (pat
 3. reports/metrics.json: the available values nested {degradation: {method: {metric: value}}}, for `dvc metrics show`.
 
 4. artifacts/evaluation/restorations/<degradation>/<method>.safetensors: the first params.report.gallery_images images.
-   `images` uint8 (g, C, H, W) for every method, and for "truth" and "hpinv_y" too;
-   palette, invfusion also: `draws` uint8 (g, 3, C, H, W), further posterior samples, and `std` float32 (g, C, H, W),
+   `images` uint8 (g, C, H, W) for every method, and for "truth" too; the file of "Palette MMSE" is palette_mmse;
+   Palette, InvFusion also: `draws` uint8 (g, 3, C, H, W), further posterior samples, and `std` float32 (g, C, H, W),
    the per-pixel standard deviation over `images` and `draws`, in [-1, 1] units;
-   nppc also: `mean` float32 (g, C, H, W), `components` float32 (g, K, C, H, W), unit directions sorted by std, and
+   NPPC also: `mean` float32 (g, C, H, W), `components` float32 (g, K, C, H, W), unit directions sorted by std, and
    `stds` float32 (g, K). A step along direction k: mean +- stds[k] * components[k].
    index.json: {degradation: {"keys": [...], "methods": [...]}}; "unconditional" has no "truth" and no keys of images.
 """
@@ -51,7 +51,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components import tracking
-from components.evaluation_records import SET_METRICS, Cell, Record, Recorder, unavailable, write_records
+from components.evaluation_records import SET_METRICS, Cell, Record, Recorder, file_name, unavailable, write_records
 from components.measurement_sets import MeasurementSet, measure, nothing_measured
 from components.restoring import MODELS, STATE, Method, Restored, Restorer, Tools
 from invfusion.codec import decode
@@ -132,14 +132,14 @@ def restoring_methods(params: Params) -> list[Method]:
     """The methods that restore, as far as params train their models."""
     heun, nppc_kind = params.evaluate.sampler, params.distill.nppc.degradation.kind
     known = [
-        Method("hpinv_y"),
-        Method("ddrm", "unconditional", DDRMConfig(), is_generative=True),
-        Method("palette", "palette", heun, is_generative=True, extra_draws=GALLERY_DRAWS),
-        Method("invfusion", "invfusion", heun, is_generative=True, extra_draws=GALLERY_DRAWS),
-        Method("palette_mmse", "palette", MMSEConfig()),
-        Method("invfusion_mmse", "invfusion", MMSEConfig()),
-        Method("mmse", "mmse", MMSEConfig()),
-        Method("nppc", "nppc", NPPCConfig(), only=nppc_kind),
+        Method("H_pinv y"),
+        Method("DDRM", "unconditional", DDRMConfig(), is_generative=True),
+        Method("Palette", "palette", heun, is_generative=True, extra_draws=GALLERY_DRAWS),
+        Method("InvFusion", "invfusion", heun, is_generative=True, extra_draws=GALLERY_DRAWS),
+        Method("Palette MMSE", "palette", MMSEConfig()),
+        Method("InvFusion MMSE", "invfusion", MMSEConfig()),
+        Method("MMSE", "mmse", MMSEConfig()),
+        Method("NPPC", "nppc", NPPCConfig(), only=nppc_kind),
     ]
     return trained(known, params)
 
@@ -150,9 +150,9 @@ def generating_methods(params: Params) -> list[Method]:
         return []
     heun = params.evaluate.sampler
     known = [
-        Method("unconditional", "unconditional", heun, is_generative=True, is_blind=True),
-        Method("palette", "palette", heun, is_generative=True),
-        Method("invfusion", "invfusion", heun, is_generative=True),
+        Method("Unconditional", "unconditional", heun, is_generative=True, is_blind=True),
+        Method("Palette", "palette", heun, is_generative=True),
+        Method("InvFusion", "invfusion", heun, is_generative=True),
     ]
     return trained(known, params)
 
@@ -248,6 +248,6 @@ def show(frozen: MeasurementSet, method: Method, restored: Restored, n_shown: in
     shown["images"] = images[:, 0]
     if method.extra_draws:
         shown |= {"draws": images[:, 1:], "std": decode(images).std(dim=1)}
-    save_file({name: t.contiguous() for name, t in shown.items()}, folder / f"{method.name}.safetensors")
+    save_file({name: t.contiguous() for name, t in shown.items()}, folder / f"{file_name(method.name)}.safetensors")
     if frozen.truth is not None:
         save_file({"images": frozen.truth[:n_shown].contiguous()}, folder / "truth.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ def _tail(cell: Cell) -> Record:
 def tidy(value: float) -> float:
     """Six significant digits: what a reader can use, and the same text on every run."""
     return float(f"{value:.6g}")
+
+
+def file_name(method: str) -> str:
+    """A method's name as a file's: "Palette MMSE" is palette_mmse."""
+    return re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
 
 
 def write_records(records: Iterable[Record], flat: Path, nested: Path) -> None:

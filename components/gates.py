@@ -11,7 +11,7 @@ from invfusion.config import Params
 # The families on which the operator cannot be guessed from H†y, so that knowing it must show (paper, section 4).
 OPERATOR_MATTERS = ("strided_motion_blur", "matrix")
 # The methods whose numbers travel with a version: its own members, and what they are compared with.
-JUDGED = ("invfusion", "invfusion_mmse", "mmse", "nppc", "palette")
+JUDGED = ("InvFusion", "InvFusion MMSE", "MMSE", "NPPC", "Palette")
 # What every evaluated degradation needs a number of.
 NEEDED = ("psnr", "consistency_mse")
 
@@ -42,8 +42,8 @@ def judge(records: list[Record], params: Params, champion: Version | None) -> li
 
 def missing_gates(records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:
     """Every number that is needed, or that the champion had, is there."""
-    needed = {("invfusion", family, metric) for family in families for metric in NEEDED}
-    needed |= {key_of(r) for r in before if r["method"] == "invfusion" and r["value"] is not None}
+    needed = {("InvFusion", family, metric) for family in families for metric in NEEDED}
+    needed |= {key_of(r) for r in before if r["method"] == "InvFusion" and r["value"] is not None}
     missing = sorted(needed - {key_of(r) for r in records if r["value"] is not None})
     shown = ", ".join("/".join(key) for key in missing[:5]) + (" ..." if len(missing) > 5 else "")
     yield Gate("no missing metrics", not missing, f"missing: {shown}" if missing else f"all {len(needed)} are there")
@@ -51,9 +51,9 @@ def missing_gates(records: list[Record], families: Iterable[str], before: list[R
 
 def consistency_gates(records: list[Record], limit: float) -> Iterator[Gate]:
     """The restorations must agree with the measurements, in every degradation."""
-    found = {r["degradation"]: r["value"] for r in select(records, "invfusion", "consistency_mse")}
+    found = {r["degradation"]: r["value"] for r in select(records, "InvFusion", "consistency_mse")}
     if not found:
-        yield Gate("consistency", False, "the evaluation has no consistency of 'invfusion'")
+        yield Gate("consistency", False, "the evaluation has no consistency of 'InvFusion'")
     for degradation, value in found.items():
         passed = value is not None and value <= limit
         yield Gate(f"consistency on {degradation}", passed, f"MSE {_number(value)}, allowed {limit:g}")
@@ -65,8 +65,8 @@ def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -
     `nppc_std_ratio` is predicted over actual standard deviation; metrics that end in `_gap` are distances of the
     posterior samples' ranks from uniform ones.
     """
-    ratios = [r for r in select(records, "nppc", "nppc_std_ratio") if r["value"] is not None]
-    gaps = [r for r in records if r["method"] == "invfusion" and r["metric"].endswith("_gap")]
+    ratios = [r for r in select(records, "NPPC", "nppc_std_ratio") if r["value"] is not None]
+    gaps = [r for r in records if r["method"] == "InvFusion" and r["metric"].endswith("_gap")]
     gaps = [r for r in gaps if r["value"] is not None]
     if not ratios and not gaps:
         yield Gate("calibration", True, "not available: the evaluation did not measure it")
@@ -81,7 +81,7 @@ def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -
 
 def palette_gates(records: list[Record], least: float) -> Iterator[Gate]:
     """Knowing the operator must pay where it cannot be guessed."""
-    ours, theirs = scores(records, "invfusion"), scores(records, "palette")
+    ours, theirs = scores(records, "InvFusion"), scores(records, "Palette")
     shared = [d for d in OPERATOR_MATTERS if d in ours and d in theirs]
     if not shared:
         yield Gate("gain over Palette", False, f"the evaluation compares none of {', '.join(OPERATOR_MATTERS)}")
@@ -97,7 +97,7 @@ def champion_gates(records: list[Record], least: float, champion: Version | None
     if champion is None:
         yield Gate("gain over the champion", True, "there is no other champion")
         return
-    ours, before = scores(records, "invfusion"), scores(stored(champion), "invfusion")
+    ours, before = scores(records, "InvFusion"), scores(stored(champion), "InvFusion")
     shared = [d for d in ours if d in before and _measurements(ours[d]) == _measurements(before[d])]
     if not shared:
         yield Gate(

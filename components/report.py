@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.numpy import load_file
 
 from components import figures, tables
+from components.evaluation_records import file_name
 from components.figures import Tiles
 from components.register import read_records
 from components.tables import Claim, Paper, Record, Table
@@ -45,11 +46,11 @@ KNOWS = {
 }
 # Column heads of the galleries, where the table's name is too long.
 COLUMN_TITLES = {
-    "hpinv_y": "H†y",
-    "palette_mmse": "Palette\none step",
-    "invfusion_mmse": "InvFusion\none step",
-    "mmse": "InvFusion\ndistilled",
-    "nppc": "NPPC\nmean",
+    "H_pinv y": "H†y",
+    "Palette MMSE": "Palette\none step",
+    "InvFusion MMSE": "InvFusion\none step",
+    "MMSE": "InvFusion\ndistilled",
+    "NPPC": "NPPC\nmean",
 }
 HOW = {
     "claims": "The paper's ordering is that InvFusion, which knows the operator, comes before Palette, which must "
@@ -315,7 +316,9 @@ def psnr_figure(records: Sequence[Record], degradations: Sequence[str]) -> Pictu
     ]
     methods = tables.ordered({r["method"] for r in chosen}, tables.METHODS)
     points = [
-        figures.Point(tables.name_of(d), r["method"].split("_")[0], tables.label(m), r["value"], r["low"], r["high"])
+        figures.Point(
+            tables.name_of(d), r["method"].split()[0].lower(), tables.label(m), r["value"], r["low"], r["high"]
+        )
         for d in degradations
         for m in methods
         for r in chosen
@@ -337,9 +340,9 @@ def gallery(degradation: str) -> Picture:
     folder = RESTORATIONS / degradation
     truth = load_file(folder / "truth.safetensors")["images"]
     columns = [Tiles("Truth", list(truth / 255))]
-    methods = tables.ordered({path.stem for path in folder.glob("*.safetensors")} - {"truth"}, tables.METHODS)
-    for method in methods:
-        columns += method_columns(method, load_file(folder / f"{method}.safetensors"), truth)
+    shown: dict[str, Any] = json.loads((RESTORATIONS / "index.json").read_text())
+    for method in tables.ordered(set(shown[degradation]["methods"]), tables.METHODS):
+        columns += method_columns(method, load_file(folder / f"{file_name(method)}.safetensors"), truth)
     columns += spread_column(folder / "invfusion.safetensors")
     file = f"gallery-{degradation}.png"
     figures.gallery(REPORTS / "figures" / file, columns)
@@ -350,7 +353,7 @@ def gallery(degradation: str) -> Picture:
 def method_columns(method: str, found: Mapping[str, figures.Array], truth: figures.Array) -> list[Tiles]:
     """The restorations of one method, for InvFusion also a second draw."""
     columns = [restored(COLUMN_TITLES.get(method, tables.label(method)), found["images"], truth)]
-    if method == "invfusion" and "draws" in found:
+    if method == "InvFusion" and "draws" in found:
         columns.append(restored("InvFusion\nanother draw", found["draws"][:, 0], truth))
     return columns
 
@@ -383,7 +386,7 @@ def nppc_figure(degradations: Sequence[str]) -> Picture | None:
     found = load_file(folder / "nppc.safetensors")
     columns = [
         Tiles(title, list(load_file(folder / f"{name}.safetensors")["images"] / 255))
-        for name, title in (("truth", "Truth"), ("hpinv_y", "H†y"))
+        for name, title in (("truth", "Truth"), ("h_pinv_y", "H†y"))
     ]
     columns.append(Tiles("mean", list(unit(found["mean"]))))
     for k in range(found["components"].shape[1]):

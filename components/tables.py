@@ -11,21 +11,21 @@ Record = Mapping[str, Any]
 
 # Method -> (name in the tables, group, name in the paper's tables). The order is the order of the rows.
 METHODS: dict[str, tuple[str, str, str | None]] = {
-    "hpinv_y": ("H†y, the measurement", "Without a model", None),
-    "ddrm": ("DDRM", "Zero-shot methods", "DDRM"),
-    "ddnm": ("DDNM", "Zero-shot methods", "DDNM"),
-    "dps": ("DPS", "Zero-shot methods", "DPS"),
-    "pigdm": ("ΠGDM", "Zero-shot methods", "PiGDM"),
-    "daps": ("DAPS", "Zero-shot methods", "DAPS"),
-    "mgps": ("MGPS", "Zero-shot methods", "MGPS"),
-    "unconditional": ("Unconditional", "Training-based methods", "Unconditional"),
-    "palette": ("Palette", "Training-based methods", "Palette"),
-    "indi": ("InDI", "Training-based methods", "InDI"),
-    "invfusion": ("InvFusion", "Training-based methods", "InvFusion"),
-    "palette_mmse": ("Palette, one step", "MMSE predictors (training-based)", "Palette MMSE"),
-    "invfusion_mmse": ("InvFusion, one step", "MMSE predictors (training-based)", "InvFusion MMSE"),
-    "mmse": ("InvFusion, distilled", "MMSE predictors (training-based)", "InvFusion trained for MMSE"),
-    "nppc": ("InvFusion NPPC, mean", "MMSE predictors (training-based)", None),
+    "H_pinv y": ("H†y, the measurement", "Without a model", None),
+    "DDRM": ("DDRM", "Zero-shot methods", "DDRM"),
+    "DDNM": ("DDNM", "Zero-shot methods", "DDNM"),
+    "DPS": ("DPS", "Zero-shot methods", "DPS"),
+    "PiGDM": ("ΠGDM", "Zero-shot methods", "PiGDM"),
+    "DAPS": ("DAPS", "Zero-shot methods", "DAPS"),
+    "MGPS": ("MGPS", "Zero-shot methods", "MGPS"),
+    "Unconditional": ("Unconditional", "Training-based methods", "Unconditional"),
+    "Palette": ("Palette", "Training-based methods", "Palette"),
+    "InDI": ("InDI", "Training-based methods", "InDI"),
+    "InvFusion": ("InvFusion", "Training-based methods", "InvFusion"),
+    "Palette MMSE": ("Palette, one step", "MMSE predictors (training-based)", "Palette MMSE"),
+    "InvFusion MMSE": ("InvFusion, one step", "MMSE predictors (training-based)", "InvFusion MMSE"),
+    "MMSE": ("InvFusion, distilled", "MMSE predictors (training-based)", "InvFusion trained for MMSE"),
+    "NPPC": ("InvFusion NPPC, mean", "MMSE predictors (training-based)", None),
 }
 DEGRADATIONS = {
     "strided_motion_blur": "Strided motion blur",
@@ -56,7 +56,7 @@ MAIN_METRICS = ("psnr", "fid", "cfid", "fd_pixel8x8", "cfd_pixel8x8", "consisten
 INSTEAD_OF_INCEPTION = {"fd_pixel8x8": "fid", "cfd_pixel8x8": "cfid"}
 HIGHER_IS_BETTER = {"psnr", "nppc_captured_energy"}
 NO_DIRECTION = {"nppc_std_ratio"}
-NO_RIVAL = {"hpinv_y"}
+NO_RIVAL = {"H_pinv y"}
 # Metrics that mean the same here and in the paper. Its consistency is not among them: that is a sum over measurements,
 # which have another scale for the blur.
 SHARED_WITH_PAPER = ("psnr", "fid", "cfid", "lpips")
@@ -209,7 +209,7 @@ def _grouped(methods: Sequence[str], rows: Sequence[Row]) -> tuple[tuple[str, tu
 # What is compared: its name, the suffix of the two methods, the metric.
 COMPARED = (
     ("PSNR of samples", "", "psnr"),
-    ("PSNR of the one-step mean", "_mmse", "psnr"),
+    ("PSNR of the one-step mean", " MMSE", "psnr"),
     ("Consistency of samples·10³", "", "consistency_mse"),
 )
 
@@ -221,8 +221,8 @@ def claims(records: Iterable[Record], degradations: Sequence[str]) -> list[Claim
         _claim(ours, theirs, quantity)
         for degradation in degradations
         for quantity, suffix, metric in COMPARED
-        if (ours := lookup.get((f"invfusion{suffix}", degradation, metric)))
-        and (theirs := lookup.get((f"palette{suffix}", degradation, metric)))
+        if (ours := lookup.get((f"InvFusion{suffix}", degradation, metric)))
+        and (theirs := lookup.get((f"Palette{suffix}", degradation, metric)))
     ]
 
 

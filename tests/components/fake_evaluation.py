@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from components.evaluation_records import file_name
+
 FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting")
 PSNR = {
-    "hpinv_y": 9.0,
-    "ddrm": 12.0,
-    "palette": 13.5,
-    "invfusion": 16.0,
-    "palette_mmse": 16.1,
-    "invfusion_mmse": 18.7,
-    "mmse": 18.9,
+    "H_pinv y": 9.0,
+    "DDRM": 12.0,
+    "Palette": 13.5,
+    "InvFusion": 16.0,
+    "Palette MMSE": 16.1,
+    "InvFusion MMSE": 18.7,
+    "MMSE": 18.9,
 }
 SHIFT = {
     "strided_motion_blur": 3.0,
@@ -26,7 +28,7 @@ SHIFT = {
     "box_outpainting": 1.0,
     "box_inpainting": 6.0,
 }
-NFE = {"hpinv_y": 0, "ddrm": 25, "palette": 35, "invfusion": 35, "unconditional": 35}
+NFE = {"H_pinv y": 0, "DDRM": 25, "Palette": 35, "InvFusion": 35, "Unconditional": 35}
 NO_WEIGHTS = "no Inception weights at weights/inception-2015-12-05.pt"
 TRAINED = {"unconditional": 51200, "palette": 51200, "invfusion": 51200, "mmse": 6400, "nppc": 6400}
 
@@ -55,16 +57,16 @@ def records(**changes: Mapping[str, float]) -> list[dict[str, Any]]:
         for method, base in PSNR.items():
             psnr = base + SHIFT[degradation] + changes.get(method, {}).get(degradation, 0.0)
             made.append(record(method, degradation, "psnr", psnr))
-            consistency = {"hpinv_y": 0.0, "ddrm": 3.1e-13, "invfusion": 2.4e-4, "palette": 0.021}.get(method, 1.7e-3)
+            consistency = {"H_pinv y": 0.0, "DDRM": 3.1e-13, "InvFusion": 2.4e-4, "Palette": 0.021}.get(method, 1.7e-3)
             made.append(record(method, degradation, "consistency_mse", consistency, 0.08))
             if NFE.get(method, 0) > 1:
                 made += [record(method, degradation, m, 40 / base, 0.1) for m in ("fd_pixel8x8", "cfd_pixel8x8")]
                 made.append(record(method, degradation, "kd_pixel8x8", 0.31 / base, 0.1))
                 made += [record(method, degradation, m, None) for m in ("fid", "cfid", "kid", "lpips")]
-    made.append(record("nppc", "box_inpainting", "psnr", 24.6))
-    made.append(record("nppc", "box_inpainting", "nppc_captured_energy", 0.413))
-    made.append(record("nppc", "box_inpainting", "nppc_std_ratio", 1.07))
-    for i, method in enumerate(("unconditional", "palette", "invfusion")):
+    made.append(record("NPPC", "box_inpainting", "psnr", 24.6))
+    made.append(record("NPPC", "box_inpainting", "nppc_captured_energy", 0.413))
+    made.append(record("NPPC", "box_inpainting", "nppc_std_ratio", 1.07))
+    for i, method in enumerate(("Unconditional", "Palette", "InvFusion")):
         made.append(record(method, "unconditional", "fd_pixel8x8", 2.4 - 0.2 * i, 0.1))
         made.append(record(method, "unconditional", "fid", None))
     return made
@@ -94,15 +96,17 @@ def write_restorations(folder: Path, n: int, size: int) -> None:
         for method, quality in PSNR.items():
             noise = random.standard_normal(truth.shape).astype(np.float32) * 10 ** (-quality / 20)
             content = {"images": to_uint8(truth + noise)}
-            if method in ("palette", "invfusion"):
+            if method in ("Palette", "InvFusion"):
                 draws = truth[:, None] + random.standard_normal((n, 3, 3, size, size)).astype(np.float32) * 0.2
                 content |= {"draws": to_uint8(draws), "std": draws.std(axis=1).astype(np.float32)}
-            save_file(content, place / f"{method}.safetensors")
+            save_file(content, place / f"{file_name(method)}.safetensors")
     directions = random.standard_normal((n, 3, 3, size, size)).astype(np.float32)
     directions /= np.linalg.norm(directions.reshape(n, 3, -1), axis=2)[..., None, None, None]
     stds = np.tile(np.array([6.0, 4.0, 2.0], np.float32), (n, 1))
     nppc = {"images": to_uint8(truth), "mean": truth, "components": directions, "stds": stds}
     save_file(nppc, folder / "box_inpainting" / "nppc.safetensors")
+    index = {d: {"methods": [*PSNR, *(["NPPC"] if d == "box_inpainting" else [])]} for d in FAMILIES}
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def write_models(folder: Path) -> None:

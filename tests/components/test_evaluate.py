@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from components import evaluate as component
 from components import restoring, tracking
 from components.evaluate import evaluate
+from components.evaluation_records import file_name
 from components.measurement_sets import measure
 from invfusion.codec import decode
 from invfusion.config import Params, load_params
@@ -138,24 +139,24 @@ def test_records_have_the_promised_keys(records: list[dict]) -> None:
 
 def test_every_method_meets_every_degradation(records: list[dict]) -> None:
     cells = {(r["method"], r["degradation"]) for r in records}
-    everywhere = {"hpinv_y", "ddrm", "palette", "invfusion", "palette_mmse", "invfusion_mmse", "mmse"}
+    everywhere = {"H_pinv y", "DDRM", "Palette", "InvFusion", "Palette MMSE", "InvFusion MMSE", "MMSE"}
     kinds = {"strided_motion_blur", "matrix", "box_inpainting"}
-    generation = {(m, "unconditional") for m in ("unconditional", "palette", "invfusion")}
-    assert cells == {(m, d) for m in everywhere for d in kinds} | {("nppc", "box_inpainting")} | generation
+    generation = {(m, "unconditional") for m in ("Unconditional", "Palette", "InvFusion")}
+    assert cells == {(m, d) for m in everywhere for d in kinds} | {("NPPC", "box_inpainting")} | generation
 
 
 def test_nfe_and_n(records: list[dict]) -> None:
     nfe = {r["method"]: r["nfe"] for r in records}
     assert nfe == {
-        "hpinv_y": 0,
-        "ddrm": 25,
-        "palette": 5,
-        "invfusion": 5,
-        "unconditional": 5,
-        "palette_mmse": 1,
-        "invfusion_mmse": 1,
-        "mmse": 1,
-        "nppc": 1,
+        "H_pinv y": 0,
+        "DDRM": 25,
+        "Palette": 5,
+        "InvFusion": 5,
+        "Unconditional": 5,
+        "Palette MMSE": 1,
+        "InvFusion MMSE": 1,
+        "MMSE": 1,
+        "NPPC": 1,
     }
     assert {r["n"] for r in records if r["degradation"] == "unconditional"} == {10}
     assert {r["n"] for r in records if r["degradation"] != "unconditional"} == {N}
@@ -171,17 +172,17 @@ def test_one_column_one_measurement_set(workplace: Path, records: list[dict]) ->
 def test_zero_shot_and_pseudo_inverse_are_consistent(records: list[dict]) -> None:
     cells = by_cell(records)
     for degradation in ("matrix", "box_inpainting"):
-        assert cells["ddrm", degradation, "consistency_mse"]["value"] < 1e-6
-        assert cells["hpinv_y", degradation, "consistency_mse"]["value"] < 1e-8
+        assert cells["DDRM", degradation, "consistency_mse"]["value"] < 1e-6
+        assert cells["H_pinv y", degradation, "consistency_mse"]["value"] < 1e-8
 
 
 def test_missing_weights_are_said_with_their_path(records: list[dict]) -> None:
     cells = by_cell(records)
     for metric in ("fid", "cfid", "kid"):
-        assert "weights/inception-2015-12-05.pt" in cells["invfusion", "matrix", metric]["unavailable"]
-    assert "too small" in cells["invfusion", "matrix", "lpips"]["unavailable"]
-    assert ("invfusion_mmse", "matrix", "fid") not in cells
-    assert ("invfusion", "unconditional", "cfid") not in cells
+        assert "weights/inception-2015-12-05.pt" in cells["InvFusion", "matrix", metric]["unavailable"]
+    assert "too small" in cells["InvFusion", "matrix", "lpips"]["unavailable"]
+    assert ("InvFusion MMSE", "matrix", "fid") not in cells
+    assert ("InvFusion", "unconditional", "cfid") not in cells
 
 
 def test_nested_metrics_hold_the_available_numbers(workplace: Path, records: list[dict]) -> None:
@@ -218,7 +219,7 @@ def test_restorations_to_show(workplace: Path) -> None:
     for degradation, entry in index.items():
         assert len(entry["keys"]) == 3
         for method in entry["methods"]:
-            images = load_file(folder / degradation / f"{method}.safetensors")["images"]
+            images = load_file(folder / degradation / f"{file_name(method)}.safetensors")["images"]
             assert (images.shape, images.dtype) == ((3, 3, SIZE, SIZE), torch.uint8)
     expected = PIXELS[[KEYS.index(key) for key in index["matrix"]["keys"]]]
     assert torch.equal(load_file(folder / "matrix/truth.safetensors")["images"], expected)
@@ -265,9 +266,9 @@ def test_noisy_measurements(workplace: Path, records: list[dict]) -> None:
     evaluate(make_params(sigma_y=0.1, families=families, n_unconditional=0))
     noisy = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
     assert {degradation for _, degradation, _ in noisy} == {"box_inpainting"}
-    assert "noisy measurements" in noisy["invfusion", "box_inpainting", "cfd_pixel8x8"]["unavailable"]
-    clean = by_cell(records)["ddrm", "box_inpainting", "psnr"]
-    assert noisy["ddrm", "box_inpainting", "psnr"]["measurements_sha256"] != clean["measurements_sha256"]
+    assert "noisy measurements" in noisy["InvFusion", "box_inpainting", "cfd_pixel8x8"]["unavailable"]
+    clean = by_cell(records)["DDRM", "box_inpainting", "psnr"]
+    assert noisy["DDRM", "box_inpainting", "psnr"]["measurements_sha256"] != clean["measurements_sha256"]
 
 
 def test_a_missing_model_is_named(workplace: Path) -> None:
@@ -284,8 +285,8 @@ def test_methods_without_a_trained_model_are_left_out() -> None:
     alone = base.train.model_copy(update={"variants": ["invfusion"]})
     without = base.distill.model_copy(update={"targets": []})
     params = base.model_copy(update={"train": alone, "distill": without})
-    assert [m.name for m in component.restoring_methods(params)] == ["hpinv_y", "invfusion", "invfusion_mmse"]
-    assert [m.name for m in component.generating_methods(params)] == ["invfusion"]
+    assert [m.name for m in component.restoring_methods(params)] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
+    assert [m.name for m in component.generating_methods(params)] == ["InvFusion"]
 
 
 def test_one_kind_twice_is_refused(workplace: Path) -> None:

@@ -107,7 +107,7 @@ def test_registering_twice_makes_one_version(params: Any) -> None:
     assert "strided_motion_blur" in tags["degradation"]
     assert json.loads(tags["sigma_y"]) == [0.0, 0.0]
     assert json.loads(tags["params"])["train"]["lr"] == params.train.lr
-    value, low, high, n, _ = json.loads(tags["metrics"])["invfusion/matrix/psnr"]
+    value, low, high, n, _ = json.loads(tags["metrics"])["InvFusion/matrix/psnr"]
     assert low < value < high
     assert n == 180
 
@@ -118,16 +118,16 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     client = tracking._connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
     expected = next(
-        r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("invfusion", "matrix", "psnr")
+        r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("InvFusion", "matrix", "psnr")
     )
-    assert run.data.metrics["invfusion/matrix/psnr"] == pytest.approx(expected["value"])
+    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected["value"])
 
 
 @pytest.mark.usefixtures("echo")
 def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("worse")
-    write_records(records(invfusion={"matrix": -1.0}))
+    write_records(records(InvFusion={"matrix": -1.0}))
     after = step.register(params)
     assert champion(params).number == before.version
     assert not after.is_champion
@@ -142,7 +142,7 @@ def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
 def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("better")
-    write_records(records(invfusion=dict.fromkeys(FAMILIES, 1.0)))
+    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)))
     after = step.register(params)
     assert after.is_champion
     assert promotion.rollback(params, "the new one blurs sevens") == before.version
@@ -159,8 +159,8 @@ def test_lost_files_are_registered_anew(params: Any) -> None:
 
 
 def test_gates_name_what_fails(params: Any) -> None:
-    found = records(invfusion={"matrix": -3.0})
-    next(r for r in found if (r["method"], r["metric"]) == ("invfusion", "consistency_mse"))["value"] = 0.02
+    found = records(InvFusion={"matrix": -3.0})
+    next(r for r in found if (r["method"], r["metric"]) == ("InvFusion", "consistency_mse"))["value"] = 0.02
     failed = {gate.name: gate.reason for gate in gates.judge(found, params, None) if not gate.passed}
     assert failed == {
         "consistency on strided_motion_blur": "MSE 0.02, allowed 0.01",
@@ -174,7 +174,7 @@ def test_gates_fail_without_evidence(params: Any) -> None:
 
 
 def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
-    other = tracking.Version("1", {"metrics": json.dumps({"invfusion/matrix/psnr": [1.0, 0.9, 1.1, 180, "another"]})})
+    other = tracking.Version("1", {"metrics": json.dumps({"InvFusion/matrix/psnr": [1.0, 0.9, 1.1, 180, "another"]})})
     (gate,) = gates.champion_gates(records(), -0.2, other)
     assert not gate.passed
     assert "version 1 was measured on other measurements" in gate.reason
@@ -183,16 +183,16 @@ def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
 def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
     found = records()
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
-    less = [r for r in found if (r["method"], r["metric"]) != ("invfusion", "fd_pixel8x8")]
+    less = [r for r in found if (r["method"], r["metric"]) != ("InvFusion", "fd_pixel8x8")]
     failed = [gate for gate in gates.judge(less, params, champion) if not gate.passed]
     assert [gate.name for gate in failed] == ["no missing metrics"]
-    assert "invfusion/matrix/fd_pixel8x8" in failed[0].reason
+    assert "InvFusion/matrix/fd_pixel8x8" in failed[0].reason
 
 
 def test_calibration_counts_where_it_was_measured() -> None:
     found = records()
     next(r for r in found if r["metric"] == "nppc_std_ratio")["value"] = 0.4
-    found += [record("invfusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
+    found += [record("InvFusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
     outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates(found, 2.0, 0.2)]
     on_matrix = "calibration on matrix"
     assert outcome == [("calibration of NPPC on box_inpainting", False), (on_matrix, True), (on_matrix, False)]

@@ -75,7 +75,7 @@ def test_the_same_run_gives_the_same_bytes(project: Path) -> None:
 
 def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "evaluation.json").write_text(json.dumps([record("invfusion", "matrix", "psnr", 15.0)]))
+    (tmp_path / "reports" / "evaluation.json").write_text(json.dumps([record("InvFusion", "matrix", "psnr", 15.0)]))
     make_report(tmp_path)
     page = read(tmp_path, "index.html")
     assert "15.0" in page
@@ -89,7 +89,7 @@ def test_a_missing_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def claim(ours: float, theirs: float, metric: str = "psnr") -> Any:
-    pair = [record("invfusion", "matrix", metric, ours), record("palette", "matrix", metric, theirs)]
+    pair = [record("InvFusion", "matrix", metric, ours), record("Palette", "matrix", metric, theirs)]
     (found,) = tables.claims(pair, ["matrix"])
     return found
 
@@ -119,13 +119,13 @@ def test_the_best_of_a_column_is_bold_and_the_measurement_is_no_rival() -> None:
 
 def test_the_papers_numbers_stand_beside_the_same_quantity_only() -> None:
     faces = Paper.load(PAPER, "ffhq64", 0.0)
-    assert faces.number("strided_motion_blur", "invfusion", "psnr") == "22.7"
-    assert faces.number("matrix", "palette", "cfid") == "25.5"
-    assert faces.number("unconditional", "invfusion", "fid") == "6.36"
-    assert faces.number("strided_motion_blur", "invfusion", "fd_pixel8x8") == ""
-    assert Paper.load(PAPER, "ffhq64", 0.1).number("strided_motion_blur", "invfusion", "psnr") != "22.7"
-    assert Paper.load(PAPER, "ffhq64", 0.05).number("strided_motion_blur", "invfusion", "psnr") == ""
-    assert Paper.load(PAPER, "digits16", 0.0).number("strided_motion_blur", "invfusion", "psnr") == ""
+    assert faces.number("strided_motion_blur", "InvFusion", "psnr") == "22.7"
+    assert faces.number("matrix", "Palette", "cfid") == "25.5"
+    assert faces.number("unconditional", "InvFusion", "fid") == "6.36"
+    assert faces.number("strided_motion_blur", "InvFusion", "fd_pixel8x8") == ""
+    assert Paper.load(PAPER, "ffhq64", 0.1).number("strided_motion_blur", "InvFusion", "psnr") != "22.7"
+    assert Paper.load(PAPER, "ffhq64", 0.05).number("strided_motion_blur", "InvFusion", "psnr") == ""
+    assert Paper.load(PAPER, "digits16", 0.0).number("strided_motion_blur", "InvFusion", "psnr") == ""
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_the_evaluation_is_a_flat_list_of_records(finished: Path) -> None:
     records = json.loads((finished / "reports/evaluation.json").read_text())
     keys = {"method", "degradation", "metric", "value", "low", "high", "n", "nfe", "measurements_sha256"}
     assert all(keys <= set(record) for record in records)
-    assert {"invfusion", "palette", "mmse", "nppc"} <= {record["method"] for record in records}
+    assert {"InvFusion", "Palette", "MMSE", "NPPC"} <= {record["method"] for record in records}
 
 
 def test_the_model_is_registered(finished: Path) -> None:
