@@ -27,13 +27,14 @@ class DAPSConfig(Sampler):
     """At each level: solve the probability-flow ODE from x_t to x_ode, draw x_0, add the noise of the next level.
 
     x_0 is drawn by unadjusted Langevin steps for the density exp(-|Hx - y|^2 / 2 tau^2 - |x - x_ode|^2 / 2 sigma^2).
-    tau: the noise of y that is assumed at least; where sigma_y is larger, that is taken. lr: the first level's step for
-    that tau and an operator of norm 1. It falls linearly to a hundredth, is divided by norm^2, and grows with
-    sigma_y^2 / tau^2 up to sigma^2, so that lr = tau^2 is stable for every operator and noise. The result is the last
-    draw of x_0. Source: Zhang et al. 2024, Algorithm 1, and the settings of their code.
+    tau: the noise of y that is assumed, whatever sigma_y is; the authors took 0.01 for sigma_y = 0.05. lr: the step at
+    the first level, for an operator of norm 1. It falls linearly to a hundredth, and is divided by norm^2; lr < 2 tau^2
+    is stable. The result is the last draw of x_0. Langevin steps that really reached their density would spread the
+    null space too widely, by the noise level itself: with a larger tau, choose lr with care. Source: Zhang et al. 2024,
+    Algorithm 1, and the settings of their code.
 
-    published: the paper's code, from 80, with an ODE that ends at 0, an lr that is never scaled, and no Langevin steps
-    at the last level, so that the result does not fit y (methods 5.5).
+    published: the paper's code, with tau at least sigma_y, from 80, with an ODE that ends at 0, an lr that is never
+    scaled, and no Langevin steps at the last level, so that the result does not fit y (methods 5.5).
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"adjoint"})
@@ -80,10 +81,11 @@ class DAPSConfig(Sampler):
         self, measurement: Measurement, x0: Tensor, sigma: float, decay: float, generators: Sequence[torch.Generator]
     ) -> Tensor:
         H, y = measurement.operator, measurement.y
-        tau = measurement.sigma_y.clamp(min=self.tau)
-        lr = torch.full_like(tau, self.lr * decay)
-        if self.variant == "original":
-            lr = (lr * (tau / self.tau / H.norm.clamp(min=1e-12)).square()).clamp(max=sigma**2)
+        tau, lr = torch.full_like(H.norm, self.tau), torch.full_like(H.norm, self.lr * decay)
+        if self.variant == "published":
+            tau = tau.maximum(measurement.sigma_y)
+        else:
+            lr = (lr / H.norm.clamp(min=1e-12).square()).clamp(max=sigma**2)
         lr, weight = per_sample(lr, x0), per_sample(tau.square().reciprocal(), x0)
         x = x0
         for _ in range(self.n_langevin_steps):

@@ -160,7 +160,6 @@ def test_daps(problem: Problem) -> None:
     """Zhang et al. 2024, Algorithm 1: Euler, then Langevin, then noise."""
     sampler = DAPSConfig(n_levels=3, n_ode_steps=2, n_langevin_steps=3, lr=2e-5)
     A, y = problem.A, problem.y
-    tau = max(0.01, problem.sigma_y)
     sigmas = edm_sigmas(3, 100, 0.1).tolist()
     expected = Law(torch.zeros(N).double(), sigmas[0] * EYE)
     for i, (sigma, t) in enumerate(pairwise(sigmas)):
@@ -170,14 +169,14 @@ def test_daps(problem: Problem) -> None:
             step = EYE + (u - s) / s * (EYE - G)
             to_x0, x0_shift = step @ to_x0, step @ x0_shift - (u - s) / s * g
         expected.step(to_x0, x0_shift, 0 * EYE)
-        lr = 2e-5 * (1 - 0.99 * i / 3) * (tau / 0.01) ** 2 / float(problem.q.max()) ** 2
+        lr = 2e-5 * (1 - 0.99 * i / 3) / float(problem.q.max()) ** 2
         lr = min(lr, sigma**2)
         # x_k = M x_{k-1} + lr (A^T y / tau^2 + x0 / sigma^2) + sqrt(2 lr) z, from x_0 = x0.
-        M = EYE - lr * (A.T @ A / tau**2 + EYE / sigma**2)
+        M = EYE - lr * (A.T @ A / 0.01**2 + EYE / sigma**2)
         on_x0, shift, noise = EYE, torch.zeros(N).double(), torch.zeros(N, N).double()
         for _ in range(3):
             on_x0 = M @ on_x0 + lr / sigma**2 * EYE
-            shift = M @ shift + lr * A.T @ y / tau**2
+            shift = M @ shift + lr * A.T @ y / 0.01**2
             noise = M @ noise @ M.T + 2 * lr * EYE
         expected.step(on_x0, shift, torch.linalg.cholesky(noise + t**2 * EYE))
     assert_law(sampler, problem, expected, 6)
@@ -189,11 +188,11 @@ def test_daps_langevin_reaches_its_stationary_law() -> None:
     Along a singular vector of precision p, the variance is 1 / p / (1 - lr p / 2).
     """
     problem = Problem.of("matrix", 0.3)
-    sampler = DAPSConfig(n_levels=1, n_ode_steps=1, n_langevin_steps=400, lr=1e-5)
+    sampler = DAPSConfig(n_levels=1, n_ode_steps=1, n_langevin_steps=400, lr=9e-3, tau=0.3)
     mean, covariance, _ = law(sampler, ExactDenoiser(covariance=1e-12 * EYE), problem.measurement)
     seen, sigma = problem.q > 0.4 * problem.q.max(), 100.0
     assert int(seen.sum()) >= 4
-    V, q, lr = problem.V[:, seen], problem.q[seen], 1e-5 * (0.3 / 0.01 / float(problem.q.max())) ** 2
+    V, q, lr = problem.V[:, seen], problem.q[seen], 9e-3 / float(problem.q.max()) ** 2
     p = q**2 / 0.3**2 + 1 / sigma**2
     torch.testing.assert_close(V.T @ covariance @ V, torch.diag(1 / p / (1 - lr * p / 2)), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(V.T @ mean, problem.y_bar()[seen], rtol=1e-3, atol=1e-3)
