@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
 
-.PHONY: help setup repro test check up down dry-run clean
+.PHONY: help setup repro oracle test check up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the experiment
 	@$(BIN)/python -m flows.reproduce $(if $(PROFILE),--profile $(PROFILE))
+
+oracle: setup  ## judge samplers and small models against exact posteriors (20 minutes); see docs/oracle.md
+	@$(BIN)/python -m flows.reproduce oracle/dvc.yaml:oracle
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest -q

@@ -81,7 +81,7 @@ def gallery(path: Path, columns: Sequence[Tiles]) -> Path:
                 _tile(axes, image, column.captions[i] if column.captions else "")
             x = (j * (tile + gap) + tile / 2) / width
             figure.text(x, 1 - head / 2 / height, column.title, ha="center", va="center", size=8, linespacing=1.15)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _tile(axes: Axes, image: Array, caption: str) -> None:
@@ -115,7 +115,7 @@ def intervals(path: Path, points: Sequence[Point], label: str) -> Path:
             panel.spines["left"].set_visible(False)
             panel.tick_params(left=False)
         axes[0, 0].set_yticks([-i for i in range(len(series))], series)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Path:
@@ -136,7 +136,7 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) 
             panel.grid()
             panel.set_ylim(*_robust_range([loss for _, loss in lines.values()]))
             panel.legend(frameon=False, fontsize=8)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def running_mean(values: Array, share: float = 0.06) -> Array:
@@ -156,7 +156,7 @@ def _robust_range(losses: Sequence[Array]) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     plt.close(figure)

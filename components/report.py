@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.numpy import load_file
 
 from components import figures, tables
 from components.evaluation_records import file_name
 from components.figures import Tiles
+from components.pages import render
 from components.register import read_records
 from components.tables import Claim, Paper, Record, Table
 from invfusion.config import Params
@@ -104,18 +104,6 @@ def report(params: Params) -> Path:
     (REPORTS / "report.md").write_text(render("report.md.j2", content))
     log.info("the report is at %s", page)
     return page
-
-
-def render(template: str, content: Mapping[str, Any]) -> str:
-    """Fill one template; an unknown name in it is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        undefined=StrictUndefined,
-        autoescape=template.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(content) + "\n"
 
 
 def describe(params: Params, records: Sequence[Record]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from invfusion.errors import ConfigError, DataError, ServiceError
 log = logging.getLogger(__name__)
 
 PARAMS = Path("params.yaml")
+# What runs without targets; the oracle has a graph of its own.
+GRAPH = "dvc.yaml"
 PROFILES = Path("profiles")
 SERVER_START_S = 90
 SERVER_STOP_S = 10
@@ -92,7 +94,7 @@ def check_data(params: Params) -> None:
 
 def is_up_to_date(targets: Sequence[str]) -> bool:
     """Whether DVC has nothing to run."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", *(["--with-deps", *targets] if targets else [])]
+    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *(targets or [GRAPH])]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.returncode == 0 and json.loads(answer.stdout or "{}") == {}
 

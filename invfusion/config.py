@@ -15,12 +15,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from invfusion.degradations import DegradationConfig
+from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
 from invfusion.models.config import DenoiserConfig, Variant
 from invfusion.models.presets import PRESETS, denoiser_config
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import HeunConfig, SamplerConfig
 from invfusion.schema import Config
-from invfusion.training.config import DistillConfig, TrainConfig
+from invfusion.training.config import DistillConfig, OptimisationConfig, TrainConfig
 
 SigmaRange = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], "low, high"]
 
@@ -86,6 +87,53 @@ class RegisterConfig(Config):
     gates: GatesConfig
 
 
+class PriorConfig(Config):
+    """A prior with known posteriors, fitted to the training images, which are averaged down to its size.
+
+    n_components: 1 for a Gaussian; rank: of the covariances; floor: the least variance of any direction.
+    """
+
+    name: str
+    image_size: int = Field(ge=4)
+    channels: Literal[1, 3] = 1
+    n_components: int = Field(ge=1)
+    rank: int = Field(ge=1)
+    floor: float = Field(default=1e-3, gt=0)
+
+
+class OracleTrainingConfig(OptimisationConfig):
+    """Small models trained on draws of the first prior, and how they are judged.
+
+    widths: of the InvFusion models, the other variants have the last one; depth: layers of their one level;
+    checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
+    """
+
+    widths: list[Annotated[int, Field(ge=24, multiple_of=24)]] = Field(min_length=1)
+    depth: int = Field(default=2, ge=1)
+    sigma_y: SigmaRange
+    loss: DiffusionLoss = DiffusionLoss()
+    checkpoints: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    distill_images: int = Field(ge=1)
+    n_components: int = Field(default=3, ge=1)
+    n_test: int = Field(default=256, ge=2)
+    n_steps: int = Field(default=18, ge=1)
+
+
+class OracleConfig(Config):
+    """Samplers and models judged on priors whose posteriors are known.
+
+    samplers: settings to run; every registered sampler that is not listed runs with its own defaults.
+    """
+
+    priors: list[PriorConfig] = Field(min_length=1)
+    families: list[DegradationConfig] = Field(min_length=1)
+    sigma_y: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    n_measurements: int = Field(default=6, ge=2)
+    n_samples: int = Field(default=512, ge=8)
+    samplers: list[SamplerConfig] = Field(default=[])
+    training: OracleTrainingConfig
+
+
 class RuntimeConfig(Config):
     """Operational knobs, which change no result: no stage depends on them."""
 
@@ -109,6 +157,7 @@ class Params(Config):
     evaluate: EvaluateConfig
     report: ReportConfig
     register_: RegisterConfig = Field(alias="register")
+    oracle: OracleConfig
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import SampleOutput, Sampler
+from invfusion.samplers.base import Follows, SampleOutput, Sampler
 
 WEIGHT_STD = 0.02
 
@@ -27,6 +27,7 @@ class ASeqDIPConfig(Sampler):
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
     uses_denoiser: ClassVar[bool] = False
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"lr": (1e-4, 3e-4, 1e-3)}
+    follows: ClassVar[Follows] = "nothing"
     kind: Literal["aseq_dip"] = "aseq_dip"
     n_outer: int = Field(default=2000, ge=1)
     n_inner: int = Field(default=2, ge=1)

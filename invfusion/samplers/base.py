@@ -21,7 +21,7 @@ from invfusion.schema import Config
 AlgorithmVariant = Literal["original", "published"]
 
 
-Follows = Literal["posterior", "mean", "approximation"]
+Follows = Literal["posterior", "mean", "approximation", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Sampler(Config, ABC):
     requires: what the algorithm asks of operator and denoiser (keys of `CAPABILITIES`); requires_if_noisy: what it asks
     in addition of a measurement with noise. uses_denoiser: whether it calls the denoiser at all.
     follows: what its images follow in the limit of many steps where the denoiser is exact: draws of the posterior, its
-    mean, or an approximation of the posterior. invfusion.oracle holds each sampler to it.
+    mean, an approximation of the posterior, or nothing where its network is no denoiser. invfusion.oracle holds each
+    sampler to it.
     tunable: the fields worth tuning on validation images, each with the values to try.
     """
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler
+from invfusion.samplers.base import BoundDenoiser, Follows, SampleOutput, Sampler
 
 
 class InDIConfig(Sampler):
@@ -20,6 +20,7 @@ class InDIConfig(Sampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
+    follows: ClassVar[Follows] = "nothing"
     kind: Literal["indi"] = "indi"
     n_steps: int = Field(default=50, ge=1)
     epsilon: float = Field(default=0.01, ge=0)

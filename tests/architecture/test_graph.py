@@ -37,7 +37,7 @@ def read(path: Path) -> Any:
     return YAML(typ="safe").load(path.read_text())
 
 
-STAGES: dict[str, Any] = read(ROOT / "dvc.yaml")["stages"]
+STAGES: dict[str, Any] = {**read(ROOT / "dvc.yaml")["stages"], **read(ROOT / "oracle/dvc.yaml")["stages"]}
 
 
 def expand(stage: dict[str, Any], params: Any) -> list[str]:

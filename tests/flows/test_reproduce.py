@@ -59,7 +59,7 @@ def reproduce(folder: Path) -> str:
 
 
 def stale(folder: Path) -> set[str]:
-    return set(json.loads(run(folder, "-m", "dvc", "status", "--json").stdout))
+    return set(json.loads(run(folder, "-m", "dvc", "status", "--json", "--with-deps", "dvc.yaml").stdout))
 
 
 def left_behind(folder: Path) -> list[str]:
