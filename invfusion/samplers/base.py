@@ -152,6 +152,29 @@ class Sampler(Config, ABC):
             )
 
 
+class RestoringSampler(Sampler):
+    """A sampler that uses the measurement itself, with a denoiser `D` that is told nothing of it."""
+
+    def _sample(
+        self,
+        denoiser: DenoiserLike,
+        measurement: Measurement | None,
+        noise: Tensor,
+        generators: Sequence[torch.Generator],
+        class_labels: Tensor | None,
+    ) -> SampleOutput:
+        assert measurement is not None, "checked by `requires`"
+        D = BoundDenoiser(denoiser, None, class_labels)
+        x = self._restore(D, measurement, noise, generators)
+        return SampleOutput(x, D.nfe)
+
+    @abstractmethod
+    def _restore(
+        self, D: BoundDenoiser, measurement: Measurement, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """The images, like `noise`."""
+
+
 class EDMGrid(Sampler):
     """A sampler on the noise levels of EDM: n_steps of them from sigma_max down to sigma_min, then 0."""
 

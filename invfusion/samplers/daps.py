@@ -8,14 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.operators import Measurement
 from invfusion.samplers.base import (
     AlgorithmVariant,
     BoundDenoiser,
-    SampleOutput,
-    Sampler,
+    RestoringSampler,
     fresh_noise,
     per_sample,
 )
@@ -23,7 +21,7 @@ from invfusion.samplers.base import (
 ODE_SIGMA_MIN = 0.01
 
 
-class DAPSConfig(Sampler):
+class DAPSConfig(RestoringSampler):
     """At each level: solve the probability-flow ODE from x_t to x_ode, draw x_0, add the noise of the next level.
 
     x_0 is drawn by unadjusted Langevin steps for the density exp(-|Hx - y|^2 / 2 tau^2 - |x - x_ode|^2 / 2 sigma^2).
@@ -34,7 +32,7 @@ class DAPSConfig(Sampler):
     Algorithm 1, and the settings of their code.
 
     published: the paper's code, with tau at least sigma_y, from 80, with an ODE that ends at 0, an lr that is never
-    scaled, and no Langevin steps at the last level, so that the result does not fit y (methods 5.5).
+    scaled, and no Langevin steps at the last level, so that the result does not fit y.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"adjoint"})
@@ -47,25 +45,18 @@ class DAPSConfig(Sampler):
     lr: float = Field(default=1e-4, gt=0)
     tau: float = Field(default=0.01, gt=0)
 
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        assert measurement is not None, "checked by `requires`"
-        D = BoundDenoiser(denoiser, None, class_labels)
+    def _restore(
+        self, D: BoundDenoiser, measurement: Measurement, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         published = self.variant == "published"
-        sigmas = edm_sigmas(self.n_levels, sigma_max=80.0 if published else 100.0, sigma_min=0.1).tolist()
+        sigmas: list[float] = edm_sigmas(self.n_levels, sigma_max=80.0 if published else 100.0, sigma_min=0.1).tolist()
         x = sigmas[0] * noise
         for i, (sigma, t) in enumerate(pairwise(sigmas)):
             x0 = self._solve_ode(D, x, sigma)
             if not (published and t == 0):
                 x0 = self._langevin(measurement, x0, sigma, 1 - 0.99 * i / self.n_levels, generators)
             x = x0 + t * fresh_noise(x0, generators) if t > 0 else x0
-        return SampleOutput(x, D.nfe)
+        return x
 
     def _solve_ode(self, D: BoundDenoiser, x: Tensor, sigma: float) -> Tensor:
         """Euler steps of the probability-flow ODE from sigma to nearly 0."""

@@ -9,28 +9,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.operators import Measurement
 from invfusion.samplers.base import (
     AlgorithmVariant,
     BoundDenoiser,
-    SampleOutput,
-    Sampler,
+    RestoringSampler,
     filtered,
     fresh_noise,
     per_sample,
 )
 
 
-class DDNMConfig(Sampler):
+class DDNMConfig(RestoringSampler):
     """Each estimate of the clean image takes over the part that the measurement determines, then noise is added back.
 
     Noisy measurements are corrected along every singular vector only as far as the noise level allows, and bring their
     own noise along (DDNM+). Without time travel. Source: Wang et al. 2023, Algorithm 1 and Eqs. 17, 51 (appendix I).
 
     published: the paper's code, with 1 - eta in the place of sqrt(1 - eta^2), one correction for all singular values,
-    and the noise reduced in the null space too (methods 5.2).
+    and the noise reduced in the null space too.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
@@ -41,24 +39,17 @@ class DDNMConfig(Sampler):
     n_steps: int = Field(default=100, ge=1)
     eta: float = Field(default=0.85, ge=0, le=1)
 
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        assert measurement is not None, "checked by `requires`"
-        D = BoundDenoiser(denoiser, None, class_labels)
-        sigmas = edm_sigmas(self.n_steps).tolist()
+    def _restore(
+        self, D: BoundDenoiser, measurement: Measurement, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        sigmas: list[float] = edm_sigmas(self.n_steps).tolist()
         x = sigmas[0] * noise
         step = self._step if self.variant == "original" else self._published_step
         for sigma, t in pairwise(sigmas):
             denoised = D(x, sigma)
             z = fresh_noise(x, generators) if t > 0 else torch.zeros_like(x)
             x = step(measurement, denoised, (x - denoised) / sigma, t, z)
-        return SampleOutput(x, D.nfe)
+        return x
 
     def _step(self, measurement: Measurement, denoised: Tensor, old: Tensor, t: float, z: Tensor) -> Tensor:
         H, keep = measurement.operator, math.sqrt(1 - self.eta**2)

@@ -9,21 +9,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.operators import Measurement
 from invfusion.samplers.base import (
     AlgorithmVariant,
     BoundDenoiser,
-    SampleOutput,
-    Sampler,
+    RestoringSampler,
     filtered,
     fresh_noise,
     per_sample,
 )
 
 
-class _DDRM(Sampler):
+class _DDRM(RestoringSampler):
     """The algorithm; `DDRMConfig` and `UnrolledDDRMConfig` differ by the network that they are for."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
@@ -33,23 +31,16 @@ class _DDRM(Sampler):
     eta: float = Field(default=0.85, ge=0, le=1)
     eta_b: float = Field(default=1.0, ge=0, le=1)
 
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        assert measurement is not None, "checked by `requires`"
-        D = BoundDenoiser(denoiser, None, class_labels)
-        sigmas = edm_sigmas(self.n_steps).tolist()
+    def _restore(
+        self, D: BoundDenoiser, measurement: Measurement, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        sigmas: list[float] = edm_sigmas(self.n_steps).tolist()
         x = self._start(measurement, noise, sigmas[0])
         step = self._step if self.variant == "original" else self._published_step
         for sigma, t in pairwise(sigmas):
             z = fresh_noise(x, generators) if t > 0 else torch.zeros_like(x)
             x = step(measurement, x, D(x, sigma), sigma, t, z)
-        return SampleOutput(x, D.nfe)
+        return x
 
     def _start(self, measurement: Measurement, noise: Tensor, sigma: float) -> Tensor:
         """H_pinv y plus noise, of level sigma in total: the measurement's own noise is part of it."""
@@ -93,7 +84,7 @@ class DDRMConfig(_DDRM):
     is drawn around H_pinv y; below, the denoiser's estimate is pulled towards it. In the null space, x keeps the share
     1 - eta^2 of its noise. The denoiser sees neither H nor y. Source: Kawar et al. 2022, Eqs. 7 and 8; paper A.4.
 
-    published: the noisy form of the paper's code, whose means and deviations are wrong (methods 5.1); without noise it
+    published: the noisy form of the paper's code, whose means and deviations are wrong; without noise it
     is the original.
     """
 

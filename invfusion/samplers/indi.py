@@ -7,12 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, Follows, SampleOutput, Sampler
+from invfusion.samplers.base import BoundDenoiser, Follows, RestoringSampler
 
 
-class InDIConfig(Sampler):
+class InDIConfig(RestoringSampler):
     """From H_pinv y plus a little noise, each step goes the share delta / t of the way to the network's estimate.
 
     For models trained by `InDILoss` with the same epsilon: the network sees x_t and, in the place of sigma, t from 1 to
@@ -25,17 +24,14 @@ class InDIConfig(Sampler):
     n_steps: int = Field(default=50, ge=1)
     epsilon: float = Field(default=0.01, ge=0)
 
-    def _sample(
+    def _restore(
         self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
+        D: BoundDenoiser,
+        measurement: Measurement,
         noise: Tensor,
         generators: Sequence[torch.Generator],  # noqa: ARG002
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        assert measurement is not None, "checked by `requires`"
-        D = BoundDenoiser(denoiser, None, class_labels)
+    ) -> Tensor:
         x = measurement.H_pinv_y + self.epsilon * noise
         for k in range(self.n_steps, 0, -1):
             x = x + (D(x, k / self.n_steps) - x) / k
-        return SampleOutput(x, D.nfe)
+        return x

@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import ddpm_sigmas
 from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, SampleOutput, Sampler, fresh_noise, per_sample
+from invfusion.samplers.base import BoundDenoiser, RestoringSampler, fresh_noise, per_sample
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Fit:
     std: float
 
 
-class MGPSConfig(Sampler):
+class MGPSConfig(RestoringSampler):
     """Midpoint guidance: x_t given x_s is drawn through x_m with m well below t, where p(y | x_m) is known better.
 
     p(x_m | x_s, y) is approximated by a diagonal Gaussian that Adam fits to the prior's transition and to the potential
@@ -45,16 +44,9 @@ class MGPSConfig(Sampler):
     n_gradient_steps: int = Field(default=2, ge=1)
     n_gradient_steps_boosted: int = Field(default=20, ge=1)
 
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        assert measurement is not None, "checked by `requires`"
-        D = BoundDenoiser(denoiser, None, class_labels)
+    def _restore(
+        self, D: BoundDenoiser, measurement: Measurement, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         floor = self.sigma_floor * measurement.operator.norm.clamp(min=1e-12)
         precision = per_sample(measurement.sigma_y.maximum(floor).square().reciprocal(), noise)
         sigmas = ddpm_sigmas()
@@ -73,7 +65,7 @@ class MGPSConfig(Sampler):
             if i > 3:
                 estimate = D(x_m, m)
             denoised = D(x, t)
-        return SampleOutput(denoised, D.nfe)
+        return denoised
 
     def _gradient_steps(self, i: int) -> int:
         """More of them in the first five transitions, and in every tenth one but the last 20 levels'."""

@@ -8,20 +8,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import ddpm_ladder, edm_sigmas
 from invfusion.operators import Measurement
 from invfusion.samplers.base import (
     AlgorithmVariant,
     BoundDenoiser,
-    SampleOutput,
-    Sampler,
+    RestoringSampler,
     ancestral_step,
     filtered,
 )
 
 
-class PiGDMConfig(Sampler):
+class PiGDMConfig(RestoringSampler):
     """x_0 given x_t is taken for N(D, r^2 I) with r^2 = sigma^2 / (1 + sigma^2), which makes p(y | x_t) a Gaussian.
 
     The guidance is r^2 times its score: (dD/dx)^T H^T (H H^T + sigma_y^2 / r^2)^-1 (y - H D). It does not change with
@@ -29,7 +27,7 @@ class PiGDMConfig(Sampler):
     plus noise. Source: Song et al. 2023, Algorithm 1, where the weight is 1.
 
     published: the paper's code, on EDM levels from pure noise, with eta = 0 unless given, and without the 1 / r^2 of
-    the measurement's noise (methods 5.4).
+    the measurement's noise.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv", "grad"})
@@ -41,20 +39,13 @@ class PiGDMConfig(Sampler):
     weight: float = Field(default=1.0, ge=0)
     eta: float | None = Field(default=None, ge=0, le=1, description="None: the variant's own, 1 or (published) 0")
 
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        assert measurement is not None, "checked by `requires`"
-        D = BoundDenoiser(denoiser, None, class_labels)
+    def _restore(
+        self, D: BoundDenoiser, measurement: Measurement, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         H, y = measurement.operator, measurement.y
         original = self.variant == "original"
         eta = float(original) if self.eta is None else self.eta
-        sigmas = (ddpm_ladder if original else edm_sigmas)(self.n_steps).tolist()
+        sigmas: list[float] = (ddpm_ladder if original else edm_sigmas)(self.n_steps).tolist()
         x = sigmas[0] * noise + (measurement.H_pinv_y if original else 0)
         for sigma, t in pairwise(sigmas):
             denoised, pull_back = D.with_pullback(x, sigma)
@@ -63,4 +54,4 @@ class PiGDMConfig(Sampler):
             residual = filtered(measurement, y - H.H(denoised), lambda s: 1 / (1 + s.square() / r2))  # noqa: B023
             guidance = pull_back(H.H_pinv(residual))
             x = ancestral_step(x, denoised, sigma, t, eta, generators) + self.weight * guidance
-        return SampleOutput(x, D.nfe)
+        return x

@@ -27,7 +27,7 @@ def test_impossible_grids_are_refused(wrong: dict) -> None:
 
 
 def test_levels_of_ddpm() -> None:
-    """The noise levels at some of its times (methods, section 5.6)."""
+    """The noise levels at some of its times."""
     known = {10: 0.047, 50: 0.176, 100: 0.342, 200: 0.724, 350: 1.59, 500: 3.44, 700: 12.0, 999: 157}
     sigmas = ddpm_sigmas()
     for time, sigma in known.items():

@@ -23,7 +23,7 @@ def test_noiseless_pixels_are_kept_and_hidden_ones_drawn() -> None:
 
 
 def test_noisy_pixels_are_denoised() -> None:
-    """The error that corrected DDRM has with sigma_y = 0.1 (methods 5.1); the prior's own is 0.5."""
+    """The error that corrected DDRM has with sigma_y = 0.1; the prior's own is 0.5."""
     x, measurement = measured(128, sigma_y=0.1)
     output = DDRMConfig().sample(GaussianDenoiser(), measurement, noise(128), generators=way(128))
     assert bool(output.x.isfinite().all())

@@ -1,4 +1,4 @@
-"""The forms that a published comparison ran, by the numbers that their errors lead to (methods, section 5)."""
+"""The forms that a published comparison ran, by the numbers that their errors lead to."""
 
 import math
 from itertools import pairwise
