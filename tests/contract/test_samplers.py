@@ -9,7 +9,7 @@ from invfusion.degradations import FAMILIES
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
-from invfusion.samplers import SAMPLERS, SamplerConfig
+from invfusion.samplers import FEW_STEP, SAMPLERS, SamplerConfig
 
 SHAPE = (3, 8, 8)
 SETTINGS = {
@@ -86,6 +86,18 @@ def test_an_image_does_not_depend_on_its_neighbours(kind: str, sigma_y: float) -
         torch.testing.assert_close(apart.x, together.x[rows])
 
 
+@pytest.mark.parametrize("family", ["patch_inpainting", "strided_motion_blur", "matrix"])
+def test_each_image_has_its_own_noise_level(kind: str, family: str) -> None:
+    """A batch of a noiseless and a noisy measurement gives what each gives alone."""
+    (clean, noise), (noisy, _) = case(2, family=family), case(2, 0.1, family=family)
+    mixed = Measurement(torch.stack([clean.y[0], noisy.y[1]]), clean.operator, torch.tensor([0.0, 0.1]))
+    together = sampler(kind).sample(CountingDenoiser(), mixed, noise, generators=generators(0, "way", range(2)))
+    for i, alone in enumerate((clean, noisy)):
+        way = generators(0, "way", [i])
+        apart = sampler(kind).sample(CountingDenoiser(), alone.select([i]), noise[i : i + 1], generators=way)
+        torch.testing.assert_close(apart.x[0], together.x[i], rtol=1e-3, atol=1e-4)
+
+
 def test_the_same_generators_give_the_same_image(kind: str) -> None:
     measurement, noise = case()
     draws = [
@@ -146,3 +158,10 @@ def test_it_is_a_member_of_the_union(kind: str) -> None:
     assert adapter.validate_python({"kind": kind}) == SAMPLERS[kind]()
     with pytest.raises(ValidationError):
         adapter.validate_python({"kind": kind, "unknown": 1})
+
+
+def test_the_few_step_preset_takes_eight_calls() -> None:
+    measurement, noise = case()
+    denoiser = CountingDenoiser()
+    assert FEW_STEP.sample(denoiser, measurement, noise, generators=generators(0, "way", range(4))).nfe == 8
+    assert denoiser.calls == 8

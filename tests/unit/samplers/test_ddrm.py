@@ -38,18 +38,6 @@ def test_the_denoiser_never_sees_the_measurement() -> None:
     assert output.nfe == denoiser.calls == 5
 
 
-def test_noise_levels_are_per_sample() -> None:
-    _, noisy = measured(2, sigma_y=0.1)
-    _, clean = measured(2)
-    levels = torch.tensor([0.0, 0.1])
-    y = torch.stack([clean.y[0], noisy.y[1]])
-    both = type(noisy)(y, noisy.operator, levels)
-    x = DDRMConfig().sample(GaussianDenoiser(), both, noise(2), generators=way(2)).x
-    for i, alone in enumerate((clean, noisy)):
-        expected = DDRMConfig().sample(GaussianDenoiser(), alone, noise(2), generators=way(2)).x
-        torch.testing.assert_close(x[i], expected[i])
-
-
 def test_a_measurement_is_required() -> None:
     denoiser = GaussianDenoiser()
     with pytest.raises(OperatorError, match=r"sampler 'ddrm' requires 'pinv'.*given nothing"):
