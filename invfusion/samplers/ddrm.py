@@ -84,8 +84,7 @@ class DDRMConfig(_DDRM):
     is drawn around H_pinv y; below, the denoiser's estimate is pulled towards it. In the null space, x keeps the share
     1 - eta^2 of its noise. The denoiser sees neither H nor y. Source: Kawar et al. 2022, Eqs. 7 and 8; paper A.4.
 
-    published: the noisy form of the paper's code, whose means and deviations are wrong; without noise it
-    is the original.
+    published: the noisy form of the paper's code, with wrong means and deviations; without noise it is the original.
     """
 
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"eta": (0.5, 0.7, 0.85, 1.0)}
