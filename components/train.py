@@ -53,10 +53,10 @@ VARIANTS: tuple[str, ...] = tuple(name for part in get_args(TrainedVariant) for 
 
 # They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
-# The code that makes the weights what they are, as the stage in dvc.yaml lists it.
+# The code that makes the weights what they are, as the stages in dvc.yaml list it (the sampler is what is unrolled).
 _CODE = (
     "codec.py", "rng.py", "data/order.py", "data/staged.py", "data/stream.py", "operators", "degradations", "diffusion",
-    "models", "training",
+    "models", "samplers/base.py", "samplers/ddrm.py", "training",
 )  # fmt: skip
 
 
