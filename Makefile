@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
 
-.PHONY: help setup repro oracle test check up down dry-run clean
+.PHONY: help setup repro oracle test check faults up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ oracle: setup  ## judge samplers and small models against exact posteriors (20 m
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest -q
+
+faults: setup  ## kill, cut and damage everything, often (about half an hour); writes docs/faults.md
+	@INVFUSION_FAULTS=full $(BIN)/python -m pytest -q tests/faults
 
 check: setup  ## format, lint, types and layers
 	$(BIN)/ruff format --check .

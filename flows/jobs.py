@@ -24,7 +24,7 @@ from components.children import child
 from flows import entry, records
 from flows.changes import applied, changes_of, filled
 from flows.pages import shown
-from flows.reproduce import PARAMS, dvc_command, dvc_environment, use_profile
+from flows.reproduce import PARAMS, dvc_command, dvc_environment, stale, use_profile
 from invfusion.config import EvaluateConfig, Params, RegisterConfig, RuntimeConfig, load_params
 from invfusion.errors import ServiceError
 from invfusion.models import Variant
@@ -132,7 +132,7 @@ def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> 
     sections = {key: filled(form) if isinstance(form, BaseModel) else form for key, form in changes.items() if form}
     with at_root(), applied(sections, PARAMS), shown(run_id, [target.split("@")[-1] for target in targets]):
         records.keep(run_id)
-        code = _repro([*(["--force"] if force else []), *targets], worker)
+        code = _repro(targets, ["--force"] if force else [], worker)
     if code:
         raise ServiceError(f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log")
 
@@ -144,12 +144,18 @@ def at_root() -> Iterator[None]:
         yield
 
 
-def _repro(arguments: Sequence[str], worker: int) -> int:
-    """Run DVC, waiting where another job of this working copy uses the same path."""
+def _repro(targets: Sequence[str], options: Sequence[str], worker: int) -> int:
+    """Run DVC, beside other jobs of this working copy where it can, after them where it must wait for what they make.
+
+    DVC locks all that comes before a target, even what is up to date; so where only the target itself is stale, it is
+    run alone.
+    """
     while True:
-        code, is_busy = _follow(dvc_command(arguments), worker)
+        alone = ["--single-item"] if len(targets) == 1 and stale(targets) == set(targets) else []
+        code, is_busy = _follow(dvc_command([*options, *alone, *targets]), worker)
         if not (code and is_busy):
             return code
+        get_run_logger().info("another job of this working copy is making what this one needs: trying again")
         time.sleep(RETRY_S)
 
 

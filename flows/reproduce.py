@@ -92,11 +92,11 @@ def check_data(params: Params) -> None:
 # What is to do.
 
 
-def is_up_to_date(targets: Sequence[str]) -> bool:
-    """Whether DVC has nothing to run."""
+def stale(targets: Sequence[str]) -> set[str] | None:
+    """The stages that DVC would run for the targets, or for all; None where it cannot tell."""
     command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *(targets or [GRAPH])]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.returncode == 0 and json.loads(answer.stdout or "{}") == {}
+    return None if answer.returncode else set(json.loads(answer.stdout or "{}"))
 
 
 def is_registered(params: Params) -> bool:
@@ -116,7 +116,7 @@ def registration() -> dict[str, Any]:
 
 def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
     """Run what is to do, if anything; returns DVC's exit code."""
-    to_run = force or not is_up_to_date(targets)
+    to_run = force or stale(targets) != set()
     if not to_run and (targets or is_registered(params)):
         log.info("Everything is up to date: nothing to do.")
         return 0

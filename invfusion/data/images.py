@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 from invfusion.errors import DataError
 
 Resize = Literal["bicubic", "lanczos", "adm"]
+# A few kilobytes can claim to be an image that fills the memory.
+MAX_PIXELS = 2**26
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 # What Pillow raises on damaged files of its various formats.
 _DAMAGE = (
@@ -26,7 +28,7 @@ def open_image(content: bytes, origin: str) -> Image.Image:
     """Decode a whole image file; `origin` names it in errors. Of an animation, the first frame.
 
     Raises:
-        DataError: the bytes are no image, or a damaged one.
+        DataError: the bytes are no image, a damaged one, or one of more than `MAX_PIXELS`.
     """
     try:
         with warnings.catch_warnings():
@@ -34,6 +36,8 @@ def open_image(content: bytes, origin: str) -> Image.Image:
             # verify() sees a PNG with a damaged end, which load() lets pass; after it the file must be opened anew.
             Image.open(io.BytesIO(content)).verify()
             image = Image.open(io.BytesIO(content))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
             image.load()
     except _DAMAGE as error:
         raise DataError(f"{origin} is not an image that can be read: {' '.join(str(error).split())}") from error

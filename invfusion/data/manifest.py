@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 class ShardEntry(Config):
     """One WebDataset tar."""
 
-    file: str
+    file: str = Field(pattern=r"^[^/\\]+\.tar$")
     split: Split
     n_samples: int = Field(ge=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")

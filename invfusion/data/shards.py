@@ -1,9 +1,12 @@
 """WebDataset shards: one tar member `<key>.png` and, with labels, one `<key>.cls` per sample."""
 
+import contextlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +16,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from invfusion.data.manifest import SPLITS, ShardEntry, Split, sha256_of
 from invfusion.errors import DataError
 
+# Of one file in a shard: far more than any image here, far less than a memory.
+MAX_FILE_BYTES = 2**28
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 
 
@@ -34,6 +39,7 @@ def read_shard(path: Path) -> Iterator[Sample]:
     """
     last = "the beginning"
     try:
+        _check_sizes(path)
         for record in _records(path):
             sample = _sample(record, path)
             yield sample
@@ -41,7 +47,7 @@ def read_shard(path: Path) -> Iterator[Sample]:
         _check_end(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: fetch it again (`dvc pull`) or rebuild the dataset") from None
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"{path} is damaged or cut short after {last} ({_reason(error)}); fetch or rebuild it"
         ) from error
@@ -60,8 +66,18 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         yield from group_by_keys(files, handler=webdataset.reraise_exception)
 
 
+def _check_sizes(path: Path) -> None:
+    """A compressed or sparse member of a few bytes can claim any size."""
+    with contextlib.suppress(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError), tarfile.open(path) as archive:
+        for member in archive:
+            if member.size > MAX_FILE_BYTES:
+                raise ValueError(f"'{member.name}' claims {member.size} bytes, at most {MAX_FILE_BYTES} are read")
+
+
 def _sample(record: dict[str, Any], path: Path) -> Sample:
     key = record["__key__"]
+    if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
+        raise DataError(f"{path}: the key '{key}' points out of its folder; rebuild the shard")
     image = next((record[suffix] for suffix in IMAGE_SUFFIXES if suffix in record), None)
     if image is None:
         found = ", ".join(sorted(name for name in record if not name.startswith("__")))

@@ -41,6 +41,10 @@ class Processes:
         """Whether the flag is set in any process."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0) if self.world_size > 1 else flag
 
+    def leaders(self, count: int) -> int:
+        """The count of rank 0."""
+        return int(self.sum(torch.tensor(count if self.rank == 0 else 0, device=self.device)))
+
     def barrier(self) -> None:
         """Wait until every process has come this far."""
         self.any(False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.data import Batch, StagedDataset, TrainingStream
-from invfusion.errors import DataError
+from invfusion.errors import CheckpointError, DataError
 from invfusion.models import Denoiser
 from invfusion.training import checkpoint
 from invfusion.training.distributed import Processes
@@ -99,7 +99,7 @@ def train(
     Raises:
         ConfigError, DataError: model, data and processes do not fit together.
         NonFiniteError: loss or gradients are not finite; names the image count and the samples' keys.
-        CheckpointError: the state cannot be saved.
+        CheckpointError: the state cannot be saved, or the processes do not share one state folder.
     """
     _check_fit(task, denoiser, dataset, processes)
     run = _begin(task, denoiser, folder, device, processes)
@@ -165,6 +165,11 @@ def _begin(task: Task, denoiser: Denoiser, folder: Path, device: torch.device, p
         checkpoint.prepare(folder, task.fingerprint, task.config.total_images, companions=(LOG,))
     processes.barrier()
     _resume(run)
+    if processes.any(run.nimg != processes.leaders(run.nimg)):
+        raise CheckpointError(
+            f"{folder} does not look the same to all processes (this one finds {run.nimg} images there): put it on "
+            "storage that all hosts of the run share"
+        )
     if run.is_leader:
         run.history.truncate(run.nimg)
     return run

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from invfusion.data.shards import MAX_FILE_BYTES
 from invfusion.data.sources.base import NOT_STATED, Listing, SourceImage
 from invfusion.data.sources.files import FileEntry, arrange
 from invfusion.errors import DataError
@@ -43,8 +44,10 @@ class ZipConfig(Config):
                 yield SourceImage(entry.key, f"{self.path}: {entry.path}", content, entry.label, entry.split)
 
     def _content(self, archive: zipfile.ZipFile, path: str) -> bytes:
-        """The file's bytes; nothing where its checksum is wrong, so that it counts as any other non-image does."""
+        """The file's bytes; nothing where its checksum is wrong or it is far too large, so that it counts as any other
+        non-image does.
+        """
         try:
-            return archive.read(path)
+            return archive.read(path) if archive.getinfo(path).file_size <= MAX_FILE_BYTES else b""
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
             return b""

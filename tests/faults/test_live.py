@@ -1,0 +1,216 @@
+"""The real servers, worker and browser: what the UI starts, shows and cancels, and what survives when parts die."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_report import IS_FULL, ROOT
+from site_in_miniature import Site, browse, make_clone, site, wait_for
+from test_reproduce import edit
+
+pytestmark = [pytest.mark.full_size, pytest.mark.slow]
+
+LONG = {"images": 2_000_000, "checkpoint_images": 640, "log_images": 64}
+SHORT = {"images": 320, "checkpoint_images": 320, "log_images": 64}
+TRIES = 3
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if not IS_FULL:
+        pytest.skip("part of `make faults`")
+    with site(tmp_path_factory.mktemp("site")) as place:
+        yield place
+
+
+def begin(here: Site, variant: str = "palette") -> str:
+    """A long training that has made some steps."""
+    before = here.progress(variant)
+    run = here.start("train", variant=variant, settings=LONG)
+    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 120, "training runs")
+    return run
+
+
+def finish(here: Site, run: str) -> None:
+    here.cancel(run)
+    wait_for(lambda: here.state(run) == "CANCELLED", 60, "cancelled")
+
+
+def test_a_run_of_the_ui_does_what_dvc_does(here: Site, note: Any) -> None:
+    run = here.start("train", variant="palette")
+    wait_for(lambda: here.state(run) == "COMPLETED", 180, "a short training")
+    assert {"palette-progress", "palette-status", "palette-samples"} <= set(here.artifacts(run))
+    by_ui = (here.folder / "artifacts/models/palette/model.safetensors").read_bytes()
+    assert json.loads(here.run("-m", "dvc", "status", "--json", "train@palette").strip().splitlines()[-1]) == {}
+    here.run("-m", "dvc", "repro", "--force", "--single-item", "train@palette", INVFUSION_JOB="1")
+    assert (here.folder / "artifacts/models/palette/model.safetensors").read_bytes() == by_ui
+    note("a training started from the UI instead of by `dvc repro`", 1, "nothing: the same bytes")
+
+
+def test_a_cancelled_run_ends_within_15_seconds_with_a_checkpoint(here: Site, note: Any) -> None:
+    slowest = 0.0
+    for _ in range(TRIES):
+        run, before = begin(here), here.trained("palette")
+        start = time.monotonic()
+        here.cancel(run)
+        wait_for(lambda: not here.processes("flows.train"), 15, "training ends")
+        slowest = max(slowest, time.monotonic() - start)
+        assert here.trained("palette") > before
+        wait_for(lambda: here.state(run) == "CANCELLED", 30, "cancelled")  # noqa: B023
+    note("a run cancelled from the UI", TRIES, f"nothing: a checkpoint within {slowest:.1f} s, no process left")
+
+
+@pytest.mark.parametrize("victims", ["worker", "run", "worker and run", "all but the servers"])
+def test_what_is_killed_is_marked_as_crashed_and_resumed(here: Site, note: Any, victims: str) -> None:
+    slowest = 0.0
+    for _ in range(TRIES):
+        run = begin(here)
+        start = time.monotonic()
+        doomed = here.processes("worker", "start") if "worker" in victims or "all" in victims else []
+        doomed += here.processes("prefect.engine") if "run" in victims or "all" in victims else []
+        doomed += [here.service("worker"), *here.processes("flows.train")] if "all" in victims else []
+        for process in doomed:
+            process.kill()
+        if "all" in victims:
+            here.up()
+        wait_for(lambda: here.state(run) == "CRASHED", 120, "marked as crashed")  # noqa: B023
+        slowest = max(slowest, time.monotonic() - start)
+        wait_for(lambda: not here.processes("flows.train"), 30, "nothing is left")
+        trained = here.trained("palette")
+        again = begin(here)
+        assert here.progress("palette") > trained > 0
+        finish(here, again)
+    note(f"kill -9 of {victims}", TRIES, f"nothing: crashed within {slowest:.0f} s, the next run went on")
+
+
+def test_the_prefect_server_dies_in_mid_run(here: Site, note: Any) -> None:
+    for _ in range(TRIES):
+        run = begin(here)
+        here.service("prefect").kill()
+        before = here.progress("palette")
+        wait_for(lambda: here.progress("palette") > before + 640, 60, "training goes on")  # noqa: B023
+        here.up()
+        wait_for(lambda: here.state(run) == "RUNNING", 30, "the server knows the run")  # noqa: B023
+        finish(here, run)
+    note("kill -9 of the Prefect server in mid-run", TRIES, "nothing: training went on, cancelling worked afterwards")
+
+
+def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
+    import mlflow
+
+    address = f"http://127.0.0.1:{here.mlflow}"
+    environment = here.environment | {"MLFLOW_TRACKING_URI": address, "INVFUSION_JOB": "1"}
+    edit(here.folder, lambda params: params["train"].update(SHORT | {"images": 1280}))
+    shutil.rmtree(here.folder / "state/train/unconditional", ignore_errors=True)
+    command = ["-m", "flows.train", "--variant", "unconditional"]
+    with (here.folder / "mlflow-outage.log").open("w") as output:
+        training = subprocess.Popen([sys.executable, *command], cwd=here.folder, env=environment, stdout=output)
+        wait_for(lambda: here.progress("unconditional") > 0, 60, "training begins")
+        here.service("mlflow").kill()
+        assert training.wait(timeout=180) == 0
+    here.up()
+    here.run(*command, MLFLOW_TRACKING_URI=address, INVFUSION_JOB="1")
+    client = mlflow.MlflowClient(address)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    (first, *_) = [
+        r for r in client.search_runs(experiments, order_by=["start_time ASC"])
+        if r.info.run_name == "train-unconditional" and "loss" in r.data.metrics
+    ]  # fmt: skip
+    steps = [m.step for m in client.get_metric_history(first.info.run_id, "loss")]
+    assert sorted(steps) == list(range(64, 1281, 64))
+    note("kill -9 of the MLflow server in mid-run", 1, "nothing: each metric arrived once, after it was back")
+
+
+def test_two_devices_three_jobs_and_the_pictures(here: Site, tmp_path: Path) -> None:
+    reproduction = here.start("reproduce", changes={"train": SHORT})
+    wait_for(lambda: here.state(reproduction) == "COMPLETED", 900, "the reproduction")
+    assert {"results", "invfusion-progress"} <= set(here.artifacts(reproduction))
+    runs = [here.start("train", variant=v, settings=LONG) for v in ("palette", "invfusion", "unconditional")]
+    wait_for(lambda: [here.state(r) for r in runs].count("RUNNING") == 2, 120, "two run")
+    wait_for(lambda: len(here.processes("flows.train")) == 2, 60, "two train")
+    devices = {p.environ().get("DVC_STAGE"): p for p in here.processes("flows.train")}
+    holders = [(here.folder / f"leases/{device}.lock").read_text() for device in "01"]
+    assert {holder.split(" ")[0] for holder in holders} <= set(devices) | {""}
+    waiting = next(r for r in runs if here.state(r) != "RUNNING")
+    assert here.state(waiting) == "SCHEDULED"
+    time.sleep(5)
+    pages = show(here, tmp_path, runs[0])
+    here.cancel(waiting)
+    for run in runs:
+        if run != waiting:
+            finish(here, run)
+    if pages is None:
+        pytest.skip("there is no chromium here")
+    listing, page, models, history = pages
+    assert "train-palette" in listing
+    assert "Running" in listing
+    assert "Scheduled" in listing or "Late" in listing
+    assert "Completed" in listing
+    assert "palette-progress" in page
+    assert "champion" in models or "challenger" in models
+    assert "invfusion" in history
+
+
+def show(here: Site, folder: Path, run: str) -> list[str] | None:
+    """The pages' texts; their pictures go to docs/ when everything is tried."""
+    if shutil.which("chromium") is None:
+        return None
+    prefect, mlflow = f"http://127.0.0.1:{here.prefect}", f"http://127.0.0.1:{here.mlflow}"
+    addresses = {
+        "prefect-runs": f"{prefect}/runs",
+        "prefect-run": f"{prefect}/runs/flow-run/{run}?tab=Artifacts",
+        "mlflow-model": f"{mlflow}/#/models/invfusion",
+        "mlflow-history": f"{mlflow}/#/models",
+    }
+    texts = []
+    for name, address in addresses.items():
+        texts.append(browse(address, folder / f"{name}.png", 1250 if name == "prefect-runs" else 900))
+        shrink(folder / f"{name}.png", ROOT / "docs" / f"{name}.png")
+    return texts
+
+
+def shrink(source: Path, target: Path) -> None:
+    from PIL import Image
+
+    with Image.open(source) as image:
+        image.convert("RGB").quantize(64).save(target, optimize=True)
+
+
+def test_two_hosts_share_only_the_servers(here: Site, tmp_path_factory: pytest.TempPathFactory, note: Any) -> None:
+    """A second working copy with a worker of its own takes jobs of the first one's server."""
+    other = Site(make_clone(tmp_path_factory.mktemp("other")), here.prefect, here.mlflow)
+    address = {
+        "PREFECT_API_URL": f"http://127.0.0.1:{here.prefect}/api",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{here.mlflow}",
+    }
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "flows.worker"],
+        cwd=other.folder,
+        env=other.environment | address | {"INVFUSION_SLOTS": "0"},
+    )
+    try:
+        wait_for(lambda: other.processes("worker", "start"), 60, "the second worker")
+        blockers = [begin(here, "palette"), begin(here, "invfusion")]  # the first host is full now
+        run = here.start("train", variant="unconditional")
+        wait_for(lambda: here.state(run) == "COMPLETED", 240, "the second host's training")
+        assert (other.folder / "artifacts/models/unconditional/model.safetensors").exists()
+        for blocker in blockers:
+            finish(here, blocker)
+    finally:
+        worker.terminate()
+        assert worker.wait(timeout=60) == 143
+    remote = tmp_path_factory.mktemp("remote")
+    for place in (here, other):
+        place.run("-m", "dvc", "remote", "add", "--force", "shared", str(remote))
+    other.run("-m", "dvc", "push", "--remote", "shared", "train@unconditional")
+    model = other.folder / "artifacts/models/unconditional/model.safetensors"
+    shutil.copy(other.folder / "dvc.lock", here.folder / "dvc.lock")
+    here.run("-m", "dvc", "pull", "--force", "--remote", "shared", "train@unconditional")
+    assert (here.folder / "artifacts/models/unconditional/model.safetensors").read_bytes() == model.read_bytes()
+    note("a second host with a working copy of its own, sharing the DVC remote and the servers", 1)
