@@ -24,11 +24,14 @@ from typing import Any
 import tiny
 import torch
 
+from invfusion.data import StagedDataset
 from invfusion.training import checkpoint
 from invfusion.training.distributed import processes
 from invfusion.training.lock import exclusive
 
 SLOWEST_S = 60.0
+# The data is there before the processes are.
+write_data, tiny.stage = tiny.stage, lambda folder: StagedDataset(folder, "train")
 
 
 def free_port() -> str:
@@ -49,14 +52,17 @@ def attempt(
             children.append(pid)
             continue
         code = 1
-        with contextlib.suppress(BaseException):
+        try:
             os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
             os.setpgid(0, 0)
             before()
             with processes(tiny.CPU) as group, exclusive(folder / f"rank-{rank}"):
                 tiny.run(folder, tiny.task(images=images), processes=group, n_workers=n_workers)
             code = 0
-        os._exit(code)
+        except BaseException as error:  # noqa: BLE001
+            sys.stderr.write(f"{rank}: {error!r}\n")
+        finally:
+            os._exit(code)
     return children
 
 
@@ -91,7 +97,7 @@ def results(folder: Path) -> str:
 def fresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    tiny.stage(folder / "staged")
+    write_data(folder / "staged")
     return folder
 
 
