@@ -36,12 +36,12 @@ def task_of(params: Params, target: DistilledTarget) -> Task:
     )
     if target == "nppc":
         nppc = params.distill.nppc
-        return Task(nppc.loss, nppc.degradation, params.sigma_y, config, params.seed)
+        return Task(nppc.loss, nppc.degradation, params.noise, config, params.seed)
     if target == "unrolled_ddrm":
         unrolled = params.distill.unrolled_ddrm
         loss = UnrolledDDRMLoss(sampler=UnrolledDDRMConfig(n_steps=unrolled.n_steps, eta=unrolled.eta))
-        return Task(loss, params.degradation, params.sigma_y, config, params.seed)
-    return Task(MMSELoss(), params.degradation, params.sigma_y, config, params.seed)
+        return Task(loss, params.degradation, params.noise, config, params.seed)
+    return Task(MMSELoss(), params.degradation, params.noise, config, params.seed)
 
 
 def starting_point(params: Params, target: DistilledTarget) -> Denoiser:

@@ -19,7 +19,6 @@ from invfusion.degradations import DegradationFamily, MixtureConfig
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
 from invfusion.models import Denoiser
-from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
 
 log = logging.getLogger(__name__)
@@ -57,8 +56,7 @@ def _one_step(params: Params, denoiser: Denoiser, x: Tensor, family: Degradation
     operator = family.sample(
         batch_size=len(x), image_shape=x.shape[1:], generator=generator(params.seed, "dry-run/operator")
     )
-    noise = randn(operator.measurement_shape, generators(params.seed, "dry-run/noise", range(len(x))))
-    measurement = Measurement.of(x, operator, params.sigma_y[1], noise)
+    measurement = params.noise.measure(x, operator, generator(params.seed, "dry-run/noise"))
     output = params.train.loss(denoiser, x, Condition(measurement), generator(params.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
     torch.autograd.backward(loss)

@@ -1,9 +1,12 @@
 """Judge every trained model on frozen measurement sets; a killed evaluation continues where it stopped.
 
-Reads  artifacts/staged, artifacts/models/<variant>  and writes four things (paths relative to the project's root):
+`python -m components.evaluate` runs it without orchestration; `runtime.processes` of them share the batches.
+
+Reads  artifacts/staged, artifacts/models/<model>  and writes five things (paths relative to the project's root):
 
 1. artifacts/evaluation/measurements/<degradation>.safetensors + .json: the frozen set that every method sees.
-   json: {degradation, family, seed, split, sigma_y, image_shape, keys, groups: [{kind, attributes, indices}], sha256}.
+   json: {degradation, family, seed, split, noise, image_shape, images_sha256, keys,
+   groups: [{kind, attributes, indices}], sha256}.
    Samples whose operators cannot share a batch (another stride, say) lie in different groups; group g has the tensors
    `g/y`, `g/sigma_y` and `g/operator/<tensor>`.
 
@@ -11,13 +14,14 @@ Reads  artifacts/staged, artifacts/models/<variant>  and writes four things (pat
        {"method", "degradation", "metric", "value", "low", "high", "n", "nfe", "measurements_sha256"}
    value: float rounded to 6 significant digits, or null where it could not be computed; such a record has one more key
    "unavailable" (a sentence with the path where the missing file is looked for). low, high: 95% bootstrap interval over
-   images, or null. n: images. nfe: network calls per image (0 for H_pinv y). A psnr record may have one more key,
-   "n_exact": how many images were restored without any error at 8 bits; each counts with the largest finite PSNR of
-   its size, that of one entry off by one grey level.
+   images, or null. n: images. nfe: network calls per image (0 for H_pinv y). "n_diverged", where it is not 0: images
+   whose trajectory diverged; they are not among the n. A psnr record may have one more key, "n_exact": how many images
+   were restored without any error at 8 bits; each counts with the largest finite PSNR of its size, that of one entry
+   off by one grey level.
    degradation: kinds of params.evaluate.families in their order, then "unconditional" (Table 4).
-   method: H_pinv y (the measurement shown as an image), DDRM, Palette, InvFusion (samples), Palette MMSE,
-       InvFusion MMSE (one step, Eq. 8), MMSE (distilled, Eq. 7), NPPC (only on the family that it was distilled for);
-       on "unconditional": Unconditional, Palette, InvFusion.
+   method: the names of params.evaluate.methods, as in the paper's tables where it has them: DDRM, Palette, InvFusion,
+       Palette MMSE, InvFusion MMSE (one step, Eq. 8), Unconditional, ...; H_pinv y is the measurement shown as an
+       image, MMSE the model distilled by Eq. 7, NPPC the one with principal components.
    metric: psnr, consistency_mse (mean over measurement entries), consistency_sse (the paper's sum over them);
        for samples also fd_pixel8x8, cfd_pixel8x8 (after projection), kd_pixel8x8 (Frechet and kernel distance over
        pixels averaged to 8x8), fid, cfid, kid, lpips;
@@ -27,23 +31,28 @@ Reads  artifacts/staged, artifacts/models/<variant>  and writes four things (pat
 
 3. reports/metrics.json: the available values nested {degradation: {method: {metric: value}}}, for `dvc metrics show`.
 
-4. artifacts/evaluation/restorations/<degradation>/<method>.safetensors: the first params.report.gallery_images images.
+4. reports/costs.json: a list of {"method", "degradation", "n", "n_diverged", "nfe", "seconds_per_image",
+   "peak_memory_mib", "device"}; memory as `components.costs` says. These differ from run to run, the records do not.
+
+5. artifacts/evaluation/restorations/<degradation>/<method>.safetensors: the first params.report.gallery_images images.
    `images` uint8 (g, C, H, W) for every method, and for "truth" too; the file of "Palette MMSE" is palette_mmse;
-   Palette, InvFusion also: `draws` uint8 (g, 3, C, H, W), further posterior samples, and `std` float32 (g, C, H, W),
-   the per-pixel standard deviation over `images` and `draws`, in [-1, 1] units;
+   `diverged` bool (g,); of a method with extra draws also: `draws` uint8 (g, d, C, H, W), further posterior samples,
+   and `std` float32 (g, C, H, W), the per-pixel standard deviation over `images` and `draws`, in [-1, 1] units;
    NPPC also: `mean` float32 (g, C, H, W), `components` float32 (g, K, C, H, W), unit directions sorted by std, and
    `stds` float32 (g, K). A step along direction k: mean +- stds[k] * components[k].
    index.json: {degradation: {"keys": [...], "methods": [...]}}; "unconditional" has no "truth" and no keys of images.
 """
 
+import argparse
 import hashlib
 import json
 import logging
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,25 +60,38 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components import tracking
-from components.evaluation_records import SET_METRICS, Cell, Record, Recorder, file_name, unavailable, write_records
-from components.measurement_sets import MeasurementSet, measure, nothing_measured
-from components.restoring import MODELS, STATE, Method, Restored, Restorer, Tools
+from components.device import pick_device
+from components.evaluation_records import (
+    SET_METRICS,
+    Cell,
+    Record,
+    Recorder,
+    file_name,
+    unavailable,
+    write_costs,
+    write_records,
+)
+from components.measurement_sets import MeasurementSet, frozen, measure, nothing_measured
+from components.methods import Column, Method, columns, trained_models
+from components.progress import Progress
+from components.restoring import STATE, Restored, Restorer, Tools
+from components.sharing import helpers, is_helper
 from invfusion.codec import decode
-from invfusion.config import Params
+from invfusion.config import Params, load_params
 from invfusion.data import StagedDataset
 from invfusion.degradations import FAMILIES
-from invfusion.errors import CheckpointError, ConfigError, DataError
-from invfusion.samplers import DDRMConfig, MMSEConfig, NPPCConfig
+from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError
+from invfusion.rng import generator
 
 log = logging.getLogger(__name__)
 
 STAGED = Path("artifacts/staged")
+MODELS = Path("artifacts/models")
 OUTPUT = Path("artifacts/evaluation")
 RECORDS = Path("reports/evaluation.json")
 METRICS = Path("reports/metrics.json")
-
-# Further posterior samples of each image that the galleries show.
-GALLERY_DRAWS = 3
+COSTS = Path("reports/costs.json")
+NAME = "evaluate"
 
 
 def evaluate(params: Params) -> Path:
@@ -79,23 +101,39 @@ def evaluate(params: Params) -> Path:
         CheckpointError: a model that params name has not been trained.
         DataError: the staged split holds too few images.
         ConfigError: two families of params.evaluate.families have one kind.
+        OperatorError: a sampler asks of a family what its operators do not offer.
     """
-    dataset = StagedDataset(STAGED, params.evaluate.split)
-    check_inputs(params, dataset)
-    restorer = make_restorer(params)
-    with tracking.start_run(params, "evaluate", "evaluate") as run:
-        records = Evaluation(restorer, dataset).run()
-        write_records(records, RECORDS, METRICS)
+    plan = columns(params, trained_models(params))
+    models = {method.model: MODELS / method.model for column in plan for method in column.methods if method.model}
+    evaluation = prepare(params, plan, models, OUTPUT)
+    if is_helper():
+        evaluation.help()
+        return RECORDS
+    with tracking.start_run(params, "evaluate", NAME) as run, helpers(params, "components.evaluate"):
+        results = evaluation.run()
+        write_records(results.records, RECORDS, METRICS)
+        write_costs(results.costs, COSTS)
         run.log_metrics(
-            {f"{r['method']}/{r['degradation']}/{r['metric']}": r["value"] for r in records if r["value"] is not None}
+            {
+                f"{r['method']}/{r['degradation']}/{r['metric']}": r["value"]
+                for r in results.records
+                if r["value"] is not None
+            }
         )
         run.log_artifact(RECORDS)
-    forget_other_state(restorer.used)
-    log.info("%d records in %s", len(records), RECORDS)
+    forget_unused(NAME, evaluation.restorer.used)
+    log.info("%d records in %s", len(results.records), RECORDS)
     return RECORDS
 
 
-def check_inputs(params: Params, dataset: StagedDataset) -> None:
+def prepare(params: Params, plan: Sequence[Column], models: Mapping[str, Path], output: Path) -> "Evaluation":
+    """An evaluation that is known to work: everything it needs was looked at, and nothing was computed."""
+    dataset = StagedDataset(STAGED, params.evaluate.split)
+    check_inputs(params, plan, models, dataset)
+    return Evaluation(make_restorer(params, models), dataset, tuple(plan), output)
+
+
+def check_inputs(params: Params, plan: Sequence[Column], models: Mapping[str, Path], dataset: StagedDataset) -> None:
     """Refuse what cannot work before any work is done."""
     kinds = [family.kind for family in params.evaluate.families]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
@@ -103,127 +141,166 @@ def check_inputs(params: Params, dataset: StagedDataset) -> None:
         raise ConfigError(f"evaluate.families lists {', '.join(twice)} more than once; each kind is one column")
     if len(dataset) < 2:
         raise DataError(f"the split '{params.evaluate.split}' has {len(dataset)} images; evaluation needs at least 2")
-    for name in sorted({m.model for m in restoring_methods(params) + generating_methods(params) if m.model}):
-        if not (MODELS / name / "model.safetensors").is_file():
-            raise CheckpointError(f"{MODELS / name} holds no trained model: run the stage that makes it first")
+    for folder in models.values():
+        if not (folder / "model.safetensors").is_file():
+            raise CheckpointError(f"{folder} holds no trained model: run the stage that makes it first")
+    for column in plan:
+        _check_samplers(params, column, dataset.image_shape)
 
 
-def make_restorer(params: Params) -> Restorer:
+def _check_samplers(params: Params, column: Column, image_shape: Sequence[int]) -> None:
+    """Let each sampler look at one measurement; what it asks of its model shows when that is loaded."""
+    if column.family is None:
+        return
+    draws = generator(params.seed, "evaluate/check", column.kind)
+    x = torch.zeros(1, *image_shape)
+    measurement = params.evaluate.noise.measure(x, column.family.sample(1, image_shape, draws), draws)
+    any_model: Any = SimpleNamespace(components=True)
+    for method in column.methods:
+        if method.sampler is not None:
+            method.sampler.check_capabilities(any_model, measurement)
+
+
+def make_restorer(params: Params, models: Mapping[str, Path]) -> Restorer:
     """Choose the device and find the tools of the metrics."""
-    name = params.runtime.device
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    device = pick_device(params.runtime.device)
     tools = Tools.find(params.evaluate.weights_dir, params.data.image_size, device)
     for metric, reason in tools.missing.items():
         log.info("%s is unavailable: %s", metric, reason)
-    return Restorer(params, device, tools)
+    return Restorer(params, device, tools, models)
 
 
-def forget_other_state(used: set[Path]) -> None:
-    """Remove the kept batches of earlier models and settings."""
+def forget_unused(name: str, used: set[Path]) -> None:
+    """Remember which batches the evaluation of this name uses, and remove those that none does any more."""
+    uses = STATE / "uses"
+    uses.mkdir(parents=True, exist_ok=True)
+    (uses / f"{name}.json").write_text(json.dumps(sorted(folder.name for folder in used)))
+    needed = {cell for path in uses.glob("*.json") for cell in json.loads(path.read_text())}
     for folder in STATE.iterdir():
-        if folder not in used:
+        if folder.is_dir() and folder != uses and folder.name not in needed:
             shutil.rmtree(folder)
-
-
-# Which methods.
-
-
-def restoring_methods(params: Params) -> list[Method]:
-    """The methods that restore, as far as params train their models."""
-    heun, nppc_kind = params.evaluate.sampler, params.distill.nppc.degradation.kind
-    known = [
-        Method("H_pinv y"),
-        Method("DDRM", "unconditional", DDRMConfig(), is_generative=True),
-        Method("Palette", "palette", heun, is_generative=True, extra_draws=GALLERY_DRAWS),
-        Method("InvFusion", "invfusion", heun, is_generative=True, extra_draws=GALLERY_DRAWS),
-        Method("Palette MMSE", "palette", MMSEConfig()),
-        Method("InvFusion MMSE", "invfusion", MMSEConfig()),
-        Method("MMSE", "mmse", MMSEConfig()),
-        Method("NPPC", "nppc", NPPCConfig(), only=nppc_kind),
-    ]
-    return trained(known, params)
-
-
-def generating_methods(params: Params) -> list[Method]:
-    """The methods that generate without a measurement (the paper's Table 4)."""
-    if params.evaluate.n_unconditional < 2:
-        return []
-    heun = params.evaluate.sampler
-    known = [
-        Method("Unconditional", "unconditional", heun, is_generative=True, is_blind=True),
-        Method("Palette", "palette", heun, is_generative=True),
-        Method("InvFusion", "invfusion", heun, is_generative=True),
-    ]
-    return trained(known, params)
-
-
-def trained(known: Iterable[Method], params: Params) -> list[Method]:
-    """The methods whose models are among those that params train."""
-    models = {None, *params.train.variants, *params.distill.targets}
-    return [method for method in known if method.model in models]
 
 
 # The evaluation, degradation by degradation.
 
 
 @dataclass
+class Results:
+    """What an evaluation found: records and costs of each cell, and the hash of each degradation's measurements."""
+
+    records: list[Record] = field(default_factory=list)
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    measurements: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class Evaluation:
-    """All cells of one evaluation. Only one measurement set is in memory at a time."""
+    """All cells of one evaluation. Only one measurement set is in memory at a time.
+
+    plan: the columns; output: a folder for restorations, and for the measurement sets unless `kept_sets` has them.
+    """
 
     restorer: Restorer
     dataset: StagedDataset
+    plan: tuple[Column, ...]
+    output: Path
+    kept_sets: Path | None = None
+    name: str = NAME
 
-    def run(self) -> list[Record]:
+    def run(self) -> Results:
         """The records of every degradation in turn."""
-        params = self.restorer.params
-        positions = choose_images(self.dataset.keys, params.evaluate.n_images)
-        images = self.dataset.read(positions)
-        references = {name: in_parts(extract, images) for name, extract in self.restorer.tools.features.items()}
-        recorder = Recorder(references, params.evaluate.bootstrap_resamples, params.seed)
-        records: list[Record] = []
-        index: dict[str, Any] = {}
-        for frozen, on in self.columns(positions, images):
-            frozen.save(OUTPUT / "measurements")
-            index[frozen.degradation] = {"keys": list(frozen.keys[: params.report.gallery_images]), "methods": []}
-            for method in on:
-                records += self.cell(recorder, frozen, method)
-                index[frozen.degradation]["methods"].append(method.name)
-        (OUTPUT / "restorations" / "index.json").write_text(json.dumps(index, indent=1) + "\n")
-        return records
+        params, results, index = self.restorer.params, Results(), dict[str, Any]()
+        recorder = Recorder(self._references(), params.evaluate.bootstrap_resamples, params.seed)
+        progress = Progress(self.name, sum(len(column.methods) for column in self.plan), "cells")
+        progress.begin(0)
+        shutil.rmtree(self.output / "restorations", ignore_errors=True)
+        for column in self.plan:
+            measured = self.measured(column)
+            if self.kept_sets is None:
+                measured.save(self.output / "measurements")
+            results.measurements[measured.degradation] = measured.sha256
+            index[measured.degradation] = {"keys": list(measured.keys[: params.report.gallery_images]), "methods": []}
+            for method in column.methods:
+                self.cell(recorder, measured, method, results)
+                index[measured.degradation]["methods"].append(method.name)
+                progress.advance(len(results.costs))
+        (self.output / "restorations" / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+        return results
 
-    def columns(self, positions: list[int], images: Tensor) -> Iterator[tuple[MeasurementSet, list[Method]]]:
-        """Each measurement set with the methods that are to restore it; at last the set that measures nothing."""
-        params = self.restorer.params
-        keys, labels = [self.dataset.keys[i] for i in positions], self.dataset.labels[positions]
+    def help(self) -> None:
+        """Compute batches for the process that gathers the results: from the end, as that begins at the start."""
+        for column in reversed(self.plan):
+            measured = self.measured(column)
+            for method in reversed(column.methods):
+                self.restorer.work(method, measured)
+
+    def measured(self, column: Column) -> MeasurementSet:
+        """The measurements of one column."""
+        params, positions = self.restorer.params, self._positions()
         chosen, seed = params.evaluate, params.seed
-        for family in chosen.families:
-            on = [m for m in restoring_methods(params) if m.only in (None, family.kind)]
-            yield measure(family, keys, images, labels, seed=seed, sigma_y=chosen.sigma_y, split=chosen.split), on
-        if generating := generating_methods(params):
+        if column.family is None:
             shape, n_classes = self.dataset.image_shape, params.model.n_classes
-            yield nothing_measured(chosen.n_unconditional, shape, FAMILIES["null"](), seed, n_classes), generating
+            return nothing_measured(chosen.n_unconditional, shape, FAMILIES["null"](), seed, n_classes)
+        keys = [self.dataset.keys[i] for i in positions]
+        images, labels = self.dataset.read(positions), self.dataset.labels[positions]
+        settings: dict[str, Any] = {"seed": seed, "noise": chosen.noise, "split": chosen.split}
+        if self.kept_sets is None:
+            return measure(column.family, keys, images, labels, **settings)
+        return frozen(self.kept_sets, column.family, keys, images, labels, **settings)
 
-    def cell(self, recorder: Recorder, frozen: MeasurementSet, method: Method) -> list[Record]:
-        """Restore one set by one method, write the restorations to show, and return the records."""
-        start = time.perf_counter()
-        restored = self.restorer.restore(method, frozen)
+    def _positions(self) -> list[int]:
+        return choose_images(self.dataset.keys, self.restorer.params.evaluate.n_images)
+
+    def _references(self) -> dict[str, Tensor]:
+        images = self.dataset.read(self._positions())
+        return {name: in_parts(extract, images) for name, extract in self.restorer.tools.features.items()}
+
+    def cell(self, recorder: Recorder, measured: MeasurementSet, method: Method, results: Results) -> None:
+        """Restore one set by one method, write the restorations to show, and add the records and costs."""
+        restored = self.restorer.restore(method, measured)
         shape = tuple(self.dataset.image_shape)
-        cell = Cell(method.name, frozen.degradation, restored.values, restored.nfe, frozen.sha256, shape)
-        show(frozen, method, restored, self.restorer.params.report.gallery_images)
-        seconds = time.perf_counter() - start
-        log.info("%s / %s: %d images, %d calls each, %.1f s", cell.degradation, cell.method, cell.n, cell.nfe, seconds)
-        return recorder.records(cell) + [unavailable(cell, *gap) for gap in self.gaps(frozen, method)]
+        cell = Cell(
+            method.name,
+            measured.degradation,
+            restored.values,
+            restored.nfe,
+            measured.sha256,
+            shape,
+            restored.n_diverged,
+        )
+        show(self.output, measured, method, restored, self.restorer.params.report.gallery_images)
+        results.records += recorder.records(cell) + [unavailable(cell, *gap) for gap in self.gaps(measured, method)]
+        results.costs.append(cost_of(cell, restored, self.restorer.device))
+        log.info(
+            "%s / %s: %d images, %d calls and %.2f s each%s", cell.degradation, cell.method, cell.n, cell.nfe,
+            restored.seconds_per_image, f", {cell.n_diverged} more diverged" if cell.n_diverged else "",
+        )  # fmt: skip
 
-    def gaps(self, frozen: MeasurementSet, method: Method) -> list[tuple[str, str]]:
+    def gaps(self, measured: MeasurementSet, method: Method) -> list[tuple[str, str]]:
         """The metrics that belong to a cell but cannot be computed, each with the reason."""
         if not method.is_generative:
             return []
         paired = {"lpips", *(projected for _, projected, _ in SET_METRICS.values())}
-        gaps = {m: r for m, r in self.restorer.tools.missing.items() if frozen.truth is not None or m not in paired}
-        if frozen.truth is not None and self.restorer.params.evaluate.sigma_y > 0:
+        gaps = {m: r for m, r in self.restorer.tools.missing.items() if measured.truth is not None or m not in paired}
+        if measured.truth is not None and not self.restorer.params.evaluate.noise.is_absent:
             reason = "not defined for noisy measurements, to which no image is projected"
             gaps |= {projected: reason for _, projected, _ in SET_METRICS.values()}
         return sorted(gaps.items())
+
+
+def cost_of(cell: Cell, restored: Restored, device: torch.device) -> dict[str, Any]:
+    """One line of costs.json."""
+    memory = restored.peak_memory_mib
+    return {
+        "method": cell.method,
+        "degradation": cell.degradation,
+        "n": cell.n,
+        "n_diverged": cell.n_diverged,
+        "nfe": cell.nfe,
+        "seconds_per_image": float(f"{restored.seconds_per_image:.3g}"),
+        "peak_memory_mib": None if memory is None else round(memory),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
 
 
 def choose_images(keys: Sequence[str], n: int) -> list[int]:
@@ -238,16 +315,31 @@ def in_parts(extract: Callable[[Tensor], Tensor], images: Tensor, size: int = 25
     return torch.cat([extract(part) for part in torch.split(images, size)])
 
 
-def show(frozen: MeasurementSet, method: Method, restored: Restored, n_shown: int) -> None:
+def show(output: Path, measured: MeasurementSet, method: Method, restored: Restored, n_shown: int) -> None:
     """Write the restorations of one method that the galleries show."""
-    folder = OUTPUT / "restorations" / frozen.degradation
+    folder = output / "restorations" / measured.degradation
     folder.mkdir(parents=True, exist_ok=True)
     shown = dict(restored.shown)
     images = shown.pop("images")
     images = images.reshape(-1, 1 + method.extra_draws, *images.shape[1:])
-    shown["images"] = images[:, 0]
+    shown |= {"images": images[:, 0], "diverged": shown["diverged"].reshape(len(images), -1)[:, 0]}
     if method.extra_draws:
         shown |= {"draws": images[:, 1:], "std": decode(images).std(dim=1)}
     save_file({name: t.contiguous() for name, t in shown.items()}, folder / f"{file_name(method.name)}.safetensors")
-    if frozen.truth is not None:
-        save_file({"images": frozen.truth[:n_shown].contiguous()}, folder / "truth.safetensors")
+    if measured.truth is not None:
+        save_file({"images": measured.truth[:n_shown].contiguous()}, folder / "truth.safetensors")
+
+
+def main() -> None:
+    """The evaluation of a params file."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--params", default="params.yaml")
+    logging.basicConfig(level=logging.ERROR if is_helper() else logging.INFO, format="%(message)s")
+    try:
+        evaluate(load_params(parser.parse_args().params))
+    except InvFusionError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ class Cell:
     nfe: int
     measurements_sha256: str
     image_shape: tuple[int, ...]
+    n_diverged: int = 0
 
     @property
     def n(self) -> int:
-        return len(next(iter(self.values.values())))
+        return len(next(iter(self.values.values()))) if self.values else 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Recorder:
 
     def _mean(self, cell: Cell, name: str) -> Record:
         values = cell.values[name]
+        if len(values) == 0:
+            return unavailable(cell, name, _DIVERGED)
         exact = int(values.isinf().sum())
         values = values.clamp(max=psnr_ceiling(cell.image_shape)) if name == "psnr" else values
         low, high = mean_interval(values, self.resamples, self._generator(cell))
@@ -83,6 +86,8 @@ class Recorder:
         return self._of_set(cell, name, kernel_distance_from(self.references[features], values))
 
     def _of_set(self, cell: Cell, name: str, statistic: Callable[[Tensor], float]) -> Record:
+        if cell.n < 2:
+            return unavailable(cell, name, _DIVERGED)
         value = statistic(torch.ones(cell.n, dtype=torch.float64))
         count = min(self.resamples, MAX_SET_RESAMPLES)
         return record(cell, name, value, *statistic_interval(statistic, value, cell.n, count, self._generator(cell)))
@@ -96,6 +101,9 @@ class Recorder:
     def _generator(self, cell: Cell) -> torch.Generator:
         # All methods on one set are resampled alike, so that their intervals can be compared.
         return generator(self.seed, "evaluate/bootstrap", cell.degradation)
+
+
+_DIVERGED = "nearly every image of the set diverged"
 
 
 def record(cell: Cell, metric: str, value: float, low: float, high: float) -> Record:
@@ -115,7 +123,8 @@ def _head(cell: Cell, metric: str) -> Record:
 
 
 def _tail(cell: Cell) -> Record:
-    return {"n": cell.n, "nfe": cell.nfe, "measurements_sha256": cell.measurements_sha256}
+    tail = {"n": cell.n, "nfe": cell.nfe, "measurements_sha256": cell.measurements_sha256}
+    return tail | ({"n_diverged": cell.n_diverged} if cell.n_diverged else {})
 
 
 def tidy(value: float) -> float:
@@ -139,3 +148,9 @@ def write_records(records: Iterable[Record], flat: Path, nested: Path) -> None:
     lines = ",\n".join(json.dumps(r) for r in records)
     flat.write_text(f"[\n{lines}\n]\n")
     nested.write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def write_costs(costs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write what each cell took, one line each."""
+    lines = ",\n".join(json.dumps(cost) for cost in costs)
+    path.write_text(f"[\n{lines}\n]\n")

@@ -54,8 +54,7 @@ def _measure(task: Task, x: Tensor) -> Measurement | None:
         return None
     draws = generator(task.seed, "grid/operator")
     operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws)
-    noise = randn(operator.measurement_shape, generators(task.seed, "grid/measurement", range(len(x))))
-    return Measurement.of(x, operator.to(x.device), task.sigma_y[0], noise.to(x.device))
+    return task.noise.measure(x, operator.to(x.device), generator(task.seed, "grid/measurement"))
 
 
 def _tile(images: Tensor) -> np.ndarray:

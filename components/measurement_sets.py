@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invfusion.codec import decode
+from invfusion.data.files import write_text
 from invfusion.degradations import DegradationFamily
-from invfusion.operators import LinearOperator, Measurement
-from invfusion.rng import generator, randn
+from invfusion.errors import DataError
+from invfusion.noise import GaussianNoise, NoiseConfig
+from invfusion.operators import OPERATORS, LinearOperator, Measurement
+from invfusion.rng import generator
+
+NOISELESS = GaussianNoise()
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class MeasurementSet:
                 rows, draws = zip(*jobs[start::n_batches], strict=True)
                 yield Batch(tuple(group.indices[r] for r in rows), draws, group.measurement.select(list(rows)))
 
-    def save(self, folder: Path) -> None:
-        """Write <degradation>.safetensors and <degradation>.json."""
+    def save(self, folder: Path, name: str = "") -> None:
+        """Write <name>.safetensors and <name>.json; the name is the degradation's where none is given."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(self.groups), folder / f"{self.degradation}.safetensors")
-        (folder / f"{self.degradation}.json").write_text(json.dumps(self.facts, indent=1) + "\n")
+        name = name or self.degradation
+        save_file(_tensors(self.groups), folder / f"{name}.safetensors")
+        # Last, so that a set without it is one that was not finished.
+        write_text(folder / f"{name}.json", json.dumps(self.facts, indent=1) + "\n")
 
 
 def measure(
@@ -80,7 +88,7 @@ def measure(
     labels: Tensor,
     *,
     seed: int,
-    sigma_y: float = 0.0,
+    noise: NoiseConfig = NOISELESS,
     split: str = "",
     name: str | None = None,
 ) -> MeasurementSet:
@@ -90,21 +98,97 @@ def measure(
     """
     degradation: str = name or type(family).model_fields["kind"].default
     parts = [
-        _measure_one(degradation, family, key, decode(images[i : i + 1]), seed, sigma_y) for i, key in enumerate(keys)
+        _measure_one(degradation, family, key, decode(images[i : i + 1]), seed, noise) for i, key in enumerate(keys)
     ]
     groups = _grouped(parts)
-    facts = {
+    facts = _request(degradation, family, keys, images, seed, noise, split)
+    facts["groups"] = [{**_signature(g.measurement.operator), "indices": list(g.indices)} for g in groups]
+    facts["sha256"] = _content_hash(facts, _tensors(groups))
+    return MeasurementSet(degradation, tuple(keys), images, labels, groups, facts)
+
+
+def frozen(
+    folder: Path,
+    family: DegradationFamily,
+    keys: Sequence[str],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    noise: NoiseConfig = NOISELESS,
+    split: str = "",
+) -> MeasurementSet:
+    """The set that was drawn for these images before and lies in the folder; else it is drawn now and put there.
+
+    So a set that was handed on, or kept by DVC, is what every method sees, on any machine and under any version.
+
+    Raises:
+        DataError: the file is not what was written.
+    """
+    kind: str = type(family).model_fields["kind"].default
+    request = _request(kind, family, keys, images, seed, noise, split)
+    name = f"{kind}-{_sha256(json.dumps(request, sort_keys=True).encode())[:12]}"
+    if (folder / f"{name}.json").is_file():
+        return load(folder, name, images, labels)
+    made = measure(family, keys, images, labels, seed=seed, noise=noise, split=split)
+    made.save(folder, name)
+    return made
+
+
+def load(folder: Path, name: str, images: Tensor, labels: Tensor) -> MeasurementSet:
+    """A set that `save` wrote, of these images.
+
+    Raises:
+        DataError: its files are damaged, or were changed since.
+    """
+    path = folder / f"{name}.json"
+    try:
+        facts = json.loads(path.read_text())
+        tensors = load_file(folder / f"{name}.safetensors")
+        expected = facts.pop("sha256")
+        is_whole = _content_hash(facts, tensors) == expected
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(
+            f"{path.with_suffix('')}: the frozen measurements cannot be read ({error}); {_REMEDY}"
+        ) from None
+    if not is_whole:
+        raise DataError(f"{path.with_suffix('')}: the frozen measurements are not those that were written; {_REMEDY}")
+    groups = tuple(_read_group(g, group, facts["image_shape"], tensors) for g, group in enumerate(facts["groups"]))
+    return MeasurementSet(
+        facts["degradation"], tuple(facts["keys"]), images, labels, groups, {**facts, "sha256": expected}
+    )
+
+
+_REMEDY = "`dvc checkout` brings a tracked set back, and without the files it is drawn anew"
+
+
+def _read_group(g: int, group: dict[str, Any], image_shape: list[int], tensors: dict[str, Tensor]) -> Group:
+    prefix = f"{g}/operator/"
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    operator = OPERATORS[group["kind"]].from_tensors(image_shape, own, group["attributes"])
+    return Group(tuple(group["indices"]), Measurement(tensors[f"{g}/y"], operator, tensors[f"{g}/sigma_y"]))
+
+
+def _request(
+    degradation: str,
+    family: DegradationFamily,
+    keys: Sequence[str],
+    images: Tensor,
+    seed: int,
+    noise: NoiseConfig,
+    split: str,
+) -> dict[str, Any]:
+    """Everything that a set is drawn from."""
+    return {
         "degradation": degradation,
         "family": family.model_dump(mode="json"),
         "seed": seed,
         "split": split,
-        "sigma_y": sigma_y,
+        "noise": noise.model_dump(mode="json"),
         "image_shape": list(images.shape[1:]),
+        "images_sha256": _sha256(images.contiguous().numpy().tobytes()),
         "keys": list(keys),
-        "groups": [{**_signature(g.measurement.operator), "indices": list(g.indices)} for g in groups],
     }
-    facts["sha256"] = _content_hash(facts, _tensors(groups))
-    return MeasurementSet(degradation, tuple(keys), images, labels, groups, facts)
 
 
 def nothing_measured(
@@ -119,12 +203,11 @@ def nothing_measured(
 
 
 def _measure_one(
-    degradation: str, family: DegradationFamily, key: str, x: Tensor, seed: int, sigma_y: float
+    degradation: str, family: DegradationFamily, key: str, x: Tensor, seed: int, noise: NoiseConfig
 ) -> Measurement:
     draw = generator(seed, f"evaluate/{degradation}", key)
     operator = family.sample(batch_size=1, image_shape=x.shape[1:], generator=draw)
-    noise = randn(operator.measurement_shape, [generator(seed, f"evaluate/{degradation}/noise", key)])
-    return Measurement.of(x, operator, sigma_y, noise)
+    return noise.measure(x, operator, generator(seed, f"evaluate/{degradation}/noise", key))
 
 
 def _grouped(parts: Sequence[Measurement]) -> tuple[Group, ...]:
@@ -160,3 +243,7 @@ def _content_hash(facts: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -17,6 +17,7 @@ from invfusion.degradations import DegradationFamily, MixtureConfig
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
 from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, with_components
+from invfusion.noise import GaussianNoise
 from invfusion.operators import Measurement
 from invfusion.oracle import Draw, GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
@@ -127,7 +128,9 @@ def build(bench: Bench, variant: Variant, width: int) -> Denoiser:
 def task_of(bench: Bench, variant: Variant) -> Task:
     """What a diffusion model learns: all families in equal parts, and to generate."""
     degradation = None if variant == "unconditional" else _all_families(bench)
-    return Task(bench.chosen.loss, degradation, bench.chosen.sigma_y, bench.chosen, bench.params.seed)
+    return Task(
+        bench.chosen.loss, degradation, GaussianNoise(sigma_y=bench.chosen.sigma_y), bench.chosen, bench.params.seed
+    )
 
 
 def _all_families(bench: Bench) -> MixtureConfig:
@@ -167,7 +170,7 @@ def draws_as_batches(prior: GaussianMixture, size: int, seed: int) -> Iterator[B
 def distilled(bench: Bench, loss: Loss, degradation: DegradationFamily, start: Denoiser) -> Denoiser:
     """A one-step estimator that starts from a trained model."""
     config = bench.chosen.model_copy(update={"images": bench.chosen.distill_images, "checkpoints": [1 << 60]})
-    task = Task(loss, degradation, config.sigma_y, config, bench.params.seed + 1)
+    task = Task(loss, degradation, GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed + 1)
     *_, (_, model) = train_on_prior(bench, task, copy.deepcopy(start).requires_grad_(True))
     return model
 

@@ -146,7 +146,7 @@ def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str
         "metrics": packed(records),
         "params": params.model_dump_json(by_alias=True, exclude={"runtime"}),
         "degradation": params.degradation.model_dump_json(),
-        "sigma_y": json.dumps(list(params.sigma_y)),
+        "noise": params.noise.model_dump_json(),
         "licence": LICENCE,
     }
 

@@ -109,7 +109,7 @@ def report(params: Params) -> Path:
 def describe(params: Params, records: Sequence[Record]) -> dict[str, Any]:
     """Everything that the templates show."""
     trained, unseen = split_degradations(params, records)
-    paper = Paper.load(HERE / "paper_tables.csv", params.data.name, params.evaluate.sigma_y)
+    paper = Paper.load(HERE / "paper_tables.csv", params.data.name, params.evaluate.noise)
     orderings = tables.claims(records, trained + unseen)
     generation = [r for r in records if r["degradation"] in tables.UNCONDITIONAL]
     content = {
@@ -173,7 +173,7 @@ def facts(params: Params) -> list[tuple[str, str]]:
         ("Code", f"revision {short_revision(manifest)}"),
         ("Seed", str(params.seed)),
         ("Trained on", ", ".join(trained_kinds(params))),
-        ("Measurement noise", f"σ = {params.evaluate.sigma_y:g} per entry, in pixel units ([-1, 1])"),
+        ("Measurement noise", "none" if params.evaluate.noise.is_absent else params.evaluate.noise.describe()),
         ("Sampler", f"{sampler.kind.capitalize()}, {sampler.n_steps} steps"),
     ]
 

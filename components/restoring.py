@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import invfusion
+from components.costs import Meter
 from components.evaluation_records import SET_METRICS
 from components.measurement_sets import Batch, MeasurementSet
+from components.methods import Method
+from components.sharing import claim
 from invfusion.codec import decode, encode
 from invfusion.config import Params
 from invfusion.diffusion.guidance import GuidedDenoiser
@@ -37,28 +42,12 @@ from invfusion.operators import Measurement
 from invfusion.rng import generator, randn
 from invfusion.samplers import SampleOutput, Sampler
 
-MODELS = Path("artifacts/models")
 STATE = Path("state/evaluate")
 
+# The library's code on which a restoration and its values depend.
+_CODE = ("codec.py", "rng.py", "noise.py", "operators", "degradations", "diffusion", "models", "samplers", "metrics")
+
 Features = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to restore images: a trained model and the sampler that reads it out; neither for H_pinv(y) itself.
-
-    is_generative: its images follow a distribution, so that sets of them can be compared (posterior means do not).
-    is_blind: the sampler gets no measurement. extra_draws: further samples of the images that are shown.
-    only: the one degradation that the model was made for.
-    """
-
-    name: str
-    model: str | None = None
-    sampler: Sampler | None = None
-    is_generative: bool = False
-    is_blind: bool = False
-    extra_draws: int = 0
-    only: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,82 +78,110 @@ class Tools:
 class Restored:
     """All restorations of one set, sorted by image and draw.
 
-    values: per image, of its first draw; shown: per image of the gallery and draw; nfe: network calls per image.
+    values: of the first draw of each image that did not diverge; n_diverged: of the others; shown: per image of the
+    gallery and draw; nfe: network calls per image; seconds_per_image; peak_memory_mib: None where it is not known.
     """
 
     values: dict[str, Tensor]
+    n_diverged: int
     shown: dict[str, Tensor]
     nfe: int
+    seconds_per_image: float
+    peak_memory_mib: float | None
 
 
 @dataclass
 class Restorer:
-    """Runs methods. Models are loaded at their first use and kept; `used` collects the folders of kept batches."""
+    """Runs methods. checkpoints: the folder of each model. Models are loaded at their first use and kept; `used`
+    collects the folders of kept batches.
+    """
 
     params: Params
     device: torch.device
     tools: Tools
+    checkpoints: Mapping[str, Path]
     loaded: dict[str, Denoiser] = field(default_factory=dict)
     used: set[Path] = field(default_factory=set)
 
     def denoiser(self, name: str) -> Denoiser:
-        """The model of one folder under artifacts/models."""
+        """One model, ready to run."""
         if name not in self.loaded:
-            self.loaded[name] = load_denoiser(MODELS / name, device=self.device)
+            self.loaded[name] = load_denoiser(self.checkpoints[name], device=self.device)
             set_attention_backend(self.loaded[name], self.params.runtime.attention_backend)
         return self.loaded[name]
 
     def restore(self, method: Method, frozen: MeasurementSet) -> Restored:
         """All images of a set, from the batches that are kept on disk and those that are still to do."""
-        folder = STATE / self._identity(method, frozen)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.used.add(folder)
-        n_shown = self.params.report.gallery_images
-        batches = list(frozen.batches(self.params.evaluate.batch_size, range(n_shown), method.extra_draws))
-        title = f"{frozen.degradation} / {method.name}"
-        done = [
-            self._kept(folder, method, frozen, batch)
-            for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None)
-        ]
-        return merge(batches, done, n_shown)
+        batches = self._batches(method, frozen)
+        self.work(method, frozen)
+        # What other processes are busy with is waited for.
+        done = [self._kept(method, frozen, batch, wait=True) for batch in batches]
+        return merge(batches, [part for part in done if part is not None], self.params.report.gallery_images)
 
-    def _kept(self, folder: Path, method: Method, frozen: MeasurementSet, batch: Batch) -> dict[str, Tensor]:
-        path = folder / f"{_sha256(json.dumps([batch.indices, batch.draws]).encode())[:16]}.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (FileNotFoundError, SafetensorError):
-            pass
-        result = self._compute(method, frozen, batch)
-        unfinished = path.with_suffix(".tmp")
-        save_file(result, unfinished)
-        os.replace(unfinished, path)
+    def work(self, method: Method, frozen: MeasurementSet) -> None:
+        """Compute and keep the batches of a set that are not done and that no other process is busy with."""
+        title = f"{frozen.degradation} / {method.name}"
+        for batch in tqdm(self._batches(method, frozen), desc=title, unit="batch", leave=False, disable=None):
+            self._kept(method, frozen, batch, wait=False)
+
+    def _batches(self, method: Method, frozen: MeasurementSet) -> list[Batch]:
+        shown = range(self.params.report.gallery_images)
+        return list(frozen.batches(self.params.evaluate.batch_size, shown, method.extra_draws))
+
+    def _kept(self, method: Method, frozen: MeasurementSet, batch: Batch, *, wait: bool) -> dict[str, Tensor] | None:
+        """The result of a batch; None where another process is busy with it and is not waited for."""
+        path = self.folder(method, frozen) / f"{_batch_name(batch)}.safetensors"
+        if (found := _read(path)) is not None:
+            return found
+        with claim(path.with_suffix(".lock"), wait) as is_ours:
+            if not is_ours:
+                return None
+            if (found := _read(path)) is not None:
+                return found
+            result = self._compute(method, frozen, batch)
+            unfinished = path.with_suffix(".tmp")
+            save_file(result, unfinished)
+            os.replace(unfinished, path)
         return result
+
+    def folder(self, method: Method, frozen: MeasurementSet) -> Path:
+        """Where the finished batches of a cell are kept."""
+        folder = STATE / self._identity(method, frozen)
+        if folder not in self.used:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.used.add(folder)
+        return folder
 
     @torch.inference_mode()
     def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> dict[str, Tensor]:
         measurement = batch.measurement.to(self.device)
-        output = self._run(method, frozen, batch, measurement)
+        if method.model is not None:
+            self.denoiser(method.model)
+        with Meter(self.device) as meter:
+            output = self._run(method, frozen, batch, measurement)
         truth = None if frozen.truth is None else frozen.truth[list(batch.indices)].to(self.device)
         result = {f"values/{k}": v for k, v in self._judge(method, output, truth, measurement).items()}
         rows = [row for row, i in enumerate(batch.indices) if i < self.params.report.gallery_images]
         result |= {f"shown/{k}": v[rows] for k, v in _pictures(output).items()}
-        result["nfe"] = torch.tensor(output.nfe)
+        result |= {"nfe": torch.tensor(output.nfe), "seconds": torch.tensor(meter.seconds, dtype=torch.float64)}
+        result["peak_memory"] = torch.tensor(meter.peak_memory, dtype=torch.float64)
         return {name: tensor.cpu().contiguous() for name, tensor in result.items()}
 
     def _run(self, method: Method, frozen: MeasurementSet, batch: Batch, measurement: Measurement) -> SampleOutput:
-        if method.model is None or method.sampler is None:
+        if method.sampler is None:
             return SampleOutput(measurement.H_pinv_y, nfe=0)
         seed, keys = self.params.seed, [frozen.keys[i] for i in batch.indices]
         # Every method starts an image from the same noise.
         start = [generator(seed, f"evaluate/start/{d}", k) for k, d in zip(keys, batch.draws, strict=True)]
         on_the_way = [generator(seed, f"evaluate/sampler/{d}", k) for k, d in zip(keys, batch.draws, strict=True)]
+        noise = randn(measurement.operator.image_shape, start, device=self.device)
+        if method.model is None:
+            return method.sampler.sample(_no_denoiser, measurement, noise, generators=on_the_way)
         denoiser = self.denoiser(method.model)
         labels = _labels(frozen.labels[list(batch.indices)], denoiser.n_classes, self.device)
-        noise = randn(measurement.operator.image_shape, start, device=self.device)
         return method.sampler.sample(
             self._guided(denoiser, method.sampler, labels),
-            None if method.is_blind else measurement,
+            measurement,
             noise,
             generators=on_the_way,
             class_labels=labels,
@@ -181,20 +198,21 @@ class Restorer:
         self, method: Method, output: SampleOutput, truth: Tensor | None, measurement: Measurement
     ) -> dict[str, Tensor]:
         """The values of each image of a batch, by name."""
-        images = encode(output.x)
-        values: dict[str, Tensor] = {}
+        x = finite(output.x)
+        images = encode(x)
+        values: dict[str, Tensor] = {"diverged": output.diverged}
         if method.is_generative:
             values |= {f"features/{name}": extract(images) for name, extract in self.tools.features.items()}
         if truth is None:
             return values
         values |= {
             "psnr": psnr(images, truth),
-            "consistency_mse": consistency_mse(output.x, measurement),
-            "consistency_sse": consistency_sse(output.x, measurement),
+            "consistency_mse": consistency_mse(x, measurement),
+            "consistency_sse": consistency_sse(x, measurement),
         }
-        if method.is_generative and self.params.evaluate.sigma_y == 0:
+        if method.is_generative and self.params.evaluate.noise.is_absent:
             # Projected before it is quantised: the paper's CFID.
-            consistent = encode(measurement.operator.project(output.x, measurement.y))
+            consistent = encode(measurement.operator.project(x, measurement.y))
             values |= {f"projected/{name}": extract(consistent) for name, extract in self.tools.features.items()}
         if method.is_generative and self.tools.lpips is not None:
             values["lpips"] = self.tools.lpips(images, truth)
@@ -204,9 +222,13 @@ class Restorer:
         """What a kept batch depends on: another model, set, setting or code means another folder."""
         facts = {
             "code": _code_digest(),
-            "checkpoint": None if method.model is None else _checkpoint_digest(MODELS / method.model),
+            "checkpoint": None
+            if method.model is None
+            else _checkpoint_digest(self.checkpoints[method.model].resolve()),
             "measurements": frozen.sha256,
-            "method": asdict(method) | {"sampler": method.sampler and method.sampler.model_dump(mode="json")},
+            # Not the names: another table may call the same thing otherwise.
+            "sampler": method.sampler and method.sampler.model_dump(mode="json"),
+            "extra_draws": method.extra_draws,
             "guidance": self.params.evaluate.guidance,
             "seed": self.params.seed,
             "shown": self.params.report.gallery_images,
@@ -219,19 +241,50 @@ def merge(batches: Sequence[Batch], done: Sequence[Mapping[str, Tensor]], n_show
     """Put the results of batches into the order of the images, whatever the batches were."""
     jobs = [job for batch in batches for job in zip(batch.indices, batch.draws, strict=True)]
     order = sorted(range(len(jobs)), key=jobs.__getitem__)
+    ends = torch.cat([part["values/diverged"] for part in done])
     first = [row for row in order if jobs[row][1] == 0]
+    sound = [row for row in first if not bool(ends[row])]
     pictured = [job for job in jobs if job[0] < n_shown]
     picture_order = sorted(range(len(pictured)), key=pictured.__getitem__)
-    joined = {name: torch.cat([part[name] for part in done]) for name in done[0] if name != "nfe"}
+    joined = {name: torch.cat([part[name] for part in done]) for name in done[0] if "/" in name}
+    values = {k.removeprefix("values/"): v[sound] for k, v in joined.items() if k.startswith("values/")}
+    del values["diverged"]
+    peak = max(float(part["peak_memory"]) for part in done)
     return Restored(
-        values={k.removeprefix("values/"): v[first] for k, v in joined.items() if k.startswith("values/")},
+        values=values,
+        n_diverged=len(first) - len(sound),
         shown={k.removeprefix("shown/"): v[picture_order] for k, v in joined.items() if k.startswith("shown/")},
         nfe=max(int(part["nfe"]) for part in done),
+        seconds_per_image=sum(float(part["seconds"]) for part in done) / len(jobs),
+        peak_memory_mib=peak if math.isfinite(peak) else None,
     )
 
 
+def finite(x: Tensor) -> Tensor:
+    """The images with grey in the place of those that diverged; they are counted, and stay out of every average."""
+    sound = x.isfinite().flatten(1).all(1)
+    return x.where(sound.view(-1, 1, 1, 1), 0.0)
+
+
+def _no_denoiser(*_: Any, **__: Any) -> Tensor:
+    raise AssertionError("a method without a model called one")
+
+
+def _batch_name(batch: Batch) -> str:
+    return _sha256(json.dumps([batch.indices, batch.draws]).encode())[:16]
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """A finished batch, if it is there and whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
 def _pictures(output: SampleOutput) -> dict[str, Tensor]:
-    shown = {"images": encode(output.x)}
+    shown = {"images": encode(finite(output.x)), "diverged": output.diverged}
     if output.components is not None and output.stds is not None:
         shown |= {"mean": output.x, "components": output.components, "stds": output.stds}
     return shown
@@ -258,7 +311,11 @@ def _labels(labels: Tensor, n_classes: int, device: torch.device) -> Tensor | No
 @cache
 def _code_digest() -> str:
     """The identity of the code that restores and judges."""
-    files = [*sorted(Path(invfusion.__file__).parent.rglob("*.py")), Path(__file__)]
+    root = Path(invfusion.__path__[0])
+    parts = [
+        file for part in _CODE for file in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
+    ]
+    files = [*sorted(parts), Path(__file__)]
     return _sha256("".join(_sha256(path.read_bytes()) for path in files).encode())
 
 
@@ -267,7 +324,7 @@ def _checkpoint_digest(folder: Path) -> str:
     files = [folder / "config.json", folder / "model.safetensors"]
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing: run the stage that trains '{folder.name}' first")
+            raise CheckpointError(f"{file} is missing: train the model first")
     return _sha256("".join(_sha256(file.read_bytes()) for file in files).encode())
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from invfusion.noise import GaussianNoise, NoiseConfig
+
 Record = Mapping[str, Any]
 
 # Method -> (name in the tables, group, name in the paper's tables). The order is the order of the rows.
@@ -125,11 +127,11 @@ class Paper:
     by_key: Mapping[tuple[str, str, str], str]
 
     @classmethod
-    def load(cls, path: Path, data_name: str, sigma_y: float) -> "Paper":
+    def load(cls, path: Path, data_name: str, measured: NoiseConfig) -> "Paper":
         """The tables of the paper, for a dataset of ours. Only runs under the paper's own noise are comparable."""
         with path.open(newline="") as file:
             rows = tuple(csv.DictReader(file))
-        noise = {0.0: "none", 0.1: "gaussian sigma_n=0.1"}.get(sigma_y)
+        noise = paper_noise(measured)
         dataset = PAPER_DATASETS.get(data_name.lower()) if noise else None
         matching = [row for row in rows if (row["dataset"], row["noise"]) == (dataset, noise)]
         # The first table that reports a number is the main one; later tables repeat it.
@@ -159,6 +161,13 @@ class Paper:
             if row["table"] == "1"
         ]
         return restoration_table(records, ("strided_motion_blur", "patch_inpainting", "matrix"), None)
+
+
+def paper_noise(noise: NoiseConfig) -> str | None:
+    """What the paper's tables call this noise, if they have it."""
+    if noise.is_absent:
+        return "none"
+    return "gaussian sigma_n=0.1" if noise == GaussianNoise(sigma_y=(0.1, 0.1)) else None
 
 
 def restoration_table(records: Iterable[Record], degradations: Sequence[str], paper: Paper | None) -> Table:

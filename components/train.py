@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
 import invfusion
 from components import tracking
 from components.children import child
+from components.device import pick_device
 from components.grids import restoration_grid
 from components.progress import Progress
 from invfusion.config import Params, load_params
@@ -55,8 +55,8 @@ VARIANTS: tuple[str, ...] = tuple(name for part in get_args(TrainedVariant) for 
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
 # The code that makes the weights what they are, as the stages in dvc.yaml list it (the sampler is what is unrolled).
 _CODE = (
-    "codec.py", "rng.py", "data/order.py", "data/staged.py", "data/stream.py", "operators", "degradations", "diffusion",
-    "models", "samplers/base.py", "samplers/ddrm.py", "training",
+    "codec.py", "rng.py", "noise.py", "data/order.py", "data/staged.py", "data/stream.py", "operators", "degradations",
+    "diffusion", "models", "samplers/base.py", "samplers/ddrm.py", "training",
 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def task_of(params: Params, variant: TrainedVariant) -> Task:
     """What a model learns: to denoise (InDI: to go back to the image), and to restore unless it is unconditional."""
     degradation = None if variant == "unconditional" else params.degradation
     loss = params.train.indi if variant == "indi" else params.train.loss
-    return Task(loss, degradation, params.sigma_y, params.train, params.seed)
+    return Task(loss, degradation, params.noise, params.train, params.seed)
 
 
 def denoiser_for(params: Params, variant: TrainedVariant) -> Denoiser:
@@ -114,17 +114,6 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
     return MODELS / name
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `runtime.device` names; "auto" is CUDA where there is one. Each process has its own GPU."""
-    if name not in ("auto", "cuda"):
-        return torch.device(name)
-    if name == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
 def _facts(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
     """What defines a trained model, with the fingerprint of all that its training state depends on."""
     defining = {
@@ -134,7 +123,7 @@ def _facts(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: S
         "initial_weights": _hash_weights(denoiser),
         "loss": task.loss.model_dump(mode="json"),
         "degradation": task.degradation.model_dump(mode="json") if task.degradation is not None else None,
-        "sigma_y": list(task.sigma_y),
+        "noise": task.noise.model_dump(mode="json") if task.degradation is not None else None,
         "training": task.config.model_dump(mode="json", include=set(OptimisationConfig.model_fields) - _NOT_DEFINING),
         "seed": task.seed,
         "code": code_digest(),

@@ -11,7 +11,7 @@ from flows import entry
 @flow(name="evaluate")
 def evaluate(params: str = "params.yaml") -> Path:
     """Judge every method on frozen measurement sets."""
-    return entry.step(component, params, devices=lambda _: 1)
+    return entry.step(component, params, devices=lambda p: p.runtime.processes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ and the nearest valid one.
 import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,11 +20,13 @@ from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
 from invfusion.models.config import DenoiserConfig, Variant
 from invfusion.models.presets import PRESETS, denoiser_config
+from invfusion.noise import GaussianNoise, Levels, NoiseConfig
 from invfusion.samplers import HeunConfig, SamplerConfig
 from invfusion.schema import Config
 from invfusion.training.config import DistillConfig, OptimisationConfig, TrainConfig
 
-SigmaRange = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], "low, high"]
+# The measurement set that measures nothing, from which images are generated.
+UNCONDITIONAL = "unconditional"
 
 
 class DataConfig(Config):
@@ -49,15 +52,59 @@ class ModelConfig(Config):
         return self
 
 
+class MethodConfig(Config):
+    """One way to restore: a trained model, and the sampler that reads it out.
+
+    model: a folder of artifacts/models. sampler: `evaluate.sampler` where there is a model and none is named; without
+    either, the method is H_pinv(y) itself. restores: the kinds of families that it is for. generates: whether it also
+    generates images from nothing (Table 4). extra_draws: further samples of the images that are shown.
+    tuned: {kind of family: {setting: value}}, in place of the sampler's own there.
+    """
+
+    model: str | None = None
+    sampler: SamplerConfig | None = None
+    restores: Literal["all"] | list[str] = "all"
+    generates: bool = False
+    extra_draws: int = Field(default=0, ge=0)
+    tuned: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.sampler is not None and self.sampler.uses_denoiser and self.model is None:
+            raise ValueError(f"the sampler '{self.sampler.kind}' reads out a model: name it under 'model'")
+        tunable = () if self.sampler is None else self.sampler.tunable
+        for kind, values in self.tuned.items():
+            for name in values:
+                if name not in tunable:
+                    raise ValueError(
+                        f"tuned.{kind}: '{name}' is no setting that can be tuned{_nearest(name, list(tunable))}"
+                    )
+            self.sampler_for(kind, HeunConfig())
+        return self
+
+    def on(self, kind: str) -> bool:
+        """Whether it restores the measurements of this kind of family."""
+        if kind == UNCONDITIONAL:
+            return self.generates
+        return self.restores == "all" or kind in self.restores
+
+    def sampler_for(self, kind: str, house: HeunConfig) -> SamplerConfig | None:
+        """The sampler on this kind of family; `house` is `evaluate.sampler`."""
+        if self.sampler is None:
+            return house if self.model is not None else None
+        return type(self.sampler).model_validate(self.sampler.model_dump() | self.tuned.get(kind, {}))
+
+
 class EvaluateConfig(Config):
-    """The frozen measurement sets, and how the models are judged on them."""
+    """The frozen measurement sets, and how the models are judged on them. methods: names of `methods`, in order."""
 
     split: Literal["train", "val", "test"] = "test"
     n_images: int = Field(default=10_000, ge=2)
     n_unconditional: int = Field(default=10_000, ge=0)
     batch_size: int = Field(default=64, ge=1)
-    sigma_y: float = Field(default=0.0, ge=0)
+    noise: NoiseConfig = GaussianNoise()
     families: list[DegradationConfig] = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
     sampler: HeunConfig = HeunConfig()
     guidance: float = Field(default=1.0, ge=0)
     bootstrap_resamples: int = Field(default=1000, ge=10)
@@ -110,7 +157,7 @@ class OracleTrainingConfig(OptimisationConfig):
 
     widths: list[Annotated[int, Field(ge=24, multiple_of=24)]] = Field(min_length=1)
     depth: int = Field(default=2, ge=1)
-    sigma_y: SigmaRange
+    sigma_y: Levels
     loss: DiffusionLoss = DiffusionLoss()
     checkpoints: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     distill_images: int = Field(ge=1)
@@ -150,10 +197,11 @@ class Params(Config):
     seed: int = Field(ge=0)
     data: DataConfig
     degradation: DegradationConfig
-    sigma_y: SigmaRange
+    noise: NoiseConfig = GaussianNoise()
     model: ModelConfig
     train: TrainConfig
     distill: DistillConfig
+    methods: dict[str, MethodConfig]
     evaluate: EvaluateConfig
     report: ReportConfig
     register_: RegisterConfig = Field(alias="register")
@@ -162,8 +210,9 @@ class Params(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.sigma_y[0] > self.sigma_y[1]:
-            raise ValueError(f"sigma_y must be [low, high] with low <= high, got {list(self.sigma_y)}")
+        for name in self.evaluate.methods:
+            if name not in self.methods:
+                raise ValueError(f"evaluate.methods: unknown method '{name}'{_nearest(name, list(self.methods))}")
         if self.distill.teacher not in self.train.variants:
             raise ValueError(
                 f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}"
@@ -174,8 +223,11 @@ class Params(Config):
                 f"{self.train.variants}"
             )
         image_shape = self.denoiser_config("invfusion").image_shape
-        for family in (self.degradation, self.distill.nppc.degradation, *self.evaluate.families):
+        trained = (self.degradation, self.distill.nppc.degradation)
+        for family in (*trained, *self.evaluate.families):
             family.check(image_shape)
+        _check_noise(self.noise, "noise", trained)
+        _check_noise(self.evaluate.noise, "evaluate.noise", self.evaluate.families)
         return self
 
     def denoiser_config(self, variant: Variant, **overrides: Any) -> DenoiserConfig:
@@ -192,12 +244,26 @@ class Params(Config):
         )
 
 
+def _check_noise(noise: NoiseConfig, key: str, families: Sequence[DegradationConfig]) -> None:
+    bad = [family.kind for family in families if noise.needs_nonnegative and not family.is_nonnegative]
+    if bad:
+        raise ValueError(
+            f"{key}: '{noise.kind}' noise is defined for operators without negative entries; "
+            f"leave out {', '.join(bad)}, or choose kind: gaussian"
+        )
+
+
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and validate one experiment.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
     """
+    return params_from(read_values(path), str(path))
+
+
+def read_values(path: Path | str) -> dict[str, Any]:
+    """The content of a YAML file of sections. Raises `ConfigError` where it is missing or not YAML."""
     path = Path(path)
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text())
@@ -207,11 +273,16 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
+    return values
+
+
+def params_from(values: Mapping[str, Any], source: str) -> Params:
+    """Validate the values of one experiment; `source` is named where they are wrong."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{path}: {error.error_count()} wrong parameter(s)\n{problems}") from None
+        raise ConfigError(f"{source}: {error.error_count()} wrong parameter(s)\n{problems}") from None
 
 
 def _explain(problem: Any) -> str:
@@ -270,14 +341,22 @@ def _plain(annotation: Any) -> Any:
 
 def _union_member(annotation: Any, tag: int | str) -> Any:
     """The member of a tagged union whose kind is `tag`, or None."""
-    annotation = _plain(annotation)
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
-        return None
-    members = [_plain(member) for member in typing.get_args(annotation)]
     return next(
-        (m for m in members if _is_model(m) and "kind" in m.model_fields and m.model_fields["kind"].default == tag),
+        (
+            member
+            for member in _members(annotation)
+            if _is_model(member) and "kind" in member.model_fields and member.model_fields["kind"].default == tag
+        ),
         None,
     )
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union, those of unions within it too; none where it is no union."""
+    annotation = _plain(annotation)
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return []
+    return [member for part in typing.get_args(annotation) for member in _members(part) or [_plain(part)]]
 
 
 def _child(annotation: Any, part: int | str) -> Any:
@@ -289,4 +368,6 @@ def _child(annotation: Any, part: int | str) -> Any:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next((_child(m, part) for m in typing.get_args(annotation) if _child(m, part) is not None), None)
     arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict:
+        return arguments[1]
     return arguments[0] if arguments else None

@@ -13,6 +13,11 @@ from invfusion.schema import Config
 class DegradationFamily(Config, ABC):
     """A distribution over linear operators. All randomness comes from the CPU generator that is handed in."""
 
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether every operator maps images without negative values to measurements without."""
+        return True
+
     @abstractmethod
     def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> LinearOperator:
         """Draw `batch_size` float32 operators on the CPU for images of shape (C, H, W)."""

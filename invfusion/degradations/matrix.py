@@ -20,6 +20,10 @@ class RandomMatrixConfig(DegradationFamily):
     min_rows: int = Field(default=2, ge=1)
     max_rows: int = Field(default=128, ge=1)
 
+    @property
+    def is_nonnegative(self) -> bool:
+        return False
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_rows > self.max_rows:

@@ -38,6 +38,10 @@ class MixtureConfig(DegradationFamily):
             raise ValueError(f"weights must be {len(self.members)} numbers, one per member, not all of them zero")
         return self
 
+    @property
+    def is_nonnegative(self) -> bool:
+        return all(member.is_nonnegative for member in self.members)
+
     def check(self, image_shape: Sequence[int]) -> None:
         for member in self.members:
             member.check(image_shape)

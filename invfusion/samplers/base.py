@@ -120,7 +120,7 @@ class Sampler(Config, ABC):
             OperatorError: the operator or the denoiser lacks what the algorithm requires.
             ShapeError: noise, generators, labels and measurement are not of one batch.
         """
-        self._check_capabilities(denoiser, measurement)
+        self.check_capabilities(denoiser, measurement)
         _check_batch(measurement, noise, generators, class_labels)
         if "grad" not in self.requires:
             return self._sample(denoiser, measurement, noise, generators, class_labels)
@@ -139,7 +139,8 @@ class Sampler(Config, ABC):
         class_labels: Tensor | None,
     ) -> SampleOutput: ...
 
-    def _check_capabilities(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
+    def check_capabilities(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
+        """Raise `OperatorError` where the operator or the denoiser lacks what the algorithm requires."""
         kind = type(self).model_fields["kind"].default
         required = self.requires | (self.requires_if_noisy if is_noisy(measurement) else frozenset())
         lacking = [name for name in sorted(required) if not CAPABILITIES[name][1](denoiser, measurement)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import Condition, LossOutput, Network
+from invfusion.noise import NoiseConfig
 from invfusion.operators.base import Measurement
 from invfusion.rng import generator
 from invfusion.training.config import OptimisationConfig
@@ -32,14 +33,13 @@ class Loss(Protocol):
 class Task:
     """What one run trains.
 
-    degradation: None for unconditional training; sigma_y: lowest and highest standard deviation of the measurement
-    noise, per sample uniform; fingerprint: names everything that defines the run, so that no other run's state is
-    continued.
+    degradation: None for unconditional training; noise: of the measurements; fingerprint: names everything that defines
+    the run, so that no other run's state is continued.
     """
 
     loss: Loss
     degradation: DegradationFamily | None
-    sigma_y: tuple[float, float]
+    noise: NoiseConfig
     config: OptimisationConfig
     seed: int
     fingerprint: str = ""
@@ -51,13 +51,7 @@ def draw_measurement(task: Task, x: Tensor, index: int) -> Measurement | None:
         return None
     draws = generator(task.seed, "train/operator", index)
     operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws).to(x.device)
-    low, high = task.sigma_y
-    if high == 0:
-        return Measurement.of(x, operator)
-    draws = generator(task.seed, "train/measurement-noise", index)
-    sigma_y = low + (high - low) * torch.rand(len(x), generator=draws)
-    noise = torch.randn((len(x), *operator.measurement_shape), generator=draws)
-    return Measurement.of(x, operator, sigma_y.to(x.device), noise.to(x.device))
+    return task.noise.measure(x, operator, generator(task.seed, "train/measurement-noise", index))
 
 
 def draw_class_labels(task: Task, batch: Batch, n_classes: int, index: int) -> Tensor | None:

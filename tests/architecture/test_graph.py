@@ -15,8 +15,11 @@ PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
 # What changes no output: the reading of params.yaml, messages, the record of runs, the file formats' plumbing.
 NEUTRAL = {
     "components.children",
+    "components.costs",
+    "components.device",
     "components.grids",
     "components.progress",
+    "components.sharing",
     "components.tracking",
     "invfusion.config",
     "invfusion.data.files",

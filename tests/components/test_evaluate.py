@@ -1,6 +1,8 @@
 """The evaluation end to end, with tiny models and 16 images."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,23 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from components import evaluate as component
-from components import restoring, tracking
+from components import measurement_sets, restoring, tracking
 from components.evaluate import evaluate
 from components.evaluation_records import file_name
-from components.measurement_sets import measure
+from components.measurement_sets import frozen, measure
+from components.methods import columns, trained_models
+from components.sharing import claim
 from invfusion.codec import decode
 from invfusion.config import Params, load_params
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
-from invfusion.errors import CheckpointError, ConfigError
+from invfusion.errors import CheckpointError, ConfigError, DataError, OperatorError
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
-from invfusion.operators import operator_from_spec
+from invfusion.noise import GaussianNoise, PoissonNoise
+from invfusion.operators import MatrixOperator, operator_from_spec
 from invfusion.rng import generator
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import DDRMConfig, HeunConfig, SampleOutput
 
 PROJECT = Path(__file__).parents[2]
 SIZE, N = 8, 16
@@ -113,6 +118,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         stage_images()
         save_models()
         evaluate(make_params())
+        shutil.copy("reports/costs.json", "first-costs.json")
         yield folder
         torch.set_num_threads(threads)
 
@@ -128,7 +134,7 @@ def by_cell(records: list[dict]) -> dict[tuple[str, str, str], dict]:
 
 def test_records_have_the_promised_keys(records: list[dict]) -> None:
     keys = {"method", "degradation", "metric", "value", "low", "high", "n", "nfe", "measurements_sha256"}
-    assert all(set(r) - {"unavailable", "n_exact"} == keys for r in records)
+    assert all(set(r) - {"unavailable", "n_exact", "n_diverged"} == keys for r in records)
     assert len(by_cell(records)) == len(records)
     for r in records:
         if r["value"] is None:
@@ -263,7 +269,7 @@ def test_results_do_not_depend_on_the_batch_size(workplace: Path, records: list[
 
 def test_noisy_measurements(workplace: Path, records: list[dict]) -> None:
     families = [FAMILIES["box_inpainting"]()]
-    evaluate(make_params(sigma_y=0.1, families=families, n_unconditional=0))
+    evaluate(make_params(noise=GaussianNoise(sigma_y=0.1), families=families, n_unconditional=0))
     noisy = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
     assert {degradation for _, degradation, _ in noisy} == {"box_inpainting"}
     assert "noisy measurements" in noisy["InvFusion", "box_inpainting", "cfd_pixel8x8"]["unavailable"]
@@ -285,8 +291,9 @@ def test_methods_without_a_trained_model_are_left_out() -> None:
     alone = base.train.model_copy(update={"variants": ["invfusion"]})
     without = base.distill.model_copy(update={"targets": []})
     params = base.model_copy(update={"train": alone, "distill": without})
-    assert [m.name for m in component.restoring_methods(params)] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
-    assert [m.name for m in component.generating_methods(params)] == ["InvFusion"]
+    found = {column.kind: [m.name for m in column.methods] for column in columns(params, trained_models(params))}
+    assert found["matrix"] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
+    assert found["unconditional"] == ["InvFusion"]
 
 
 def test_one_kind_twice_is_refused(workplace: Path) -> None:
@@ -296,8 +303,8 @@ def test_one_kind_twice_is_refused(workplace: Path) -> None:
 
 def test_a_measurement_depends_on_its_key_alone() -> None:
     family = FAMILIES["strided_motion_blur"](strides=(2, 4))
-    whole = measure(family, KEYS, PIXELS, LABELS, seed=0, sigma_y=0.1)
-    part = measure(family, KEYS[5:7], PIXELS[5:7], LABELS[5:7], seed=0, sigma_y=0.1)
+    whole = measure(family, KEYS, PIXELS, LABELS, seed=0, noise=GaussianNoise(sigma_y=0.1))
+    part = measure(family, KEYS[5:7], PIXELS[5:7], LABELS[5:7], seed=0, noise=GaussianNoise(sigma_y=0.1))
 
     def of(frozen, key: str) -> torch.Tensor:
         i = frozen.keys.index(key)
@@ -306,3 +313,116 @@ def test_a_measurement_depends_on_its_key_alone() -> None:
 
     for key in KEYS[5:7]:
         assert torch.equal(of(whole, key), of(part, key))
+
+
+def test_costs_are_told_for_every_cell(workplace: Path, records: list[dict]) -> None:
+    costs = json.loads((workplace / "first-costs.json").read_text())
+    assert {(c["method"], c["degradation"]) for c in costs} == {(r["method"], r["degradation"]) for r in records}
+    for cost in costs:
+        assert cost["seconds_per_image"] >= 0
+        assert cost["peak_memory_mib"] is None or cost["peak_memory_mib"] > 0
+        assert (cost["n_diverged"], cost["device"]) == (0, "cpu")
+
+
+def test_several_processes_share_the_batches(workplace: Path, records: list[dict]) -> None:
+    settings = make_params(n_unconditional=0, batch_size=4, bootstrap_resamples=10)
+    runtime = settings.runtime.model_copy(update={"processes": 2})
+    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        evaluate(settings.model_copy(update={"runtime": runtime}))
+    other = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
+    assert len(other) > 50
+    for key, r in other.items():
+        if r["value"] is not None:
+            assert r["value"] == pytest.approx(by_cell(records)[key]["value"], rel=1e-3, abs=1e-5), key
+
+
+def test_a_batch_belongs_to_one_process(tmp_path: Path) -> None:
+    lock = tmp_path / "batch.lock"
+    with claim(lock, wait=False) as ours, claim(lock, wait=False) as theirs:
+        assert (ours, theirs) == (True, False)
+    with claim(lock, wait=False) as ours:
+        assert ours
+
+
+def test_diverged_images_are_counted_and_left_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(self: DDRMConfig, *arguments: object) -> SampleOutput:
+        output = real(self, *arguments)
+        output.x[0] = torch.nan
+        return output
+
+    real = DDRMConfig._sample
+    monkeypatch.setattr(DDRMConfig, "_sample", diverge)
+    families = [FAMILIES["matrix"](min_rows=3, max_rows=9)]
+    evaluate(make_params(families=families, n_unconditional=0, methods=["DDRM", "H_pinv y"]))
+    cells = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
+    found = cells["DDRM", "matrix", "psnr"]
+    assert (found["n"], found["n_diverged"]) == (N - 2, 2), "two batches"
+    assert found["value"] is not None
+    assert cells["DDRM", "matrix", "cfd_pixel8x8"]["value"] is not None
+    assert "n_diverged" not in cells["H_pinv y", "matrix", "psnr"]
+    shown = load_file(workplace / "artifacts/evaluation/restorations/matrix/ddrm.safetensors")
+    assert int(shown["diverged"].sum()) >= 1
+
+
+def test_tuned_values_hold_on_their_family_alone() -> None:
+    base = make_params()
+    dps = base.methods["DPS"].model_copy(update={"tuned": {"matrix": {"zeta": 1.5}}})
+    params = base.model_copy(update={"methods": {**base.methods, "DPS": dps}})
+    evaluated = params.evaluate.model_copy(update={"methods": ["DPS"]})
+    plan = columns(params.model_copy(update={"evaluate": evaluated}), ["unconditional"])
+    zetas = {column.kind: column.methods[0].sampler.zeta for column in plan}
+    assert zetas == {"strided_motion_blur": 0.5, "matrix": 1.5, "box_inpainting": 0.5}
+
+
+def test_an_operator_without_a_pseudo_inverse_is_refused_before_any_work(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lossy(MatrixOperator):
+        H_pinv = None
+
+    family = FAMILIES["matrix"]
+    monkeypatch.setattr(family, "sample", lambda *_: Lossy((3, SIZE, SIZE), torch.ones(1, 4, 3 * SIZE**2)))
+    monkeypatch.setattr(restoring.Restorer, "_compute", lambda *_: pytest.fail("computed"))
+    kept = sorted((workplace / "state/evaluate").rglob("*.safetensors"))
+    with pytest.raises(OperatorError, match=r"'ddrm' requires 'pinv'.*operator 'matrix'"):
+        evaluate(make_params())
+    assert sorted((workplace / "state/evaluate").rglob("*.safetensors")) == kept
+
+
+class TestFrozenSets:
+    FAMILY = FAMILIES["strided_motion_blur"](strides=(2, 4))
+
+    def test_it_is_read_back_not_drawn_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        noise = GaussianNoise(sigma_y=0.1)
+        made = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=noise)
+        monkeypatch.setattr(measurement_sets, "measure", lambda *_, **__: pytest.fail("drawn again"))
+        found = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=noise)
+        assert found.sha256 == made.sha256
+        for ours, theirs in zip(found.groups, made.groups, strict=True):
+            assert ours.indices == theirs.indices
+            assert torch.equal(ours.measurement.y, theirs.measurement.y)
+            x = decode(PIXELS[list(ours.indices)])
+            assert torch.equal(ours.measurement.operator.H(x), theirs.measurement.operator.H(x))
+
+    def test_other_noise_or_images_are_another_set(self, tmp_path: Path) -> None:
+        frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
+        frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=PoissonNoise(peak=9))
+        frozen(tmp_path, self.FAMILY, KEYS, PIXELS.flip(-1), LABELS, seed=0)
+        assert len(list(tmp_path.glob("*.json"))) == 3
+
+    def test_a_changed_file_is_refused(self, tmp_path: Path) -> None:
+        made = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
+        (path,) = tmp_path.glob("*.safetensors")
+        tensors = load_file(path)
+        tensors["0/y"][0, 0, 0, 0] += 0.1
+        save_file(tensors, path)
+        with pytest.raises(DataError, match="not those that were written"):
+            frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
+        path.write_bytes(b"nothing")
+        with pytest.raises(DataError, match="cannot be read"):
+            frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
+        for file in tmp_path.iterdir():
+            file.unlink()
+        assert frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0).sha256 == made.sha256

@@ -13,6 +13,7 @@ from components import tables
 from components.tables import Paper
 from invfusion.config import load_params
 from invfusion.errors import DataError
+from invfusion.noise import GaussianNoise
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "components" / "paper_tables.csv"
@@ -118,14 +119,20 @@ def test_the_best_of_a_column_is_bold_and_the_measurement_is_no_rival() -> None:
 
 
 def test_the_papers_numbers_stand_beside_the_same_quantity_only() -> None:
-    faces = Paper.load(PAPER, "ffhq64", 0.0)
+    faces = Paper.load(PAPER, "ffhq64", GaussianNoise())
     assert faces.number("strided_motion_blur", "InvFusion", "psnr") == "22.7"
     assert faces.number("matrix", "Palette", "cfid") == "25.5"
     assert faces.number("unconditional", "InvFusion", "fid") == "6.36"
     assert faces.number("strided_motion_blur", "InvFusion", "fd_pixel8x8") == ""
-    assert Paper.load(PAPER, "ffhq64", 0.1).number("strided_motion_blur", "InvFusion", "psnr") != "22.7"
-    assert Paper.load(PAPER, "ffhq64", 0.05).number("strided_motion_blur", "InvFusion", "psnr") == ""
-    assert Paper.load(PAPER, "digits16", 0.0).number("strided_motion_blur", "InvFusion", "psnr") == ""
+    assert (
+        Paper.load(PAPER, "ffhq64", GaussianNoise(sigma_y=0.1)).number("strided_motion_blur", "InvFusion", "psnr")
+        != "22.7"
+    )
+    assert (
+        Paper.load(PAPER, "ffhq64", GaussianNoise(sigma_y=0.05)).number("strided_motion_blur", "InvFusion", "psnr")
+        == ""
+    )
+    assert Paper.load(PAPER, "digits16", GaussianNoise()).number("strided_motion_blur", "InvFusion", "psnr") == ""
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_it_publishes_a_model_with_its_facts(runs: list[RecordingRun], variant: 
     assert facts["nimg"] == 48
     assert (facts["degradation"] is None) == (variant == "unconditional")
     assert facts["loss"]["kind"] == ("indi" if variant == "indi" else "diffusion")
-    assert {"git_revision", "packages", "data_digest", "fingerprint", "sigma_y", "seed"} <= facts.keys()
+    assert {"git_revision", "packages", "data_digest", "fingerprint", "noise", "seed"} <= facts.keys()
     assert [int(row["nimg"]) for row in read_log(variant)] == [16, 32, 48]
 
 

@@ -20,8 +20,30 @@ WRONG = [
     ("image_size: 16", "image_size: 18", "choose multiples of 4"),
     ("image_size: 16", "image_size: 20", "strides [8]"),
     ("lr: 2.0e-3", "lr: fast", "train.lr: Input should be a valid number"),
-    ("sigma_y: [0.0, 0.0]", "sigma_y: [0.3, 0.0]", "low <= high"),
+    ("sigma_y: [0.0, 0.0]", "sigma_y: [0.3, 0.0]", "noise.sigma_y: a range is [low, high] with low <= high"),
     ("  teacher: invfusion", "  teacher: palette", None),
+    (
+        "methods: [H_pinv y, DDRM",
+        "methods: [H_pinv y, DDRN",
+        "evaluate.methods: unknown method 'DDRN'; did you mean 'DDRM'",
+    ),
+    (
+        "n_steps: 100, zeta: 0.5",
+        "n_steps: 100, zetta: 0.5",
+        "methods.DPS.sampler.zetta: unknown key; did you mean 'zeta'",
+    ),
+    (
+        "sampler: {kind: mmse}",
+        "sampler: {kind: mmse}\n    tuned: {matrix: {sigma: 1.0}}",
+        "tuned.matrix: 'sigma' is no",
+    ),
+    ("    model: palette\n    generates", "    generates", None),
+    (
+        "    model: unconditional\n    sampler: {kind: ddrm",
+        "    sampler: {kind: ddrm",
+        "methods.DDRM: the sampler 'ddrm'",
+    ),
+    ("  noise: {kind: gaussian, sigma_y: 0.0}", "  noise: {kind: poisson, peak: 9}", "leave out matrix, or choose"),
     (
         "variants: [unconditional, palette, invfusion]",
         "variants: [palette]",

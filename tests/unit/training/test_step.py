@@ -13,6 +13,7 @@ from invfusion.degradations import FAMILIES
 from invfusion.diffusion.losses import DiffusionLoss, MMSELoss, NPPCLoss
 from invfusion.errors import DataError, NonFiniteError
 from invfusion.models import Denoiser, build_denoiser
+from invfusion.noise import GaussianNoise
 from invfusion.training import step as module
 from invfusion.training.distributed import Processes
 from invfusion.training.step import Stepper, micro_batch_loss, seeded_dropout
@@ -159,7 +160,7 @@ class TestNonFinite:
 class TestDraws:
     def test_sigma_y_lies_in_its_range(self) -> None:
         x = tiny.normal(256, 3, 8, 8)
-        task = tiny.task(sigma_y=(0.1, 0.4), degradation=FAMILIES["matrix"]())
+        task = tiny.task(noise=GaussianNoise(sigma_y=(0.1, 0.4)), degradation=FAMILIES["matrix"]())
         measurement = draw_measurement(task, x, 0)
         assert measurement is not None
         levels = measurement.sigma_y
@@ -168,13 +169,13 @@ class TestDraws:
         assert noise.std() == pytest.approx(1, abs=0.02)
 
     def test_a_fixed_sigma_y(self) -> None:
-        measurement = draw_measurement(tiny.task(sigma_y=(0.1, 0.1)), tiny.normal(4, 3, 8, 8), 0)
+        measurement = draw_measurement(tiny.task(noise=GaussianNoise(sigma_y=(0.1, 0.1))), tiny.normal(4, 3, 8, 8), 0)
         assert measurement is not None
         assert measurement.sigma_y.tolist() == pytest.approx([0.1] * 4)
 
     def test_noiseless_measurements_are_exact(self) -> None:
         x = tiny.normal(4, 3, 8, 8)
-        measurement = draw_measurement(tiny.task(sigma_y=(0.0, 0.0)), x, 0)
+        measurement = draw_measurement(tiny.task(noise=GaussianNoise(sigma_y=(0.0, 0.0))), x, 0)
         assert measurement is not None
         assert torch.equal(measurement.y, measurement.operator.H(x))
 

@@ -23,6 +23,7 @@ from invfusion.degradations import FAMILIES
 from invfusion.degradations.mixture import MixtureConfig
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser
+from invfusion.noise import GaussianNoise
 from invfusion.rng import generator
 from invfusion.training.config import OptimisationConfig
 from invfusion.training.distributed import Processes, processes
@@ -59,7 +60,14 @@ CONFIG = OptimisationConfig(
 FAMILY = MixtureConfig(
     members=[FAMILIES[kind]() for kind in ("patch_inpainting", "strided_motion_blur", "matrix", "null")]
 )
-TASK = Task(loss=DiffusionLoss(), degradation=FAMILY, sigma_y=(0.0, 0.2), config=CONFIG, seed=3, fingerprint="tiny")
+TASK = Task(
+    loss=DiffusionLoss(),
+    degradation=FAMILY,
+    noise=GaussianNoise(sigma_y=(0.0, 0.2)),
+    config=CONFIG,
+    seed=3,
+    fingerprint="tiny",
+)
 CPU = torch.device("cpu")
 
 
