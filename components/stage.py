@@ -29,7 +29,8 @@ def stage(params: Params) -> Path:
             n_current += progress.was_current
             bar.update(progress.n_samples)
 
-        staged = stage_dataset(params.data.shards, STAGED, params.data.image_size, advance)
+        data = params.data
+        staged = stage_dataset(data.shards, STAGED, data.image_size, advance, max_skipped=data.max_skipped)
     counts = ", ".join(f"{split} {count}" for split, count in staged.n_samples.items())
     log.info("%s: %s; %d shards were already staged", staged.name, counts, n_current)
     return STAGED

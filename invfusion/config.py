@@ -30,12 +30,14 @@ UNCONDITIONAL = "unconditional"
 
 
 class DataConfig(Config):
-    """Which dataset: its name, the folder of its shards, and the image shape they must hold."""
+    """Which dataset: its name, the folder of its shards, the image shape they must hold, and how many samples may be
+    left out because they are missing or damaged."""
 
     name: str
     shards: Path
     image_size: int = Field(ge=8, le=1024)
     channels: Literal[3] = 3
+    max_skipped: int = Field(default=0, ge=0)
 
 
 class ModelConfig(Config):

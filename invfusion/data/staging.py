@@ -4,6 +4,7 @@ A shard whose staged form is whole and whose checksum has not changed is left al
 repaired, only that one is staged again.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from invfusion.data.manifest import MANIFEST, SPLITS, Manifest, ShardEntry, read
 from invfusion.data.shards import read_shard
 from invfusion.data.staged import NO_LABEL, StagedManifest, StagedShard, digest_of, read_sidecar
 from invfusion.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,13 @@ def stage_dataset(
     output: Path,
     image_size: int,
     on_shard: Callable[[Progress], None] = lambda _: None,
+    *,
+    max_skipped: int = 0,
 ) -> StagedManifest:
     """Bring `output` up to date with the dataset folder `shards`, calling `on_shard` after each good shard.
+
+    Up to `max_skipped` samples that are missing, damaged or there twice are left out, each with a warning; by default
+    none may be.
 
     Raises:
         DataError: anything is wrong with the dataset. All shards are tried and the good ones kept before it is raised;
@@ -50,18 +58,40 @@ def stage_dataset(
     (output / MANIFEST).unlink(missing_ok=True)  # until all is well, there is no staged dataset
     problems = _unlisted(manifest, shards)
     staged: dict[str, StagedShard] = {}
+    budget = Budget(max_skipped)
     for entry in manifest.shards:
         try:
-            staged[entry.file], was_current = _stage_shard(entry, shards, output, image_size)
+            staged[entry.file], was_current = _stage_shard(entry, shards, output, image_size, budget)
             on_shard(Progress(entry.file, entry.n_samples, was_current))
         except DataError as error:
-            problems.append(str(error))
+            if not budget.allows(entry.n_samples, f"all {entry.n_samples} samples of {entry.file}: {error}"):
+                problems.append(str(error))
+    if budget.skipped:
+        log.warning("%d samples were left out, %d may be", budget.skipped, max_skipped)
     _remove_stale(manifest, output)
     _raise_all(problems + _repeated_keys(staged), shards)
     return _write_staged_manifest(manifest, staged, output)
 
 
-def _stage_shard(entry: ShardEntry, shards: Path, output: Path, image_size: int) -> tuple[StagedShard, bool]:
+@dataclass
+class Budget:
+    """How many samples may be left out, and how many were."""
+
+    most: int
+    skipped: int = 0
+
+    def allows(self, n_samples: int, what: str) -> bool:
+        """Leave out `n_samples` more, with a warning; False where that would be too many."""
+        if self.skipped + n_samples > self.most:
+            return False
+        self.skipped += n_samples
+        log.warning("left out %s", what)
+        return True
+
+
+def _stage_shard(
+    entry: ShardEntry, shards: Path, output: Path, image_size: int, budget: Budget
+) -> tuple[StagedShard, bool]:
     """The shard's sidecar, and whether its staged form was already there."""
     _check_sum(entry, shards)
     array_path = output / entry.split / f"{Path(entry.file).stem}.npy"
@@ -70,7 +100,7 @@ def _stage_shard(entry: ShardEntry, shards: Path, output: Path, image_size: int)
         return current, True
     sidecar_path = array_path.with_suffix(".json")
     sidecar_path.unlink(missing_ok=True)
-    pixels, keys, labels = _decode_shard(entry, shards, image_size)
+    pixels, keys, labels = _decode_shard(entry, shards, image_size, budget)
     with replacing(array_path) as partial, partial.open("wb") as file:
         np.save(file, pixels)
     sidecar = StagedShard(
@@ -91,7 +121,7 @@ def _check_sum(entry: ShardEntry, shards: Path) -> None:
         raise DataError(f"{path} is missing: fetch it with `dvc pull`, or rebuild the dataset")
     if sha256_of(path) == entry.sha256:
         return
-    _decode_shard(entry, shards, image_size=None)
+    _decode_shard(entry, shards, None, Budget(0))
     raise DataError(f"{path} is not the file that the manifest lists (SHA-256 differs): `dvc checkout`, or rebuild it")
 
 
@@ -101,24 +131,31 @@ def _current(entry: ShardEntry, array_path: Path) -> StagedShard | None:
         sidecar = read_sidecar(array_path.with_suffix(".json"))
     except DataError:
         return None
-    is_current = sidecar.source_sha256 == entry.sha256 and array_path.is_file()
+    is_whole = len(sidecar.keys) == entry.n_samples  # else some were left out, which may not be allowed any more
+    is_current = is_whole and sidecar.source_sha256 == entry.sha256 and array_path.is_file()
     return sidecar if is_current and sha256_of(array_path) == sidecar.pixels_sha256 else None
 
 
 def _decode_shard(
-    entry: ShardEntry, shards: Path, image_size: int | None
+    entry: ShardEntry, shards: Path, image_size: int | None, budget: Budget
 ) -> tuple[NDArray[np.uint8], list[str], list[int]]:
     """Pixels (N, C, H, W), keys and labels of one shard. Sizes are not compared where `image_size` is None."""
     path = shards / entry.file
     pixels: list[NDArray[np.uint8]] = []
     labels: dict[str, int] = {}
+    n_read = 0
     for sample in read_shard(path):
-        if sample.key in labels:
-            raise DataError(f"{path}: key '{sample.key}' appears twice; rebuild the dataset")
-        pixels.append(_decode_image(sample.image, f"{path}: key '{sample.key}'", image_size))
-        labels[sample.key] = NO_LABEL if sample.label is None else sample.label
-    if len(pixels) != entry.n_samples:
-        raise DataError(f"{path} holds {len(pixels)} samples, the manifest says {entry.n_samples}; rebuild the dataset")
+        n_read += 1
+        try:
+            if sample.key in labels:
+                raise DataError(f"{path}: key '{sample.key}' appears twice; rebuild the dataset")
+            pixels.append(_decode_image(sample.image, f"{path}: key '{sample.key}'", image_size))
+            labels[sample.key] = NO_LABEL if sample.label is None else sample.label
+        except DataError as error:
+            if not budget.allows(1, str(error)):
+                raise
+    if n_read != entry.n_samples or not pixels:
+        raise DataError(f"{path} holds {n_read} samples, the manifest says {entry.n_samples}; rebuild the dataset")
     return np.stack(pixels), list(labels), list(labels.values())
 
 
@@ -171,7 +208,8 @@ def _raise_all(problems: list[str], shards: Path) -> None:
 
 
 def _write_staged_manifest(manifest: Manifest, staged: dict[str, StagedShard], output: Path) -> StagedManifest:
-    files = {split: [entry.file for entry in manifest.shards if entry.split == split] for split in SPLITS}
+    present = [entry for entry in manifest.shards if entry.file in staged]
+    files = {split: [entry.file for entry in present if entry.split == split] for split in SPLITS}
     result = StagedManifest(
         name=manifest.name,
         image_size=manifest.image_size,

@@ -195,3 +195,44 @@ def test_a_full_disk_leaves_nothing_half_written(dataset: Path, monkeypatch: pyt
 def test_the_staged_manifest_holds_no_times_or_paths(staged: Path) -> None:
     values = json.loads((staged / "manifest.json").read_text())
     assert set(values) == {"name", "image_size", "channels", "class_names", "n_samples", "digests", "shards"}
+
+
+class TestTolerance:
+    """With a budget, what is damaged is left out and counted, and past the budget staging stops."""
+
+    def stage(self, dataset: Path, max_skipped: int) -> StagedDataset:
+        stage_dataset(dataset, dataset.parent / "staged", SIZE, max_skipped=max_skipped)
+        return StagedDataset(dataset.parent / "staged", "train")
+
+    def damage(self, dataset: Path, name: str) -> None:
+        path = dataset / "train-000000.tar"
+        if name == "image":
+            rewrite_tar(path, list((dict(members_of(path)) | {"train/02.png": b"no image"}).items()))
+        elif name == "key":
+            members = members_of(path)
+            rewrite_tar(path, [*members[:-2], *members[:2]])
+        elif name == "checksum":
+            path.write_bytes(path.read_bytes() + b"\0" * 512)
+        elif name == "cut":
+            path.write_bytes(path.read_bytes()[:3000])
+        else:
+            path.unlink()
+
+    @pytest.mark.parametrize(("name", "lost"), [("image", 1), ("key", 1), ("checksum", 5), ("cut", 5), ("missing", 5)])
+    def test_what_is_damaged_is_left_out(
+        self, dataset: Path, caplog: pytest.LogCaptureFixture, name: str, lost: int
+    ) -> None:
+        self.damage(dataset, name)
+        with pytest.raises(DataError, match=r"train-000000\.tar"):
+            self.stage(dataset, lost - 1)
+        assert len(self.stage(dataset, lost)) == 10 - lost
+        assert f"{lost} samples were left out, {lost} may be" in caplog.text
+        with pytest.raises(DataError, match=r"train-000000\.tar"):
+            self.stage(dataset, 0)
+
+    def test_keys_that_leak_between_splits_are_never_tolerated(self, dataset: Path) -> None:
+        path = dataset / "test-000000.tar"
+        path.write_bytes((dataset / "val-000000.tar").read_bytes())
+        trust(path)
+        with pytest.raises(DataError, match="stands in"):
+            self.stage(dataset, 100)
