@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import psutil
@@ -160,10 +161,14 @@ def wait_for(service: Service, process: "subprocess.Popen[bytes]") -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether a server replies there."""
-    with contextlib.suppress(OSError), urlopen(url, timeout=2):
-        return True
-    return False
+    """Whether a server replies there, if only to ask for a password."""
+    try:
+        urlopen(url, timeout=2).close()
+    except HTTPError as error:
+        return error.code in (401, 403)
+    except OSError:
+        return False
+    return True
 
 
 def register(server: Service) -> None:

@@ -19,7 +19,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         Image.new("RGB", (8, 8), (i, 0, 0)).save(f"images/{i:02d}.png")
     source = ["--source", "folder", "--path", "images"]
     build_dataset.main([*source, "--out", "data/mine", "--size", "8", "--shard-images", "10"])
-    return SimpleNamespace(data=SimpleNamespace(name="mine", shards=Path("data/mine"), image_size=8, channels=3))
+    return SimpleNamespace(
+        data=SimpleNamespace(name="mine", shards=Path("data/mine"), image_size=8, channels=3, max_skipped=0)
+    )
 
 
 def test_stage_says_what_it_did(params: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
