@@ -368,10 +368,24 @@ def _connect(uri: str) -> Any:
     with _service_errors(uri):
         from mlflow import MlflowClient
 
-        with _locked(_database(uri)):
+        database = _database(uri)
+        with _locked(database):
+            if database is not None and not database.exists():
+                _create(database)
             client = MlflowClient(uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
+
+
+def _create(database: Path) -> None:
+    """Make a new SQLite store under another name first: one that was killed half-made could never be used."""
+    from mlflow import MlflowClient
+
+    fresh = database.with_name(f"{database.name}.new")
+    for leftover in database.parent.glob(f"{fresh.name}*"):
+        leftover.unlink()
+    MlflowClient(f"sqlite:///{fresh}", registry_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
+    os.replace(fresh, database)
 
 
 def _quiet_environment() -> None:

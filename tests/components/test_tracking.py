@@ -114,6 +114,13 @@ def test_an_unusable_database_is_named(params: FakeParams, tmp_path: Path) -> No
         tracking.check_reachable(params)
 
 
+def test_a_store_that_was_killed_half_made_is_made_anew(params: FakeParams, tmp_path: Path) -> None:
+    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
+        (tmp_path / name).write_text("half a database")
+    tracking.check_reachable(params)
+    assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
+
+
 def test_an_outage_in_the_middle_loses_and_doubles_nothing(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
     with tracking.start_run(params, "train", "palette") as run:

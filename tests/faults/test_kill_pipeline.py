@@ -62,7 +62,7 @@ def test_the_pipeline_survives_kills_at_random_moments(tmp_path: Path, note: Any
         stages |= set(filter(None, running))
         kill(process)
         n_kills += 1
-        wait_for(lambda: not killed.processes("-m"), 30, "all of it is gone")
+        wait_for(lambda: not killed.processes(), 30, "all of it is gone")
     assert results(killed.folder) == results(reference.folder)
     assert n_kills > 0
     note(f"kill -9 of the whole pipeline at a random moment ({len(stages)} different stages were hit)", n_kills)
