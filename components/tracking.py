@@ -81,6 +81,11 @@ def tracking_uri(params: "Params") -> str:
     return f"sqlite:///{database}" if database else uri
 
 
+def masked(uri: str) -> str:
+    """An address as it may be shown: without its password."""
+    return _without_password(uri, uri)
+
+
 def check_reachable(params: "Params") -> None:
     """Open the store, creating a local one.
 
@@ -241,15 +246,17 @@ class Journal:
 def _open_run(params: "Params", stage: str, name: str) -> MlflowRun:
     uri = tracking_uri(params)
     client = _connect(uri)
-    Journal(STATE).resend(uri, lambda entry: _deliver(client, entry))
+    # What stands in files and messages shows no password.
+    address = masked(uri)
+    Journal(STATE).resend(address, lambda entry: _deliver(client, entry))
     settings = params.model_dump(mode="json", by_alias=True, exclude={"runtime"})
     live = STATE / f"{stage}-{name}.json"
-    facts = {"uri": uri, "params": _sha256(json.dumps(settings, sort_keys=True))}
+    facts = {"uri": address, "params": _sha256(json.dumps(settings, sort_keys=True))}
     with _service_errors(uri):
         run_id = _unfinished(client, live, facts) or _create_run(client, uri, params.data.name, stage, name)
     STATE.mkdir(parents=True, exist_ok=True)
     live.write_text(json.dumps({**facts, "run": run_id}))
-    run = MlflowRun(client, uri, run_id, live)
+    run = MlflowRun(client, address, run_id, live)
     run.log_params(settings)
     run.log_tags({f"version.{package}": version for package, version in package_versions().items()})
     return run
@@ -410,7 +417,7 @@ def _service_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise ServiceError(
-            f"MLflow at {_without_password(uri, uri)} cannot be used: {_without_password(_reason(error), uri)}. Start "
+            f"MLflow at {masked(uri)} cannot be used: {_without_password(_reason(error), uri)}. Start "
             "that server, or unset MLFLOW_TRACKING_URI and set runtime.mlflow_uri to a local file such as "
             "sqlite:///mlflow.db"
         ) from error

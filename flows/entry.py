@@ -17,6 +17,7 @@ from urllib.request import urlopen
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
+from components.tracking import masked
 from flows import leases
 from flows.pages import shown
 from invfusion.config import Params, load_params
@@ -126,6 +127,6 @@ def check_prefect() -> None:
         if isinstance(error, HTTPError) and error.code in (401, 403):
             return
         raise ServiceError(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({error}); start it with `prefect server start`, "
-            "or unset the variable to run without one"
+            f"no Prefect server answers at PREFECT_API_URL={masked(url)} ({error}); start it with "
+            "`prefect server start`, or unset the variable to run without one"
         ) from None

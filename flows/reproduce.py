@@ -126,7 +126,7 @@ def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
         start = time.monotonic()
         code = run_dvc(targets, ["--force"] if force else [], environment) if to_run else 0
         if not (code or targets or is_registered(params)):
-            log.info("The model is not in %s: registering it again.", tracking.tracking_uri(params))
+            log.info("The model is not in %s: registering it again.", tracking.masked(tracking.tracking_uri(params)))
             code = run_dvc(["register"], ["--force", "--single-item"], environment)
         if not code:
             log.info("%s", time_table(timings, time.monotonic() - start))
@@ -195,7 +195,7 @@ def summary(params: Params) -> str:
         f"  report            {Path('reports/index.html').absolute()}\n"
         f"  numbers           {Path('reports/evaluation.json').absolute()}\n"
         f"  registered model  models:/{params.register_.name}@{alias}{note}\n"
-        f"  MLflow store      {tracking.tracking_uri(params)}\n"
+        f"  MLflow store      {tracking.masked(tracking.tracking_uri(params))}\n"
         f"  UIs               `make up` starts MLflow and Prefect on this machine"
     )
 

@@ -75,13 +75,17 @@ def services(params: Params) -> Iterator[Service]:
         at,
         f"{at}/api/health",
     )
-    store = ["--backend-store-uri", tracking.tracking_uri(params), "--artifacts-destination", "mlartifacts"]
-    address = f"http://{host}:{mlflow}"
-    if not tracking.tracking_uri(params).startswith("http"):
+    address, store = f"http://{host}:{mlflow}", tracking.tracking_uri(params)
+    if not store.startswith("http"):
         yield Service(
             "mlflow",
-            [*python, "mlflow", "server", *store, "--host", host, "--port", mlflow, "--workers", "1"],
-            {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            [*python, "mlflow", "server", "--host", host, "--port", mlflow, "--workers", "1"],
+            # The store's address may hold a password: a command line is for all to see.
+            {
+                "MLFLOW_BACKEND_STORE_URI": store,
+                "MLFLOW_ARTIFACTS_DESTINATION": "mlartifacts",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             address,
             f"{address}/health",
         )

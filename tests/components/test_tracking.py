@@ -142,6 +142,23 @@ def test_an_outage_in_the_middle_loses_and_doubles_nothing(params: FakeParams, m
     assert history(params, run, "loss") == [(64, 3.0), (128, 2.0)]
 
 
+def test_a_password_stands_in_no_file_message_or_param(
+    params: FakeParams, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret, client = "hunter2", tracking._connect(tracking.tracking_uri(params))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{secret}@127.0.0.1:9")
+    monkeypatch.setattr(tracking, "_connect", lambda _: client)
+    with tracking.start_run(params, "train", "palette") as run:
+        outage(monkeypatch)
+        run.log_metrics({"loss": 1.0}, 0)
+    assert "MLflow at http://user:***@127.0.0.1:9 does not answer" in caplog.text
+    assert secret not in caplog.text
+    written = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    assert len(written) >= 2
+    assert all(secret not in path.read_text() for path in written)
+    assert secret not in str(client.get_run(run.run_id).to_dictionary())
+
+
 def test_entries_of_another_store_keep_waiting(params: FakeParams) -> None:
     journal = tracking.Journal(Path("state/tracking"))
     journal.append({"kind": "tags", "run": "r", "uri": "http://elsewhere", "rows": []})

@@ -28,8 +28,11 @@ def rows() -> Iterator[list[Row]]:
     found: list[Row] = []
     yield found
     if IS_FULL and found:
-        lines = [f"| {row.fault} | {row.tried:,} | {row.lost} |" for row in sorted(found, key=lambda row: row.fault)]
-        REPORT.write_text(HEAD + "\n".join(lines) + "\n")
+        # Lines of faults that were not tried this time stay.
+        before = REPORT.read_text().split("|---|---|---|\n")[-1].splitlines() if REPORT.exists() else []
+        lines = {line.split(" | ")[0]: line for line in before}
+        lines |= {f"| {row.fault}": f"| {row.fault} | {row.tried:,} | {row.lost} |" for row in found}
+        REPORT.write_text(HEAD + "\n".join(lines[fault] for fault in sorted(lines)) + "\n")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -79,8 +80,16 @@ class Site:
         address = f"http://127.0.0.1:{self.prefect}/api{path}"
         request = Request(address, json.dumps(body).encode() if body or method == "POST" else None, method=method)
         request.add_header("content-type", "application/json")
-        with urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
+        for patience in (1, 2, 4, 8, None):
+            try:
+                with urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or b"null")
+            except HTTPError as error:
+                # A busy SQLite; Prefect's own clients try again too.
+                if error.code != 503 or patience is None:
+                    raise
+                time.sleep(patience)
+        return None
 
     def start(self, deployment: str, **parameters: Any) -> str:
         found = self.api("GET", f"/deployments/name/{deployment}/gpu")
