@@ -19,7 +19,7 @@ from components.progress import FOLDER
 log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
-EVALUATION = Path("reports/evaluation.json")  # of the step of this name
+EVALUATION = Path("reports/evaluation.json")
 # The columns of the final table.
 TABLED = ("psnr", "consistency_mse", "lpips", "fid", "cfid")
 MAX_PICTURE_BYTES = 2_000_000
@@ -70,13 +70,13 @@ class Page:
         """Post what has changed since the last time."""
         with get_client(sync_client=True) as client:
             for path in sorted(FOLDER.glob("*.json")):
-                if self._is_new(path):
+                if self._is_new(path, path.stem):
                     self._show_progress(client, path.stem, json.loads(path.read_text()))
             for path in sorted(FOLDER.glob("*.png")):
-                if self._is_new(path) and path.stat().st_size <= MAX_PICTURE_BYTES:
+                if self._is_new(path, path.stem) and path.stat().st_size <= MAX_PICTURE_BYTES:
                     url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
                     self._put(client, f"{path.stem}-samples", "image", url, f"newest samples of {path.stem}")
-            if EVALUATION.exists() and self._is_new(EVALUATION):
+            if EVALUATION.exists() and self._is_new(EVALUATION, "evaluate"):
                 rows = table(json.loads(EVALUATION.read_text()))
                 self._put(client, "results", "table", json.dumps(rows), "the evaluation, with 95% intervals")
 
@@ -85,9 +85,9 @@ class Page:
         self._put(client, f"{name}-progress", "progress", percent, f"progress of {name}")
         self._put(client, f"{name}-status", "markdown", status_text(name, content), f"speed and ETA of {name}")
 
-    def _is_new(self, path: Path) -> bool:
+    def _is_new(self, path: Path, name: str) -> bool:
         changed = path.stat().st_mtime
-        is_other = bool(self._names) and path.stem not in self._names
+        is_other = bool(self._names) and name not in self._names
         if is_other or changed < self._since or self._seen.get(path) == changed:
             return False
         self._seen[path] = changed

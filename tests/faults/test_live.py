@@ -18,6 +18,7 @@ from test_reproduce import edit
 pytestmark = [pytest.mark.full_size, pytest.mark.slow]
 
 LONG = {"images": 2_000_000, "checkpoint_images": 640, "log_images": 64}
+SHOWN = ("prefect-runs", "prefect-samples", "mlflow-model")
 SHORT = {"images": 320, "checkpoint_images": 320, "log_images": 64}
 TRIES = int(os.environ.get("INVFUSION_FAULT_TRIES", "3"))
 
@@ -175,7 +176,8 @@ def show(here: Site, folder: Path, run: str) -> list[str] | None:
     addresses["prefect-samples"] = f"{prefect}/artifacts/artifact/{samples[0]['id']}"
     for name, address in addresses.items():
         texts.append(browse(address, folder / f"{name}.png", 1250 if name == "prefect-runs" else 900))
-        shrink(folder / f"{name}.png", ROOT / "docs" / f"{name}.png")
+        if name in SHOWN:
+            shrink(folder / f"{name}.png", ROOT / "docs" / f"{name}.png")
     return texts
 
 

@@ -74,8 +74,9 @@ def test_other_steps_and_older_files_are_not_shown(client: FakeClient) -> None:
     assert client.artifacts == {}
 
 
-def test_the_evaluation_is_a_table(client: FakeClient) -> None:
-    page = pages.Page(uuid4())
+@pytest.mark.parametrize("names", [(), ("evaluate",)])
+def test_the_evaluation_is_a_table(client: FakeClient, names: tuple[str, ...]) -> None:
+    page = pages.Page(uuid4(), names)
     found = {"method": "invfusion", "degradation": "matrix", "value": 16.0, "low": 15.5, "high": 16.5}
     pages.EVALUATION.parent.mkdir()
     records = [found | {"metric": "psnr"}, found | {"metric": "fid", "value": None}, found | {"metric": "other"}]

@@ -1,0 +1,155 @@
+"""`make up` starts what is missing; `make down` ends exactly that, and never a stranger; dead runs are found."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from prefect.states import Completed, Running
+
+from flows import entry, records, services
+from flows.services import Note, Service
+from invfusion.errors import ConfigError, ServiceError
+
+SLEEP = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    services.down()
+
+
+def sleeper(name: str = "worker") -> Service:
+    return Service(name, [sys.executable, "-c", SLEEP], {})
+
+
+def test_down_ends_a_service_with_all_that_it_started(folder: Path) -> None:
+    services.start(sleeper())
+    note = services.read("worker")
+    assert note is not None
+    process = note.process()
+    assert process is not None
+    end = time.monotonic() + 20
+    while len(family := [process, *process.children(recursive=True)]) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert f"process {note.pid}" in services.overview()
+    services.down()
+    assert not any(psutil.pid_exists(member.pid) and member.status() != "zombie" for member in family)
+    assert services.read("worker") is None
+
+
+def test_a_stranger_with_the_same_number_is_left_alone(folder: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    services.FOLDER.mkdir(parents=True)
+    note = {"pid": stranger.pid, "started": psutil.Process(stranger.pid).create_time() - 100, "address": ""}
+    (services.FOLDER / "prefect.json").write_text(json.dumps(note))
+    assert "NOT RUNNING" in services.overview()
+    services.down()
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_a_service_that_does_not_come_up_names_its_log(folder: Path) -> None:
+    failing = Service("mlflow", [sys.executable, "-c", "raise SystemExit('no')"], {}, "http://x", "http://127.0.0.1:9/")
+    with pytest.raises(ServiceError, match=r"mlflow did not start; state/services/mlflow\.log says why"):
+        services.start(failing)
+    assert (services.FOLDER / "mlflow.log").read_text() == "no\n"
+
+
+def test_a_port_in_use_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "answers", lambda _: True)
+    with pytest.raises(ServiceError, match=r"did not start answers at http://127\.0\.0\.1:4200.*PREFECT_PORT"):
+        services.start(Service("prefect", ["false"], {}, "http://127.0.0.1:4200", "http://127.0.0.1:4200/api/health"))
+
+
+def test_servers_bind_to_loopback_unless_told_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "postgresql://user:hunter2@db/mlflow"
+    params = SimpleNamespace(runtime=SimpleNamespace(mlflow_uri=uri))
+    made = list(services.services(params))  # type: ignore[arg-type]
+    assert [service.name for service in made] == ["prefect", "mlflow", "worker"]
+    assert all("127.0.0.1" in service.command for service in made[:2])
+    assert "hunter2" not in " ".join(word for service in made for word in service.command)
+    monkeypatch.setenv(services.HOST, "10.0.0.1")
+    assert all("10.0.0.1" in service.command for service in list(services.services(params))[:2])  # type: ignore[arg-type]
+
+
+def test_a_broken_note_counts_as_none(folder: Path) -> None:
+    services.FOLDER.mkdir(parents=True)
+    (services.FOLDER / "prefect.json").write_text("{")
+    assert services.read("prefect") is None
+    assert Note(2**22 + 1, 0.0, "").process() is None
+
+
+# Runs that died without a word.
+
+
+class FakePrefect:
+    """Knows one run's state."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def read_flow_run(self, _: Any) -> Any:
+        return SimpleNamespace(state=self.state)
+
+    def set_flow_run_state(self, _: Any, state: Any, force: bool) -> None:
+        assert force
+        self.state = state
+
+
+@pytest.mark.parametrize(("state", "final"), [(Running(), "CRASHED"), (Completed(), "COMPLETED")])
+def test_a_dead_run_is_marked_and_a_finished_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any, final: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prefect, run_id = FakePrefect(state), str(uuid4())
+    monkeypatch.setattr(records, "get_client", lambda **_: nullcontext(prefect))
+    monkeypatch.setattr(records, "_kept", [])
+    sweeper = records.Sweeper()
+    records.keep(run_id)
+    assert sweeper.sweep(grace=0.0) == []
+    assert (records.FOLDER / run_id).exists()
+    records._kept.pop().close()  # the process dies
+    assert sweeper.sweep(grace=60.0) == []  # Prefect may still say so itself
+    assert sweeper.sweep(grace=0.0) == ([run_id] if final == "CRASHED" else [])
+    assert prefect.state.type.value == final
+    assert not (records.FOLDER / run_id).exists()
+
+
+# Work that is done stays done where Prefect cannot be told.
+
+
+def test_a_server_that_dies_behind_finished_work_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flow(works: bool) -> None:
+        if works:
+            entry._done.append("stage")
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(entry, "_done", [])
+    with pytest.raises(ConnectionError):
+        entry.run_recorded(flow, {"works": False})
+    entry.run_recorded(flow, {"works": True})
+    assert "the work is done, but Prefect could not be told: refused" in caplog.text
+
+
+def test_an_error_of_the_work_itself_is_never_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flow() -> None:
+        raise ConfigError("wrong")
+
+    monkeypatch.setattr(entry, "_done", ["stage"])
+    with pytest.raises(ConfigError):
+        entry.run_recorded(flow, {})
