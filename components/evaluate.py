@@ -27,7 +27,14 @@ Reads  artifacts/staged, artifacts/models/<model>  and writes five things (paths
        pixels averaged to 8x8), fid, cfid, kid, lpips;
        for nppc also nppc_captured_energy (fraction of the error's energy within the predicted directions) and
        nppc_std_ratio (predicted over actual standard deviation along them; 1 is calibrated);
+       from evaluate.calibration_draws samples of each of the first evaluate.calibration_images images also tarp_gap
+       (distance of TARP's curve from the diagonal), coverage_90 (share of pixels within their central 90% interval) and
+       std_ratio (predicted over actual deviation; 1 is calibrated);
        on "unconditional" only fd_pixel8x8, kd_pixel8x8, fid, kid.
+
+   artifacts/evaluation/calibration.json: for each method with draws {degradation, method, tarp, coverage, predicted,
+   actual}: TARP's curve and the coverage of central intervals at 41 levels from 0 to 1, and the predicted and actual
+   deviations of pixels grouped by the former; for NPPC these two for each of its directions.
 
 3. reports/metrics.json: the available values nested {degradation: {method: {metric: value}}}, for `dvc metrics show`.
 
@@ -50,7 +57,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +67,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components import tracking
+from components.calibration import judge_components, judge_draws
 from components.device import pick_device
 from components.evaluation_records import (
     SET_METRICS,
@@ -186,11 +194,12 @@ def forget_unused(name: str, used: set[Path]) -> None:
 
 @dataclass
 class Results:
-    """What an evaluation found: records and costs of each cell, and the hash of each degradation's measurements."""
+    """What an evaluation found: records, costs and calibration curves of its cells, the hashes of its measurements."""
 
     records: list[Record] = field(default_factory=list)
     costs: list[dict[str, Any]] = field(default_factory=list)
     measurements: dict[str, str] = field(default_factory=dict)
+    calibration: list[Record] = field(default_factory=list)
 
 
 @dataclass
@@ -225,6 +234,7 @@ class Evaluation:
                 index[measured.degradation]["methods"].append(method.name)
                 progress.advance(len(results.costs))
         (self.output / "restorations" / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+        (self.output / "calibration.json").write_text(json.dumps(results.calibration) + "\n")
         return results
 
     def help(self) -> None:
@@ -269,12 +279,38 @@ class Evaluation:
             restored.n_diverged,
         )
         show(self.output, measured, method, restored, self.restorer.params.report.gallery_images)
-        results.records += recorder.records(cell) + [unavailable(cell, *gap) for gap in self.gaps(measured, method)]
+        results.records += recorder.records(cell)
+        results.records += self.calibrated(recorder, cell, measured, method, restored, results)
+        results.records += [unavailable(cell, *gap) for gap in self.gaps(measured, method)]
         results.costs.append(cost_of(cell, restored, self.restorer.device))
         log.info(
             "%s / %s: %d images, %d calls and %.2f s each%s", cell.degradation, cell.method, cell.n, cell.nfe,
             restored.seconds_per_image, f", {cell.n_diverged} more diverged" if cell.n_diverged else "",
         )  # fmt: skip
+
+    def calibrated(
+        self,
+        recorder: Recorder,
+        cell: Cell,
+        measured: MeasurementSet,
+        method: Method,
+        restored: Restored,
+        results: Results,
+    ) -> list[Record]:
+        """How far the uncertainty that a method states can be trusted; adds the curves to the results."""
+        head = {"degradation": cell.degradation, "method": cell.method}
+        if "nppc_predicted" in cell.values:
+            results.calibration.append(head | judge_components(cell.values))
+        n = self.restorer.params.evaluate.calibration_images
+        if measured.truth is None or n == 0 or not (method.claims_posterior and method.extra_draws):
+            return []
+        sound = ~by_image(restored.shown["diverged"], method)[:n].any(dim=1)
+        if int(sound.sum()) < 2:
+            return [unavailable(cell, "tarp_gap", "fewer than two images of which no draw diverged")]
+        draws, truth = by_image(restored.shown["images"], method)[:n][sound], measured.truth[:n][sound]
+        values, curves = judge_draws(draws, truth, self.restorer.params.seed, cell.degradation)
+        results.calibration.append(head | curves)
+        return recorder.calibration(replace(cell, values=values))
 
     def gaps(self, measured: MeasurementSet, method: Method) -> list[tuple[str, str]]:
         """The metrics that belong to a cell but cannot be computed, each with the reason."""
@@ -315,14 +351,18 @@ def in_parts(extract: Callable[[Tensor], Tensor], images: Tensor, size: int = 25
     return torch.cat([extract(part) for part in torch.split(images, size)])
 
 
+def by_image(values: Tensor, method: Method) -> Tensor:
+    """Values with all draws of an image in a row, (n * S, ...), as (n, S, ...)."""
+    return values.reshape(-1, 1 + method.extra_draws, *values.shape[1:])
+
+
 def show(output: Path, measured: MeasurementSet, method: Method, restored: Restored, n_shown: int) -> None:
     """Write the restorations of one method that the galleries show."""
     folder = output / "restorations" / measured.degradation
     folder.mkdir(parents=True, exist_ok=True)
     shown = dict(restored.shown)
-    images = shown.pop("images")
-    images = images.reshape(-1, 1 + method.extra_draws, *images.shape[1:])
-    shown |= {"images": images[:, 0], "diverged": shown["diverged"].reshape(len(images), -1)[:, 0]}
+    images = by_image(shown.pop("images"), method)[:n_shown]
+    shown |= {"images": images[:, 0], "diverged": by_image(shown["diverged"], method)[:n_shown, 0]}
     if method.extra_draws:
         shown |= {"draws": images[:, 1:], "std": decode(images).std(dim=1)}
     save_file({name: t.contiguous() for name, t in shown.items()}, folder / f"{file_name(method.name)}.safetensors")

@@ -18,6 +18,7 @@ from invfusion.metrics import (
     mean_interval,
     psnr_ceiling,
     statistic_interval,
+    uniformity_gap,
 )
 from invfusion.rng import generator
 
@@ -66,8 +67,18 @@ class Recorder:
             if (values := cell.values.get(f"projected/{features}")) is not None:
                 found.append(self._frechet(cell, projected, features, values))
         if "nppc_predicted" in cell.values:
-            found.append(self._std_ratio(cell))
+            predicted, actual = cell.values["nppc_predicted"].sum(1), cell.values["nppc_actual"].sum(1)
+            found.append(self._std_ratio(cell, "nppc_std_ratio", predicted, actual))
         return found
+
+    def calibration(self, cell: Cell) -> list[Record]:
+        """The records of repeated draws, whose values are those of `calibration.judge_draws`."""
+        uniform = cell.values["tarp_ranks"]
+        return [
+            self._of_set(cell, "tarp_gap", lambda weights: uniformity_gap(uniform, weights)),
+            self._mean(cell, "coverage_90"),
+            self._std_ratio(cell, "std_ratio", cell.values["predicted"], cell.values["actual"]),
+        ]
 
     def _mean(self, cell: Cell, name: str) -> Record:
         values = cell.values[name]
@@ -92,11 +103,9 @@ class Recorder:
         count = min(self.resamples, MAX_SET_RESAMPLES)
         return record(cell, name, value, *statistic_interval(statistic, value, cell.n, count, self._generator(cell)))
 
-    def _std_ratio(self, cell: Cell) -> Record:
-        predicted, actual = cell.values["nppc_predicted"].sum(1), cell.values["nppc_actual"].sum(1)
-        return self._of_set(
-            cell, "nppc_std_ratio", lambda weights: float(((weights @ predicted) / (weights @ actual)).sqrt())
-        )
+    def _std_ratio(self, cell: Cell, name: str, predicted: Tensor, actual: Tensor) -> Record:
+        """Predicted over actual deviation, from variances (n,) and squared errors (n,)."""
+        return self._of_set(cell, name, lambda weights: float(((weights @ predicted) / (weights @ actual)).sqrt()))
 
     def _generator(self, cell: Cell) -> torch.Generator:
         # All methods on one set are resampled alike, so that their intervals can be compared.

@@ -41,6 +41,8 @@ COLOURS = {
     "mmse": "#3c8d68",
     "nppc": "#7d5ba6",
 }
+# What other methods take in turn.
+TURNS = ("#3c8d68", "#7d5ba6", "#b3492a", "#2b9aa8", "#a8862b", "#5a6472", "#c2559d", "#4a6b2f", "#8a4f7d")
 DPI = 130
 
 
@@ -137,6 +139,58 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) 
             panel.set_ylim(*_robust_range([loss for _, loss in lines.values()]))
             panel.legend(frameon=False, fontsize=8)
         return save(figure, path)
+
+
+def calibration(
+    path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], dotted: Any = ()
+) -> Path:
+    """TARP's curve, the coverage of central intervals, and predicted against actual deviations where they are given: a
+    column for each group, a line for each method with its `tarp`, `coverage`, `predicted` and `actual` values.
+    """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    turns = iter(TURNS * len(names))
+    colours = {name: COLOURS.get(name.split()[0].lower()) or next(turns) for name in names}
+    rows = 3 if any(line.get("predicted") for lines in panels.values() for line in lines.values()) else 2
+    with plt.rc_context(STYLE):
+        size = (2.5 * len(panels) + 1.6, 2.5 * rows)
+        figure, axes = plt.subplots(rows, len(panels), figsize=size, squeeze=False, layout="constrained")
+        for column, (title, lines) in zip(axes.T, panels.items(), strict=True):
+            for name, line in lines.items():
+                style: Any = {"color": colours[name], "linestyle": ":" if name in dotted else "-", "linewidth": 1.3}
+                _calibration_lines(column, line, style | {"label": name})
+            _frame(column)
+            column[0].set_title(title, size=9)
+        for panel, y in zip(
+            axes[:, 0], ("TARP: truths covered", "pixels within interval", "actual deviation"), strict=False
+        ):
+            panel.set_ylabel(y)
+        one_legend(figure, axes)
+        return save(figure, path)
+
+
+def _calibration_lines(column: Any, line: Mapping[str, Sequence[float]], style: Any) -> None:
+    for panel, name in zip(column, ("tarp", "coverage"), strict=False):
+        if line.get(name):
+            panel.plot(np.linspace(0, 1, len(line[name])), line[name], **style)
+    if len(column) > 2 and line.get("predicted"):
+        column[2].plot(line["predicted"], line["actual"], "o", markersize=2.5, **style)
+
+
+def _frame(column: Any) -> None:
+    """The diagonal, which is calibrated, and the axes."""
+    for panel, x in zip(column, ("credibility", "level", "predicted deviation"), strict=False):
+        top = 1.0 if x != "predicted deviation" else max(panel.get_xlim()[1], panel.get_ylim()[1])
+        panel.plot([0, top], [0, top], color=INK, linewidth=0.7)
+        panel.set(xlabel=x, aspect="equal", xlim=(0, top), ylim=(0, top))
+        panel.grid()
+
+
+def one_legend(figure: Figure, axes: Any) -> None:
+    """One legend for all panels, to their right."""
+    entries: dict[str, Any] = {}
+    for panel in axes.flat:
+        entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(list(entries.values()), list(entries), loc="outside right upper", frameon=False, fontsize=8)
 
 
 def running_mean(values: Array, share: float = 0.06) -> Array:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from invfusion.config import UNCONDITIONAL, Params
 from invfusion.degradations import DegradationFamily
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class Method:
     """A trained model and the sampler that reads it out; neither for H_pinv(y) itself.
 
-    extra_draws: further samples of the images that are shown.
+    extra_draws: further samples of the images that are shown, and of those on which calibration is judged.
     """
 
     name: str
@@ -27,6 +27,11 @@ class Method:
     def is_generative(self) -> bool:
         """Whether its images follow a distribution, so that sets of them can be compared (posterior means do not)."""
         return self.sampler is not None and self.sampler.follows != "mean"
+
+    @property
+    def claims_posterior(self) -> bool:
+        """Whether it draws from the posterior, if only approximately, so that its spread can be judged."""
+        return self.sampler is not None and self.sampler.follows in ("posterior", "approximation")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,16 @@ def _methods(params: Params, models: Collection[str], kind: str) -> Iterable[Met
         config = params.methods[name]
         if config.on(kind) and (config.model is None or config.model in models):
             sampler = config.sampler_for(kind, params.evaluate.sampler)
-            yield Method(name, config.model, sampler, config.extra_draws if kind != UNCONDITIONAL else 0)
+            method = Method(name, config.model, sampler, config.extra_draws)
+            yield replace(method, extra_draws=_extra_draws(params, method, kind))
+
+
+def _extra_draws(params: Params, method: Method, kind: str) -> int:
+    """What the galleries show and calibration needs."""
+    if kind == UNCONDITIONAL:
+        return 0
+    judged = method.claims_posterior and params.evaluate.calibration_images > 0
+    return max(method.extra_draws, params.evaluate.calibration_draws - 1 if judged else 0)
 
 
 def trained_models(params: Params) -> list[str]:

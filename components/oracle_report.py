@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from components.figures import COLOURS, FAINT, INK, STYLE, Tiles, gallery, save
-from components.oracle_records import LEVELS, Record, Results
+from components.figures import COLOURS, FAINT, INK, STYLE, TURNS, Tiles, calibration, gallery, one_legend, save
+from components.oracle_records import Record, Results
 from components.pages import render
 from invfusion.config import Params
 from invfusion.oracle import LIMIT, GaussianMixture
@@ -21,8 +21,6 @@ FIGURES = Path("reports/oracle_figures")
 N_SHOWN = 12
 DETAILS = ("sliced_wasserstein", "mean_error", "covariance_error", "spread", "coverage_90", "tarp_gap")
 REFERENCES = ("exact", "decoy_narrow", "decoy_wide", "decoy_shifted")
-# Kinds of model have the report's colours; the other methods take turns.
-TURNS = ("#1f5fa8", "#c8642a", "#3c8d68", "#7d5ba6", "#b3492a", "#2b9aa8", "#a8862b", "#5a6472", "#c2559d")
 
 
 def write_page(params: Params, results: Results, priors: Mapping[str, GaussianMixture]) -> Path:
@@ -193,7 +191,7 @@ def _distances(records: Sequence[Record]) -> str | None:
             axes[i, 0].set_ylabel("distance / floor")
         for axis in axes[-1]:
             axis.set_xlabel("network calls")
-        _legend(figure, axes)
+        one_legend(figure, axes)
         save(figure, FIGURES / "distances.png")
     return _figure("distances.png")
 
@@ -211,32 +209,19 @@ def _distance_panel(axes: Axes, records: Sequence[Record], colours: Mapping[str,
 
 
 def _calibration(name: str, curves: Sequence[Record]) -> str | None:
-    """TARP's curve above, the coverage of central intervals below; one line for each method at its most steps."""
+    """The calibration curves of the first prior at its highest noise level, each method at its most steps."""
     usable = [c for c in curves if "tarp" in c]
     if not usable:
         return None
-    prior, sigma_y = usable[-1]["prior"], max(c["sigma_y"] for c in usable)
+    prior, sigma_y = usable[0]["prior"], max(c["sigma_y"] for c in usable)
     usable = [c for c in usable if c["prior"] == prior and c["sigma_y"] == sigma_y]
-    columns = list(dict.fromkeys(map(cell_of, usable)))
-    colours = _colours(list(dict.fromkeys(c["method"] for c in usable)))
-    with plt.rc_context(STYLE):
-        figure, axes = _panels(len(columns), 2)
-        for j, column in enumerate(columns):
-            for row, (key, x_label, y_label) in enumerate(
-                [("tarp", "credibility", "TARP: share of truths"), ("coverage", "level", "pixels within the interval")]
-            ):
-                for method, found in _grouped(
-                    [c for c in usable if cell_of(c) == column], lambda c: c["method"]
-                ).items():
-                    best = max(found, key=lambda c: c["nfe"])
-                    style = ":" if method in REFERENCES else "-"
-                    axes[row, j].plot(LEVELS, best[key], style, color=colours[method], linewidth=1.3, label=method)
-                axes[row, j].plot([0, 1], [0, 1], color=INK, linewidth=0.7)
-                axes[row, j].set(xlabel=x_label, ylabel=y_label if j == 0 else "", aspect="equal")
-                axes[row, j].grid()
-            axes[0, j].set_title(f"{prior}: {column}", size=8)
-        _legend(figure, axes)
-        save(figure, FIGURES / f"{name}.png")
+    panels = {
+        column: {
+            method: max(same, key=lambda c: c["nfe"]) for method, same in _grouped(found, lambda c: c["method"]).items()
+        }
+        for column, found in _grouped(usable, cell_of).items()
+    }
+    calibration(FIGURES / f"{name}.png", panels, dotted=REFERENCES)
     return _figure(f"{name}.png")
 
 
@@ -265,7 +250,7 @@ def _excess(records: Sequence[Record]) -> str | None:
             panel.set_title(degradation, size=9)
             panel.grid()
         axes[0, 0].set_ylabel("excess risk, MSE / Bayes MSE - 1")
-        _legend(figure, axes)
+        one_legend(figure, axes)
         save(figure, FIGURES / "excess.png")
     return _figure("excess.png")
 
@@ -284,11 +269,3 @@ def _deviations(curves: Sequence[Record]) -> str | None:
         axes[0, 0].grid()
         save(figure, FIGURES / "deviations.png")
     return _figure("deviations.png")
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    """One legend for all panels, to their right."""
-    entries: dict[str, Any] = {}
-    for panel in axes.flat:
-        entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=8)

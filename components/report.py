@@ -27,6 +27,7 @@ from invfusion.config import Params
 log = logging.getLogger(__name__)
 
 EVALUATION = Path("reports/evaluation.json")
+CALIBRATION = Path("artifacts/evaluation/calibration.json")
 RESTORATIONS = Path("artifacts/evaluation/restorations")
 MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
@@ -67,6 +68,12 @@ HOW = {
     "galleries": "Each row is one test image; each column one method. Samplers started from the same noise. H†y is the "
     "measurement shown as an image. The number below a restoration is its PSNR in dB. Pixels are enlarged without "
     "smoothing. Bright places in the last column are where InvFusion's draws differ: what the measurement leaves open.",
+    "calibration": "Among several posterior samples of a held-out image, the truth must look like one more. Above: "
+    "TARP, the share of truths whose distance to a random reference image has a rank up to the credibility. Middle: "
+    "how often the central interval of each level holds a pixel of the truth. Below: the error of the samples' mean "
+    "against the deviation that they predict, pixels grouped by the latter; for NPPC one point per direction. Below "
+    "the diagonal in the middle, or above it at the bottom, a method is too sure of itself. With n images a curve of "
+    "TARP wanders by about 0.9 / √n by chance.",
     "nppc": "One network call predicts the posterior mean and the orthogonal directions w in which the true image most "
     "likely differs from it, with the standard deviation σ along each. A direction is drawn with its contrast enhanced "
     "(grey: no change), between the mean moved by two standard deviations either way. A good direction turns one "
@@ -132,6 +139,7 @@ def describe(params: Params, records: Sequence[Record]) -> dict[str, Any]:
         "figures": {
             "psnr": psnr_figure(records, trained + unseen),
             "nppc": nppc_figure(trained + unseen),
+            "calibration": calibration_figure(trained + unseen),
             "curves": curve_figure(),
         },
     }
@@ -145,6 +153,7 @@ def sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         "restoration": ("Restoration", True),
         "unconditional": ("Unconditional generation", content["unconditional"]),
         "galleries": ("Galleries", content["galleries"]),
+        "calibration": ("Calibration", content["figures"]["calibration"]),
         "nppc": ("Directions of uncertainty", content["figures"]["nppc"]),
         "training": ("Training", content["figures"]["curves"]),
         "paper": ("The paper's numbers", True),
@@ -316,6 +325,20 @@ def psnr_figure(records: Sequence[Record], degradations: Sequence[str]) -> Pictu
         return None
     figures.intervals(REPORTS / "figures" / "psnr.png", points, "PSNR (dB)")
     return Picture("psnr.png", "PSNR with 95% intervals", "Further right is closer to the truth.")
+
+
+def calibration_figure(degradations: Sequence[str]) -> Picture | None:
+    """Whether the spread of the samplers' draws, and the deviations of NPPC, can be trusted."""
+    curves = json.loads(CALIBRATION.read_text()) if CALIBRATION.exists() else []
+    panels = {
+        tables.name_of(d): {tables.label(c["method"]): c for c in curves if c["degradation"] == d}
+        for d in degradations
+        if any(c["degradation"] == d for c in curves)
+    }
+    if not panels:
+        return None
+    figures.calibration(REPORTS / "figures" / "calibration.png", panels)
+    return Picture("calibration.png", "Calibration", "On the diagonal, uncertainty is what it claims to be.")
 
 
 def galleries(degradations: Sequence[str]) -> list[Picture]:

@@ -78,8 +78,8 @@ class Tools:
 class Restored:
     """All restorations of one set, sorted by image and draw.
 
-    values: of the first draw of each image that did not diverge; n_diverged: of the others; shown: per image of the
-    gallery and draw; nfe: network calls per image; seconds_per_image; peak_memory_mib: None where it is not known.
+    values: of the first draw of each image that did not diverge; n_diverged: of the others; shown: per image
+    that is kept whole and draw; nfe: network calls per image; seconds_per_image; peak_memory_mib: None where unknown.
     """
 
     values: dict[str, Tensor]
@@ -116,7 +116,12 @@ class Restorer:
         self.work(method, frozen)
         # What other processes are busy with is waited for.
         done = [self._kept(method, frozen, batch, wait=True) for batch in batches]
-        return merge(batches, [part for part in done if part is not None], self.params.report.gallery_images)
+        return merge(batches, [part for part in done if part is not None], self.n_shown(method))
+
+    def n_shown(self, method: Method) -> int:
+        """How many images are kept whole: those of the galleries, and of repeated draws those of the calibration."""
+        gallery = self.params.report.gallery_images
+        return max(gallery, self.params.evaluate.calibration_images) if method.extra_draws else gallery
 
     def work(self, method: Method, frozen: MeasurementSet) -> None:
         """Compute and keep the batches of a set that are not done and that no other process is busy with."""
@@ -125,7 +130,7 @@ class Restorer:
             self._kept(method, frozen, batch, wait=False)
 
     def _batches(self, method: Method, frozen: MeasurementSet) -> list[Batch]:
-        shown = range(self.params.report.gallery_images)
+        shown = range(self.n_shown(method))
         return list(frozen.batches(self.params.evaluate.batch_size, shown, method.extra_draws))
 
     def _kept(self, method: Method, frozen: MeasurementSet, batch: Batch, *, wait: bool) -> dict[str, Tensor] | None:
@@ -161,7 +166,7 @@ class Restorer:
             output = self._run(method, frozen, batch, measurement)
         truth = None if frozen.truth is None else frozen.truth[list(batch.indices)].to(self.device)
         result = {f"values/{k}": v for k, v in self._judge(method, output, truth, measurement).items()}
-        rows = [row for row, i in enumerate(batch.indices) if i < self.params.report.gallery_images]
+        rows = [row for row, i in enumerate(batch.indices) if i < self.n_shown(method)]
         result |= {f"shown/{k}": v[rows] for k, v in _pictures(output).items()}
         result |= {"nfe": torch.tensor(output.nfe), "seconds": torch.tensor(meter.seconds, dtype=torch.float64)}
         result["peak_memory"] = torch.tensor(meter.peak_memory, dtype=torch.float64)
@@ -231,7 +236,7 @@ class Restorer:
             "extra_draws": method.extra_draws,
             "guidance": self.params.evaluate.guidance,
             "seed": self.params.seed,
-            "shown": self.params.report.gallery_images,
+            "shown": self.n_shown(method),
             "missing": sorted(self.tools.missing),
         }
         return _sha256(json.dumps(facts, sort_keys=True).encode())[:16]

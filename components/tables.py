@@ -52,12 +52,15 @@ METRICS = {
     "kd_pixel8x8": "KD-px8",
     "nppc_captured_energy": "captured energy",
     "nppc_std_ratio": "std ratio",
+    "tarp_gap": "TARP gap",
+    "coverage_90": "90% covers",
+    "std_ratio": "std ratio",
 }
 # The columns of the main tables; where Inception features are at hand, they take the place of the pixel features.
 MAIN_METRICS = ("psnr", "fid", "cfid", "fd_pixel8x8", "cfd_pixel8x8", "consistency_mse")
 INSTEAD_OF_INCEPTION = {"fd_pixel8x8": "fid", "cfd_pixel8x8": "cfid"}
 HIGHER_IS_BETTER = {"psnr", "nppc_captured_energy"}
-NO_DIRECTION = {"nppc_std_ratio"}
+NO_DIRECTION = {"nppc_std_ratio", "coverage_90", "std_ratio"}
 NO_RIVAL = {"H_pinv y"}
 # Metrics that mean the same here and in the paper. Its consistency is not among them: that is a sum over measurements,
 # which have another scale for the blur.

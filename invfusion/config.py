@@ -110,6 +110,8 @@ class EvaluateConfig(Config):
     sampler: HeunConfig = HeunConfig()
     guidance: float = Field(default=1.0, ge=0)
     bootstrap_resamples: int = Field(default=1000, ge=10)
+    calibration_images: int = Field(default=500, ge=0)
+    calibration_draws: int = Field(default=8, ge=2)
     weights_dir: Path = Path("weights")
 
 

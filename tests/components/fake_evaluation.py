@@ -60,6 +60,8 @@ def records(**changes: Mapping[str, float]) -> list[dict[str, Any]]:
             consistency = {"H_pinv y": 0.0, "DDRM": 3.1e-13, "InvFusion": 2.4e-4, "Palette": 0.021}.get(method, 1.7e-3)
             made.append(record(method, degradation, "consistency_mse", consistency, 0.08))
             if NFE.get(method, 0) > 1:
+                made.append(record(method, degradation, "coverage_90", 0.88))
+                made.append(record(method, degradation, "std_ratio", 0.93))
                 made += [record(method, degradation, m, 40 / base, 0.1) for m in ("fd_pixel8x8", "cfd_pixel8x8")]
                 made.append(record(method, degradation, "kd_pixel8x8", 0.31 / base, 0.1))
                 made += [record(method, degradation, m, None) for m in ("fid", "cfid", "kid", "lpips")]
@@ -109,6 +111,15 @@ def write_restorations(folder: Path, n: int, size: int) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def write_calibration(file: Path) -> None:
+    """Curves of two samplers on every degradation, and NPPC's directions on one."""
+    levels = np.linspace(0, 1, 41)
+    line = {"tarp": list(levels**1.2), "coverage": list(levels**1.1), "predicted": [0.1, 0.3], "actual": [0.2, 0.3]}
+    curves = [{"degradation": d, "method": m, **line} for d in FAMILIES for m in ("Palette", "InvFusion")]
+    curves.append({"degradation": "box_inpainting", "method": "NPPC", "predicted": [6.0, 4.0], "actual": [5.5, 4.2]})
+    file.write_text(json.dumps(curves))
+
+
 def write_models(folder: Path) -> None:
     """artifacts/models: folders as the training leaves them, with tiny weights."""
     for model, nimg in TRAINED.items():
@@ -136,5 +147,6 @@ def write_run(folder: Path, size: int = 16, n: int = 4) -> None:
     (folder / "reports").mkdir(parents=True, exist_ok=True)
     (folder / "reports" / "evaluation.json").write_text(json.dumps(records()))
     write_restorations(folder / "artifacts" / "evaluation" / "restorations", n, size)
+    write_calibration(folder / "artifacts" / "evaluation" / "calibration.json")
     write_models(folder / "artifacts" / "models")
     write_logs(folder / "artifacts" / "logs")

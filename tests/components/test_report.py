@@ -58,12 +58,13 @@ def test_what_is_missing_is_explained(project: Path, name: str) -> None:
 def test_the_page_needs_nothing_from_outside(project: Path) -> None:
     page = read(project, "index.html")
     assert not re.findall(r"https?://|src=\"(?!data:)|@import|<script|<link", page)
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 9
+    assert "Calibration" in page
 
 
 def test_the_markdown_shows_its_figures(project: Path) -> None:
     named = re.findall(r"\]\((figures/[^)]+)\)", read(project, "report.md"))
-    assert len(named) == 8
+    assert len(named) == 9
     assert all((project / "reports" / name).exists() for name in named)
 
 
