@@ -13,10 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
 
 from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 from pydantic import BaseModel
 
 from components import promotion
@@ -37,6 +42,9 @@ STOP_S = 12
 # DVC refuses a path that another job of this working copy is using.
 BUSY = ("is busy", "Unable to acquire lock")
 RETRY_S = 10
+# How often a run looks whether it was cancelled, and how long it leaves that to its worker.
+LOOK_S = 2.0
+CANCEL_S = 4.0
 
 if TYPE_CHECKING:
     TrainChanges: TypeAlias = BaseModel
@@ -55,9 +63,9 @@ else:
 
 
 @flow(name="stage")
-def stage(force: bool = False) -> None:
+def stage(force: bool = False) -> State | None:
     """Verify and decode the versioned shards."""
-    run_job(["stage"], {}, force)
+    return run_job(["stage"], {}, force)
 
 
 @flow(name="train", flow_run_name="train-{variant}")
@@ -66,9 +74,9 @@ def train(
     settings: TrainChanges | None = None,
     runtime: RuntimeChanges | None = None,
     force: bool = False,
-) -> None:
+) -> State | None:
     """Train one variant of the denoiser, or go on training it."""
-    run_job([f"train@{variant}"], {"train": settings, "runtime": runtime}, force)
+    return run_job([f"train@{variant}"], {"train": settings, "runtime": runtime}, force)
 
 
 @flow(name="distill", flow_run_name="distill-{target}")
@@ -77,34 +85,34 @@ def distill(
     settings: DistillChanges | None = None,
     runtime: RuntimeChanges | None = None,
     force: bool = False,
-) -> None:
+) -> State | None:
     """Distill a trained diffusion model."""
-    run_job([f"distill@{target}"], {"distill": settings, "runtime": runtime}, force)
+    return run_job([f"distill@{target}"], {"distill": settings, "runtime": runtime}, force)
 
 
 @flow(name="evaluate")
 def evaluate(
     settings: EvaluateChanges | None = None, runtime: RuntimeChanges | None = None, force: bool = False
-) -> None:
+) -> State | None:
     """Judge every method on frozen measurement sets."""
-    run_job(["evaluate"], {"evaluate": settings, "runtime": runtime}, force)
+    return run_job(["evaluate"], {"evaluate": settings, "runtime": runtime}, force)
 
 
 @flow(name="register")
-def register(settings: RegisterChanges | None = None, force: bool = False) -> None:
+def register(settings: RegisterChanges | None = None, force: bool = False) -> State | None:
     """Register the model in MLflow, and promote it where the gates pass."""
-    run_job(["register"], {"register": settings}, force)
+    return run_job(["register"], {"register": settings}, force)
 
 
 @flow(name="reproduce")
 def reproduce(
     profile: str = "", changes: ParamsChanges | None = None, targets: list[str] | None = None, force: bool = False
-) -> None:
+) -> State | None:
     """Rerun whatever is stale, end to end; `profile` is a name under profiles/ to put in place of params.yaml first."""
     with at_root():
         if profile:
             use_profile(profile)
-    run_job(targets or [], {} if changes is None else filled(changes), force)
+    return run_job(targets or [], {} if changes is None else filled(changes), force)
 
 
 @flow(name="promote")
@@ -121,8 +129,12 @@ def rollback(why: str) -> None:
         promotion.rollback(load_params(PARAMS), why)
 
 
-def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> None:
-    """Run `dvc repro` under the Prefect run of this process.
+class CancelledError(Exception):
+    """Somebody asked for the end of this run, and its worker did not pass that on."""
+
+
+def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> State | None:
+    """Run `dvc repro` under the Prefect run of this process; returns its final state where that is "cancelled".
 
     Raises:
         InvFusionError: the changes are not valid, or a stage failed.
@@ -132,9 +144,13 @@ def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> 
     sections = {key: filled(form) if isinstance(form, BaseModel) else form for key, form in changes.items() if form}
     with at_root(), applied(sections, PARAMS), shown(run_id, [target.split("@")[-1] for target in targets]):
         records.keep(run_id)
-        code = _repro(targets, ["--force"] if force else [], worker)
+        try:
+            code = _repro(targets, ["--force"] if force else [], worker)
+        except CancelledError:
+            return Cancelled(message="the run looked for itself and found that it was cancelled")
     if code:
         raise ServiceError(f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log")
+    return None
 
 
 @contextlib.contextmanager
@@ -169,8 +185,10 @@ def _follow(command: Sequence[str], worker: int) -> tuple[int, bool]:
         arguments = (process.stdout, get_run_logger(), seen)
         reader = threading.Thread(target=_log_lines, args=arguments, daemon=True)
         reader.start()
+        cancellation = Cancellation()
         while (code := process.poll()) is None:
             _end_with(worker)
+            cancellation.check()
             time.sleep(0.5)
         reader.join(timeout=5)
     return code, any(seen)
@@ -181,6 +199,41 @@ def _log_lines(stream: Any, log: Any, seen: list[bool]) -> None:
         if line.strip():
             log.log(logging.ERROR if line.startswith(("error:", "ERROR:")) else logging.INFO, "%s", line.rstrip())
         seen.append(any(sign in line for sign in BUSY))
+
+
+@dataclass
+class Cancellation:
+    """Looks for itself whether the run was cancelled: after an outage of the server, Prefect's worker does not any more
+    (its own words: "Flow run cancellation disabled").
+    """
+
+    next_look: float = 0.0
+    first_seen: float | None = None
+
+    def check(self) -> None:
+        """Raise `CancelledError` where the run has been cancelled for a while and nobody has ended it."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + LOOK_S
+        if not _is_cancelling():
+            self.first_seen = None
+        elif self.first_seen is None:
+            self.first_seen = now
+        elif now - self.first_seen >= CANCEL_S:
+            # A late signal of the worker must not cut the writing of a checkpoint short.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise CancelledError
+
+
+def _is_cancelling() -> bool:
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(str(flow_run.get_id()))).state
+    except Exception as error:  # noqa: BLE001  a server that does not answer has cancelled nothing
+        logging.getLogger(__name__).debug("the run's state could not be read: %s", error)
+        return False
+    return state is not None and state.is_cancelling()
 
 
 def _end_with(worker: int) -> None:
