@@ -36,6 +36,10 @@ def start(place: Site) -> "subprocess.Popen[bytes]":
         )
 
 
+def stages_begun(place: Site) -> int:
+    return (place.folder / "repro.log").read_text().count("Running stage")
+
+
 def kill(process: "subprocess.Popen[bytes]") -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -51,8 +55,12 @@ def test_the_pipeline_survives_kills_at_random_moments(tmp_path: Path, note: Any
     draw, n_kills, stages = random.Random(3), 0, set()
     while True:
         process = start(killed)
-        # The sum of the lengths is about the length of the whole run with the time that restarting costs.
-        limit = time.monotonic() + (draw.uniform(3, 3 + 2.5 * whole / KILLS) if n_kills < KILLS else 10 * whole)
+        # Half of the attempts may finish a stage first, so that kills come in all of them.
+        if n_kills < KILLS and draw.random() < 0.5:
+            before = stages_begun(killed)
+            while process.poll() is None and stages_begun(killed) < before + 2:
+                time.sleep(0.05)
+        limit = time.monotonic() + (draw.uniform(0, whole / 8) if n_kills < KILLS else 10 * whole)
         while process.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
         if process.poll() is not None:
