@@ -26,9 +26,9 @@ def two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def same_environment() -> Iterator[None]:
-    """MLflow leaves the address of its store in the environment, where a later test's processes would find it."""
+    """MLflow leaves the address of its store in the environment, where a later module's processes would find it."""
     before = dict(os.environ)
     yield
     os.environ.clear()
