@@ -11,8 +11,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # Spinning threads stall where another process wants a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
+# TRAIN=0: tables with the models at hand.
+EXPERIMENT := $(if $(PROFILE),--profile $(PROFILE)) $(if $(filter 0,$(TRAIN)),--no-train)
 
-.PHONY: help setup repro oracle test check faults up down dry-run clean
+.PHONY: help setup repro oracle table figure tune test check faults up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +37,15 @@ repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the expe
 
 oracle: setup  ## judge samplers and small models against exact posteriors (20 minutes); see docs/oracle.md
 	@$(BIN)/python -m flows.reproduce oracle/dvc.yaml:oracle
+
+table: setup  ## make a table of the paper: make table T=3; all of them and the figures without T; PROFILE= as above
+	@$(BIN)/python -m flows.table $(if $(T),--name table_$(shell printf %02d $(T))) $(EXPERIMENT)
+
+figure: setup  ## make a figure of the paper: make figure F=4
+	@$(BIN)/python -m flows.table --name figure_$(shell printf %02d $(F)) $(EXPERIMENT)
+
+tune: setup  ## find step sizes on the validation split: make tune METHODS="DPS DAPS"; writes reports/tuned.yaml
+	@$(BIN)/python -m components.tune $(METHODS)
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest -q

@@ -44,10 +44,13 @@ def task_of(params: Params, target: DistilledTarget) -> Task:
     return Task(MMSELoss(), params.degradation, params.noise, config, params.seed)
 
 
-def starting_point(params: Params, target: DistilledTarget) -> Denoiser:
-    """The teacher itself (with room for the components), or a smaller student with fresh weights."""
+def starting_point(params: Params, target: DistilledTarget, teacher_folder: Path | None = None) -> Denoiser:
+    """The teacher itself (with room for the components), or a smaller student with fresh weights.
+
+    teacher_folder: that of the pipeline where none is given.
+    """
     n_components = params.distill.nppc.n_components if target == "nppc" else 0
-    teacher = load_denoiser(MODELS / params.distill.model_before(target))
+    teacher = load_denoiser(teacher_folder or MODELS / params.distill.model_before(target))
     student = _settings(params, target).student
     if student is not None:
         levels = student_levels(student, teacher.config)

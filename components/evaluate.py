@@ -42,9 +42,10 @@ Reads  artifacts/staged, artifacts/models/<model>  and writes five things (paths
    "peak_memory_mib", "device"}; memory as `components.costs` says. These differ from run to run, the records do not.
 
 5. artifacts/evaluation/restorations/<degradation>/<method>.safetensors: the first params.report.gallery_images images.
-   `images` uint8 (g, C, H, W) for every method, and for "truth" too; the file of "Palette MMSE" is palette_mmse;
-   `diverged` bool (g,); of a method with extra draws also: `draws` uint8 (g, d, C, H, W), further posterior samples,
-   and `std` float32 (g, C, H, W), the per-pixel standard deviation over `images` and `draws`, in [-1, 1] units;
+   `images` uint8 (g, C, H, W) for every method, for "truth" and for "measured" (H_pinv y); those of "Palette MMSE" are
+   in palette_mmse. `diverged` bool (g,) for every method.
+   With extra draws also: `draws` uint8 (g, d, C, H, W), further posterior samples, and `std` float32 (g, C, H, W), the
+   per-pixel standard deviation over `images` and `draws`, in [-1, 1] units.
    NPPC also: `mean` float32 (g, C, H, W), `components` float32 (g, K, C, H, W), unit directions sorted by std, and
    `stds` float32 (g, K). A step along direction k: mean +- stds[k] * components[k].
    index.json: {degradation: {"keys": [...], "methods": [...]}}; "unconditional" has no "truth" and no keys of images.
@@ -219,7 +220,7 @@ class Evaluation:
     def run(self) -> Results:
         """The records of every degradation in turn."""
         params, results, index = self.restorer.params, Results(), dict[str, Any]()
-        recorder = Recorder(self._references(), params.evaluate.bootstrap_resamples, params.seed)
+        recorder = Recorder(self.references(), params.evaluate.bootstrap_resamples, params.seed)
         progress = Progress(self.name, sum(len(column.methods) for column in self.plan), "cells")
         progress.begin(0)
         shutil.rmtree(self.output / "restorations", ignore_errors=True)
@@ -227,6 +228,7 @@ class Evaluation:
             measured = self.measured(column)
             if self.kept_sets is None:
                 measured.save(self.output / "measurements")
+            show_measured(self.output, measured, params.report.gallery_images)
             results.measurements[measured.degradation] = measured.sha256
             index[measured.degradation] = {"keys": list(measured.keys[: params.report.gallery_images]), "methods": []}
             for method in column.methods:
@@ -261,7 +263,8 @@ class Evaluation:
     def _positions(self) -> list[int]:
         return choose_images(self.dataset.keys, self.restorer.params.evaluate.n_images)
 
-    def _references(self) -> dict[str, Tensor]:
+    def references(self) -> dict[str, Tensor]:
+        """The features of the true images, to which sets are compared."""
         images = self.dataset.read(self._positions())
         return {name: in_parts(extract, images) for name, extract in self.restorer.tools.features.items()}
 
@@ -356,18 +359,24 @@ def by_image(values: Tensor, method: Method) -> Tensor:
     return values.reshape(-1, 1 + method.extra_draws, *values.shape[1:])
 
 
+def show_measured(output: Path, measured: MeasurementSet, n_shown: int) -> None:
+    """Write the true images that the galleries show, and their measurements as images."""
+    folder = output / "restorations" / measured.degradation
+    folder.mkdir(parents=True, exist_ok=True)
+    if measured.truth is not None:
+        save_file({"images": measured.truth[:n_shown].contiguous()}, folder / "truth.safetensors")
+        save_file({"images": measured.as_images(n_shown)}, folder / "measured.safetensors")
+
+
 def show(output: Path, measured: MeasurementSet, method: Method, restored: Restored, n_shown: int) -> None:
     """Write the restorations of one method that the galleries show."""
     folder = output / "restorations" / measured.degradation
-    folder.mkdir(parents=True, exist_ok=True)
     shown = dict(restored.shown)
     images = by_image(shown.pop("images"), method)[:n_shown]
     shown |= {"images": images[:, 0], "diverged": by_image(shown["diverged"], method)[:n_shown, 0]}
     if method.extra_draws:
         shown |= {"draws": images[:, 1:], "std": decode(images).std(dim=1)}
     save_file({name: t.contiguous() for name, t in shown.items()}, folder / f"{file_name(method.name)}.safetensors")
-    if measured.truth is not None:
-        save_file({"images": measured.truth[:n_shown].contiguous()}, folder / "truth.safetensors")
 
 
 def main() -> None:

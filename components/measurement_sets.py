@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from invfusion.codec import decode
+from invfusion.codec import decode, encode
 from invfusion.data.files import write_text
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
@@ -71,6 +71,16 @@ class MeasurementSet:
                 # Equal parts, rather than full ones and a small rest.
                 rows, draws = zip(*jobs[start::n_batches], strict=True)
                 yield Batch(tuple(group.indices[r] for r in rows), draws, group.measurement.select(list(rows)))
+
+    def as_images(self, n: int) -> Tensor:
+        """H_pinv(y) of the first n samples, uint8 (n, C, H, W)."""
+        shown: dict[int, Tensor] = {}
+        for group in self.groups:
+            rows = [row for row, i in enumerate(group.indices) if i < n]
+            if rows:
+                images = encode(group.measurement.select(rows).H_pinv_y)
+                shown |= {group.indices[row]: image for row, image in zip(rows, images, strict=True)}
+        return torch.stack([shown[i] for i in sorted(shown)])
 
     def save(self, folder: Path, name: str = "") -> None:
         """Write <name>.safetensors and <name>.json; the name is the degradation's where none is given."""

@@ -4,22 +4,17 @@ Reads what `components/evaluate.py` and the training stages left on disk, comput
 same bytes for the same inputs.
 """
 
-import base64
 import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
-from components import figures, tables
-from components.evaluation_records import file_name
-from components.figures import Tiles
-from components.pages import render
+from components import figures, pictures, tables
+from components.pages import Picture, render
 from components.register import read_records
 from components.tables import Claim, Paper, Record, Table
 from invfusion.config import Params
@@ -32,6 +27,7 @@ RESTORATIONS = Path("artifacts/evaluation/restorations")
 MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
 REPORTS = Path("reports")
+FIGURES = REPORTS / "figures"
 HERE = Path(__file__).parent
 
 CITATION = (
@@ -44,14 +40,6 @@ KNOWS = {
     "invfusion": "yes: sees H†y, y and H",
     "mmse": "yes",
     "nppc": "yes",
-}
-# Column heads of the galleries, where the table's name is too long.
-COLUMN_TITLES = {
-    "H_pinv y": "H†y",
-    "Palette MMSE": "Palette\none step",
-    "InvFusion MMSE": "InvFusion\none step",
-    "MMSE": "InvFusion\ndistilled",
-    "NPPC": "NPPC\nmean",
 }
 HOW = {
     "claims": "The paper's ordering is that InvFusion, which knows the operator, comes before Palette, which must "
@@ -82,20 +70,6 @@ HOW = {
     "curves": "Logged loss (faint) and its running mean over the number of images seen, on a logarithmic axis. Losses "
     "compare within a panel only.",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk, with its words."""
-
-    file: str
-    title: str
-    caption: str
-
-    @property
-    def data(self) -> str:
-        """The PNG as a data URI, by which the page needs no other file."""
-        return "data:image/png;base64," + base64.b64encode((REPORTS / "figures" / self.file).read_bytes()).decode()
 
 
 def report(params: Params) -> Path:
@@ -237,16 +211,9 @@ def verdict(orderings: Sequence[Claim]) -> str:
 
 def notes(records: Sequence[Record]) -> list[str]:
     """What could not be measured, and on which measurements the rest was."""
-    reasons: dict[str, list[str]] = {}
-    for record in records:
-        if not tables.is_number(record["value"]):
-            name = tables.metric_name(record["metric"])
-            members = reasons.setdefault(str(record.get("unavailable", "no value")), [])
-            members.extend([name] if name not in members else [])
-    missing = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
     hashes = {tables.name_of(r["degradation"]): r["measurements_sha256"] for r in records if r["measurements_sha256"]}
     frozen = ", ".join(f"{name} {value[:12]}" for name, value in hashes.items())
-    return [*missing, *([f"Frozen measurements (sha256): {frozen}."] if frozen else [])]
+    return [*tables.reasons(records), *([f"Frozen measurements (sha256): {frozen}."] if frozen else [])]
 
 
 def paper_line(paper: Paper) -> str:
@@ -323,8 +290,8 @@ def psnr_figure(records: Sequence[Record], degradations: Sequence[str]) -> Pictu
     ]
     if not points:
         return None
-    figures.intervals(REPORTS / "figures" / "psnr.png", points, "PSNR (dB)")
-    return Picture("psnr.png", "PSNR with 95% intervals", "Further right is closer to the truth.")
+    figures.intervals(FIGURES / "psnr.png", points, "PSNR (dB)")
+    return Picture(FIGURES / "psnr.png", "PSNR with 95% intervals", "Further right is closer to the truth.")
 
 
 def calibration_figure(degradations: Sequence[str]) -> Picture | None:
@@ -337,55 +304,18 @@ def calibration_figure(degradations: Sequence[str]) -> Picture | None:
     }
     if not panels:
         return None
-    figures.calibration(REPORTS / "figures" / "calibration.png", panels)
-    return Picture("calibration.png", "Calibration", "On the diagonal, uncertainty is what it claims to be.")
+    figures.calibration(FIGURES / "calibration.png", panels)
+    return Picture(FIGURES / "calibration.png", "Calibration", "On the diagonal, uncertainty is what it claims to be.")
 
 
 def galleries(degradations: Sequence[str]) -> list[Picture]:
     """One figure per degradation that has restorations on disk."""
-    return [gallery(degradation) for degradation in degradations if (RESTORATIONS / degradation).is_dir()]
-
-
-def gallery(degradation: str) -> Picture:
-    """Rows are test images; columns are the truth, the measurement, and every method."""
-    folder = RESTORATIONS / degradation
-    truth = load_file(folder / "truth.safetensors")["images"]
-    columns = [Tiles("Truth", list(truth / 255))]
-    shown: dict[str, Any] = json.loads((RESTORATIONS / "index.json").read_text())
-    for method in tables.ordered(set(shown[degradation]["methods"]), tables.METHODS):
-        columns += method_columns(method, load_file(folder / f"{file_name(method)}.safetensors"), truth)
-    columns += spread_column(folder / "invfusion.safetensors")
-    file = f"gallery-{degradation}.png"
-    figures.gallery(REPORTS / "figures" / file, columns)
-    kind = tables.name_of(degradation)
-    return Picture(file, kind, "")
-
-
-def method_columns(method: str, found: Mapping[str, figures.Array], truth: figures.Array) -> list[Tiles]:
-    """The restorations of one method, for InvFusion also a second draw."""
-    columns = [restored(COLUMN_TITLES.get(method, tables.label(method)), found["images"], truth)]
-    if method == "InvFusion" and "draws" in found:
-        columns.append(restored("InvFusion\nanother draw", found["draws"][:, 0], truth))
-    return columns
-
-
-def spread_column(path: Path) -> list[Tiles]:
-    """Where the draws of InvFusion differ: their standard deviation, mean over the channels."""
-    found = load_file(path) if path.exists() else {}
-    if "std" not in found:
-        return []
-    std = found["std"].mean(axis=1, keepdims=True)
-    top = max(float(std.max()), 1e-6)
-    return [Tiles(f"InvFusion std\n0 to {top:.2g}", list(std / top))]
-
-
-def restored(title: str, images: figures.Array, truth: figures.Array) -> Tiles:
-    """Images uint8 (g, C, H, W) with their PSNR."""
-    error = np.square(images.astype(np.float64) - truth).mean(axis=(1, 2, 3))
-    psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-9))
-    return Tiles(
-        title, list(images / 255), ["exact" if e == 0 else f"{p:.1f}" for p, e in zip(psnr, error, strict=True)]
-    )
+    found = []
+    for degradation in (d for d in degradations if (RESTORATIONS / d).is_dir()):
+        file = f"gallery-{degradation}.png"
+        pictures.gallery(FIGURES / file, RESTORATIONS, degradation)
+        found.append(Picture(FIGURES / file, tables.name_of(degradation), ""))
+    return found
 
 
 def nppc_figure(degradations: Sequence[str]) -> Picture | None:
@@ -393,38 +323,11 @@ def nppc_figure(degradations: Sequence[str]) -> Picture | None:
     degradation = next((d for d in degradations if (RESTORATIONS / d / "nppc.safetensors").exists()), None)
     if degradation is None:
         return None
-    folder = RESTORATIONS / degradation
-    found = load_file(folder / "nppc.safetensors")
-    columns = [
-        Tiles(title, list(load_file(folder / f"{name}.safetensors")["images"] / 255))
-        for name, title in (("truth", "Truth"), ("h_pinv_y", "H†y"))
-    ]
-    columns.append(Tiles("mean", list(unit(found["mean"]))))
-    for k in range(found["components"].shape[1]):
-        columns += direction_columns(k, found["mean"], found["components"][:, k], found["stds"][:, k])
-    figures.gallery(REPORTS / "figures" / "nppc.png", columns)
+    pictures.components(FIGURES / "nppc.png", RESTORATIONS / degradation, "NPPC")
     kind = tables.name_of(degradation).lower()
-    return Picture("nppc.png", f"Posterior principal components, {kind}", "σ below each direction, in [-1, 1] units.")
-
-
-def direction_columns(k: int, mean: figures.Array, direction: figures.Array, std: figures.Array) -> list[Tiles]:
-    """One direction, contrast enhanced, between the mean moved back and forth along it by two standard deviations."""
-    peak = np.abs(direction).max(axis=(1, 2, 3), keepdims=True)
-    step = 2 * std[:, None, None, None] * direction
-    return [
-        Tiles("mean − 2σw" + subscript(k), list(unit(mean - step))),
-        Tiles("w" + subscript(k), list(0.5 + direction / np.maximum(peak, 1e-9) / 2), [f"σ = {s:.2g}" for s in std]),
-        Tiles("mean + 2σw" + subscript(k), list(unit(mean + step))),
-    ]
-
-
-def subscript(k: int) -> str:
-    return str(k + 1).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
-def unit(x: figures.Array) -> figures.Array:
-    """[-1, 1] to [0, 1] for display."""
-    return np.clip(x / 2 + 0.5, 0, 1)
+    return Picture(
+        FIGURES / "nppc.png", f"Posterior principal components, {kind}", "σ below each direction, in [-1, 1] units."
+    )
 
 
 def curve_figure() -> Picture | None:
@@ -437,8 +340,8 @@ def curve_figure() -> Picture | None:
             panels.setdefault(titles.get(model, "diffusion loss"), {})[model] = curve
     if not panels:
         return None
-    figures.curves(REPORTS / "figures" / "training.png", panels)
-    return Picture("training.png", "Training curves", "From the runs' own logs (artifacts/logs).")
+    figures.curves(FIGURES / "training.png", panels)
+    return Picture(FIGURES / "training.png", "Training curves", "From the runs' own logs (artifacts/logs).")
 
 
 def read_curve(path: Path) -> tuple[figures.Array, figures.Array] | None:

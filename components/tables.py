@@ -56,15 +56,18 @@ METRICS = {
     "coverage_90": "90% covers",
     "std_ratio": "std ratio",
 }
+# Over pixels averaged to 8x8, where there are no Inception features.
+STAND_INS = {"fid": "fd_pixel8x8", "cfid": "cfd_pixel8x8", "kid": "kd_pixel8x8"}
 # The columns of the main tables; where Inception features are at hand, they take the place of the pixel features.
 MAIN_METRICS = ("psnr", "fid", "cfid", "fd_pixel8x8", "cfd_pixel8x8", "consistency_mse")
-INSTEAD_OF_INCEPTION = {"fd_pixel8x8": "fid", "cfd_pixel8x8": "cfid"}
+INSTEAD_OF_INCEPTION = {stand_in: metric for metric, stand_in in STAND_INS.items()}
 HIGHER_IS_BETTER = {"psnr", "nppc_captured_energy"}
 NO_DIRECTION = {"nppc_std_ratio", "coverage_90", "std_ratio"}
 NO_RIVAL = {"H_pinv y"}
 # Metrics that mean the same here and in the paper. Its consistency is not among them: that is a sum over measurements,
 # which have another scale for the blur.
 SHARED_WITH_PAPER = ("psnr", "fid", "cfid", "lpips")
+PAPER_FILE = Path(__file__).with_name("paper_tables.csv")
 PAPER_DATASETS = {"ffhq64": "FFHQ64", "imagenet64": "ImageNet64", "ffhq256": "FFHQ256"}
 
 
@@ -164,6 +167,85 @@ class Paper:
             if row["table"] == "1"
         ]
         return restoration_table(records, ("strided_motion_blur", "patch_inpainting", "matrix"), None)
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table of the paper, on the data that is ours too; empty where it is not."""
+
+    dataset: str | None
+    values: Mapping[tuple[str, str, str], str]
+
+    @classmethod
+    def load(cls, number: str, data_name: str) -> "PaperTable":
+        """The numbers of a table for a dataset of ours."""
+        ours = PAPER_DATASETS.get(data_name.lower())
+        with PAPER_FILE.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["table"] == number and row["dataset"].split()[0] == ours]
+        return cls(ours if rows else None, {(r["task"], r["method"], r["metric"]): r["value"] for r in rows})
+
+    def number(self, degradation: str, method: str, metric: str) -> str:
+        """The paper's value of the same thing, or an empty text."""
+        return self.values.get((degradation, method, metric), "") if metric in SHARED_WITH_PAPER else ""
+
+
+def paper_layout(
+    groups: Mapping[str, Sequence[str]],
+    degradations: Sequence[str],
+    metrics: Sequence[str],
+    records: Sequence[Record],
+    paper: PaperTable,
+    paper_names: Mapping[str, str],
+) -> Table:
+    """A table of the paper with our numbers: these rows and metrics in this order, the paper's numbers beside.
+
+    A metric over Inception features is replaced by its stand-in where nothing has it; a missing number is a dash.
+    """
+    lookup = {(r["method"], r["degradation"], r["metric"]): r for r in records if is_number(r["value"])}
+    columns = [(d, _at_hand(d, metrics, lookup)) for d in degradations]
+    rows = {
+        group: tuple(_layout_row(name, columns, lookup, paper, paper_names[name]) for name in names)
+        for group, names in groups.items()
+    }
+    heads = tuple((name_of(d), tuple(f"{metric_name(m)}{arrow(m)}" for m in ms)) for d, ms in columns)
+    return Table(heads, tuple(rows.items()))
+
+
+def _at_hand(degradation: str, metrics: Sequence[str], lookup: Mapping[tuple[str, str, str], Record]) -> list[str]:
+    there = {metric for _, d, metric in lookup if d == degradation}
+    return [STAND_INS[m] if m not in there and STAND_INS.get(m) in there else m for m in metrics]
+
+
+def _layout_row(
+    name: str,
+    columns: Sequence[tuple[str, Sequence[str]]],
+    lookup: Mapping[tuple[str, str, str], Record],
+    paper: PaperTable,
+    paper_name: str,
+) -> Row:
+    cells, nfe = [], set()
+    for degradation, metrics in columns:
+        for metric in metrics:
+            record = lookup.get((name, degradation, metric))
+            beside = paper.number(degradation, paper_name, metric)
+            if record is None:
+                cells.append(Cell("–", paper=beside))
+                continue
+            nfe.add(record["nfe"])
+            rivals = [r["value"] for (_, *key), r in lookup.items() if key == [degradation, metric]]
+            cells.append(cell(record, beside, best=is_best(record["value"], rivals, metric)))
+    return Row(name, tuple(cells), "/".join(str(n) for n in sorted(nfe)) or "–")
+
+
+def reasons(records: Iterable[Record]) -> list[str]:
+    """What could not be computed, and why: metrics that lack the same thing together."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if not is_number(record["value"]):
+            name = metric_name(record["metric"])
+            members = found.setdefault(str(record.get("unavailable", "no value")), [])
+            members.extend([name] if name not in members else [])
+    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def paper_noise(noise: NoiseConfig) -> str | None:

@@ -86,23 +86,43 @@ def denoiser_for(params: Params, variant: TrainedVariant) -> Denoiser:
     return build_denoiser(params.denoiser_config(architecture), seed=params.seed)
 
 
-def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
-    """Train a denoiser on a task and publish it under artifacts/models/<name>."""
+@dataclass(frozen=True)
+class Places:
+    """Where a run leaves its model, its curve and its training state."""
+
+    model: Path
+    log: Path
+    state: Path
+
+    @classmethod
+    def of(cls, name: str) -> "Places":
+        """A model of the pipeline, whose stage names these places."""
+        return cls(MODELS / name, LOGS / f"{name}.csv", STATE / name)
+
+    @classmethod
+    def under(cls, home: Path) -> "Places":
+        """Any other model, in a folder of its own."""
+        return cls(home / "model", home / "log.csv", STATE / home.name)
+
+
+def run(params: Params, name: str, task: Task, denoiser: Denoiser, places: Places | None = None) -> Path:
+    """Train a denoiser on a task and publish it; returns its folder, artifacts/models/<name> without other places."""
+    places = places or Places.of(name)
     tracking.check_reachable(params)
     device = pick_device(params.runtime.device)
     dataset = StagedDataset(STAGED, "train")
-    facts = _facts(params, name, task, denoiser, dataset)
+    facts = facts_of(params, name, task, denoiser, dataset)
     task = replace(task, fingerprint=facts["fingerprint"])
     set_attention_backend(denoiser, params.runtime.attention_backend)
     stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
         if group.rank == 0:
-            stack.enter_context(exclusive(STATE / name))
+            stack.enter_context(exclusive(places.state))
         stack.enter_context(_on_stop_signals(stop.ask))
         observer = stack.enter_context(_observer(params, name, task, dataset, group))
         model = run_training(
-            task, denoiser, dataset, STATE / name,
+            task, denoiser, dataset, places.state,
             device=device, processes=group, n_workers=params.runtime.workers,
             observer=observer, should_stop=lambda: stop.signal is not None or _is_orphan(parent),
         )  # fmt: skip
@@ -110,11 +130,11 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser) -> Path:
             log.warning("stopped with a checkpoint written; the same command continues")
             sys.exit(128 + (stop.signal or signal.SIGTERM))
         if group.rank == 0:
-            _publish(model, name, facts | {"nimg": task.config.total_images})
-    return MODELS / name
+            _publish(model, places, facts | {"nimg": task.config.total_images})
+    return places.model
 
 
-def _facts(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
+def facts_of(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
     """What defines a trained model, with the fingerprint of all that its training state depends on."""
     defining = {
         "name": name,
@@ -151,14 +171,14 @@ def _hash_weights(denoiser: Denoiser) -> str:
     return digest.hexdigest()
 
 
-def _publish(model: Denoiser, name: str, facts: dict[str, Any]) -> None:
+def _publish(model: Denoiser, places: Places, facts: dict[str, Any]) -> None:
     versions = {"git_revision": tracking.git_revision(), "packages": tracking.package_versions()}
-    save_denoiser(model, MODELS / name, facts | versions)
-    LOGS.mkdir(parents=True, exist_ok=True)
-    with (LOGS / f"{name}.csv").open("w", newline="") as file:
+    save_denoiser(model, places.model, facts | versions)
+    places.log.parent.mkdir(parents=True, exist_ok=True)
+    with places.log.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["nimg", "loss", "lr", "grad_norm"], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(History(STATE / name / LOG).entries())
+        writer.writerows(History(places.state / LOG).entries())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

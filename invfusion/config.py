@@ -115,6 +115,19 @@ class EvaluateConfig(Config):
     weights_dir: Path = Path("weights")
 
 
+class TablesConfig(Config):
+    """The paper's tables, of which experiments/ holds one file each. max_images: of each, where it has more."""
+
+    max_images: int = Field(default=10_000, ge=2)
+
+
+class TuneConfig(Config):
+    """How step sizes are tuned: on so many images of the validation split, by this metric of the evaluation."""
+
+    n_images: int = Field(default=128, ge=2)
+    metric: str = "psnr"
+
+
 class ReportConfig(Config):
     """What the report shows."""
 
@@ -207,6 +220,8 @@ class Params(Config):
     distill: DistillConfig
     methods: dict[str, MethodConfig]
     evaluate: EvaluateConfig
+    tables: TablesConfig = TablesConfig()
+    tune: TuneConfig = TuneConfig()
     report: ReportConfig
     register_: RegisterConfig = Field(alias="register")
     oracle: OracleConfig
@@ -237,7 +252,7 @@ class Params(Config):
     def denoiser_config(self, variant: Variant, **overrides: Any) -> DenoiserConfig:
         """The architecture of one variant. Raises `ConfigError` where the preset cannot take the image size."""
         levels = self.model.invfusion_levels
-        return denoiser_config(
+        config = denoiser_config(
             self.model.preset,
             variant,
             image_size=self.data.image_size,
@@ -246,6 +261,11 @@ class Params(Config):
             n_classes=self.model.n_classes,
             **overrides,
         )
+        everywhere = config.model_copy(update={"invfusion_levels": "all"})
+        indices = range(len(config.levels))
+        # One architecture has one name, so that a model of it is found again.
+        is_same = all(config.has_invfusion_blocks(i) == everywhere.has_invfusion_blocks(i) for i in indices)
+        return everywhere if is_same else config
 
 
 def _check_noise(noise: NoiseConfig, key: str, families: Sequence[DegradationConfig]) -> None:

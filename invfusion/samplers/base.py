@@ -127,6 +127,7 @@ class Sampler(Config, ABC):
         # Tensors that were made in inference mode cannot take part in a backward pass; copies made outside of it can.
         with torch.inference_mode(False), torch.no_grad():
             measurement = None if measurement is None else measurement.select(slice(None))
+            class_labels = None if class_labels is None else class_labels.clone()
             return self._sample(denoiser, measurement, noise.clone(), generators, class_labels)
 
     @abstractmethod

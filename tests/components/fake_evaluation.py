@@ -94,7 +94,8 @@ def write_restorations(folder: Path, n: int, size: int) -> None:
     for degradation in FAMILIES:
         place = folder / degradation
         place.mkdir(parents=True, exist_ok=True)
-        save_file({"images": to_uint8(truth)}, place / "truth.safetensors")
+        for name in ("truth", "measured"):
+            save_file({"images": to_uint8(truth)}, place / f"{name}.safetensors")
         for method, quality in PSNR.items():
             noise = random.standard_normal(truth.shape).astype(np.float32) * 10 ** (-quality / 20)
             content = {"images": to_uint8(truth + noise)}

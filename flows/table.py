@@ -1,0 +1,65 @@
+"""Make a table or figure of the paper: `make table T=3`, `make figure F=4`.
+
+DVC first brings the pipeline's own models up to date, as far as the table uses them; then `components.table` trains
+what else is missing, evaluates and writes reports/tables/.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from prefect import flow
+
+from components import tracking
+from components.experiments import experiment_names, load_experiment
+from components.table import table as component
+from components.zoo import pipeline_models
+from flows import entry
+from flows.reproduce import PARAMS, check_data, run_stale, use_profile
+from invfusion.config import Params, load_params
+from invfusion.errors import InvFusionError
+
+
+@flow(name="table", flow_run_name="{name}")
+def table(name: str = "table_01", params: str = "params.yaml", trains: bool = True) -> Path:
+    """Make one table or figure of the paper."""
+
+    def make_table(settings: Params, chosen: str) -> Path:
+        return component(settings, chosen, trains)
+
+    return entry.step(make_table, params, name, devices=lambda p: p.runtime.processes)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="", help="such as table_03 or figure_04; default: all of them")
+    parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
+    parser.add_argument("--no-train", action="store_true", help="use the models at hand")
+    arguments = parser.parse_args()
+    failed: list[str] = []
+    with entry.clear_ends():
+        if arguments.profile:
+            use_profile(arguments.profile)
+        params = load_params(PARAMS)
+        check_data(params)
+        tracking.check_reachable(params)
+        entry.check_prefect()
+        for name in [arguments.name] if arguments.name else experiment_names():
+            try:
+                models = [] if arguments.no_train else pipeline_models(params, load_experiment(name))
+                if code := run_stale(params, ["stage", *models], force=False):
+                    return code
+                table(name, str(PARAMS), not arguments.no_train)
+            except InvFusionError as error:
+                failed.append(f"{name}: {error}")
+    return _told(failed)
+
+
+def _told(failed: list[str]) -> int:
+    for line in failed:
+        sys.stderr.write(f"error: {line}\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

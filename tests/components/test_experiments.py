@@ -1,0 +1,264 @@
+"""Every table and figure of the paper can be made, and says what is missing where it cannot."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_training
+from tiny_training import read_json, workplace
+
+from components import experiments, restoring, table, tables, train, tune, zoo
+from components.claims import findings
+from components.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
+from invfusion.config import Params
+from invfusion.errors import CheckpointError, ConfigError, DataError
+from invfusion.samplers import SAMPLERS
+
+ROOT = Path(__file__).parents[2]
+FEWEST: dict[str, dict[str, Any]] = {
+    "heun": {"n_steps": 2},
+    "ddrm": {"n_steps": 2},
+    "ddnm": {"n_steps": 2},
+    "dps": {"n_steps": 2},
+    "pigdm": {"n_steps": 2},
+    "daps": {"n_levels": 2, "n_ode_steps": 2, "n_langevin_steps": 2},
+    "mgps": {"n_levels": 4, "n_gradient_steps_boosted": 2},
+    "indi": {"n_steps": 2},
+    "unrolled_ddrm": {"n_steps": 2},
+    "aseq_dip": {"n_outer": 1, "n_inner": 1, "width": 4},
+}
+N = 4
+NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
+
+
+def make_params(**evaluate: Any) -> Params:
+    """The project's own parameters with tiny models, few steps and images."""
+    base = tiny_training.make_params(images=8, log_images=8, checkpoint_images=8, warmup_images=0)
+    methods = {}
+    for name, method in base.methods.items():
+        if method.sampler is not None:
+            sampler = method.sampler.model_copy(update=FEWEST.get(method.sampler.kind, {}))
+            method = method.model_copy(update={"sampler": sampler, "extra_draws": min(method.extra_draws, 1)})
+        methods[name] = method
+    small = {"split": "val", "batch_size": N, "bootstrap_resamples": 10, "sampler": base.evaluate.sampler.model_copy(
+        update=FEWEST["heun"]
+    )}  # fmt: skip
+    short = {"images": 8, "warmup_images": 0}
+    distill = {
+        target: getattr(base.distill, target).model_copy(update=short) for target in ("mmse", "nppc", "unrolled_ddrm")
+    }
+    distill["unrolled_ddrm"] = distill["unrolled_ddrm"].model_copy(update={"n_steps": 2})
+    values = base.model_copy(
+        update={
+            "methods": methods,
+            "distill": base.distill.model_copy(update=distill),
+            "evaluate": base.evaluate.model_copy(update=small | evaluate),
+            "tables": base.tables.model_copy(update={"max_images": N}),
+            "tune": base.tune.model_copy(update={"n_images": N}),
+            "report": base.report.model_copy(update={"gallery_images": 1}),
+        }
+    ).model_dump(mode="json", by_alias=True)
+    for family in [*values["degradation"]["members"], *values["evaluate"]["families"]]:
+        family.update({"strided_motion_blur": {"strides": [2]}, "matrix": {"max_rows": 8}}.get(family["kind"], {}))
+    return Params.model_validate(values)
+
+
+def add_classes() -> None:
+    """Give the staged noise two classes."""
+    manifest = train.STAGED / "manifest.json"
+    manifest.write_text(json.dumps(read_json(manifest) | {"class_names": ["even", "odd"]}))
+    for split in ("train", "val"):
+        path = train.STAGED / split / f"{split}-000000.json"
+        sidecar = read_json(path)
+        path.write_text(json.dumps(sidecar | {"labels": [i % 2 for i in range(len(sidecar["keys"]))]}))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working copy with a small staged dataset that has classes; models and cells are shared by the tests."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    with workplace(folder):
+        add_classes()
+        yield folder
+
+
+def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None:
+    tabled = [f"table_{i:02d}" for i in (1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
+    assert experiment_names() == [*(f"figure_{i:02d}" for i in (3, 4, 5, 6)), *tabled]
+
+
+def test_together_they_exercise_every_method(project: Path) -> None:
+    params = make_params()
+    used = {e.row(name).method for e in map(load_experiment, experiment_names()) for name in e.names}
+    assert used == set(params.methods) - {"H_pinv y"}
+    kinds = {m.sampler.kind for m in params.methods.values() if m.sampler is not None}
+    assert kinds | {"heun"} == set(SAMPLERS) - {"dpmpp_2m"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_made_with_every_row(project: Path, name: str) -> None:
+    page = table.table(make_params(), name)
+    content = read_json(page.with_suffix(".json"))
+    experiment = load_experiment(name)
+    rows = {record["method"] for record in content["records"] if record["value"] is not None}
+    # The tiny architecture has two resolutions.
+    expected = set(experiment.names) - {"Resolutions 1 - 3 (all)"}
+    assert rows == expected
+    assert bool(content["missing"]) == ("Resolutions 1 - 3 (all)" in experiment.names)
+    assert set(content["measurements_sha256"]) == set(experiment.families)
+    text = page.read_text()
+    assert all(digest[:12] in text for digest in content["measurements_sha256"].values())
+    assert len(list(page.parent.glob(f"{name}_*.png"))) == len(experiment.families)
+    assert {claim["claim"] for claim in content["claims"]} == {claim.text for claim in experiment.claims}
+    assert {(c["method"], c["degradation"]) for c in content["costs"]} == {
+        (r["method"], r["degradation"]) for r in content["records"]
+    }
+
+
+def test_again_it_trains_and_computes_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = table.table(make_params(), "table_03").read_text()
+    monkeypatch.setattr(restoring.Restorer, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("trained again"))
+    assert table.table(make_params(), "table_03").read_text() == first
+
+
+def test_tables_share_what_they_have_in_common(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.table(make_params(), "table_01")
+    monkeypatch.setattr(restoring.Restorer, "_compute", lambda *_: pytest.fail("computed again"))
+    table.table(make_params(), "table_09")
+    table.table(make_params(), "figure_03")
+
+
+def test_models_of_the_pipeline_are_taken(project: Path) -> None:
+    params, experiment = make_params(), load_experiment("table_04")
+    own = train.train(params, "unconditional")
+    keeper = zoo.Zoo("table_04", experiment, params, experiment.applied(params))
+    assert keeper.folder("unconditional") == own
+    assert zoo.pipeline_models(params, experiment) == ["train@unconditional", "train@palette", "train@invfusion"]
+    assert zoo.pipeline_models(params, load_experiment("table_11")) == ["train@unconditional"]
+    assert zoo.pipeline_models(params, load_experiment("table_02")) == []
+
+
+class TestWhatIsMissing:
+    def test_models(self, project: Path, caplog: pytest.LogCaptureFixture) -> None:
+        table.table(make_params(), "table_04")
+        params = make_params()
+        longer = params.train.model_copy(update={"images": 16})
+        with pytest.raises(CheckpointError, match=r"nothing can be computed.*'palette' is not trained; its place is"):
+            table.table(params.model_copy(update={"train": longer}), "table_12", trains=False)
+        unrolled = params.distill.unrolled_ddrm.model_copy(update={"lr": 0.123})
+        changed = params.model_copy(update={"distill": params.distill.model_copy(update={"unrolled_ddrm": unrolled})})
+        content = read_json(table.table(changed, "table_14", trains=False).with_suffix(".json"))
+        assert list(content["missing"]) == ["unrolled_ddrm"]
+        assert "computed nevertheless: DDRM (sampling), InvFusion, InvFusion MMSE" in caplog.text
+        verdicts = {(c["claim"], c["verdict"]) for c in content["claims"]}
+        assert ("Unrolling raises PSNR", "cannot be tested here") in verdicts
+
+    def test_the_dataset(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
+        (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DataError, match="stage step has not been run"):
+            table.table(make_params(), "table_03")
+
+    def test_classes(self) -> None:
+        with pytest.raises(ConfigError, match="class-conditional, but the dataset 'digits16' has no class labels"):
+            Experiment.model_validate(
+                {"title": "t", "table": "2", "dataset": "ImageNet64", "class_conditional": True, "metrics": ["psnr"],
+                 "groups": {"all": ["DDRM"]}}
+            ).applied(make_params())  # fmt: skip
+
+    def test_an_unknown_experiment(self, project: Path) -> None:
+        with pytest.raises(ConfigError, match="unknown experiment 'table_3': did you mean 'table_"):
+            load_experiment("table_3")
+
+    def test_one_failing_table_does_not_stop_the_others(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made = []
+
+        def make(_: Params, name: str, trains: bool) -> None:
+            if name == "table_03":
+                raise DataError("no such data")
+            made.append(name)
+
+        monkeypatch.setattr(table, "table", make)
+        monkeypatch.setattr("sys.argv", ["table", "--params", str(ROOT / "params.yaml"), "table_03", "table_04"])
+        with pytest.raises(SystemExit, match="table_03 could not be made"):
+            table.main()
+        assert made == ["table_04"]
+
+
+def record(method: str, metric: str, value: float | None, spread: float = 0.1, **more: Any) -> dict[str, Any]:
+    known = value is not None
+    low, high = (value - spread, value + spread) if known else (None, None)
+    made = {"method": method, "degradation": "matrix", "metric": metric, "value": value, "low": low, "high": high}
+    return made | {"n": 4, "nfe": 1, "measurements_sha256": ""} | more
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict"),
+    [
+        ({"better": "A", "metric": "psnr", "than": ["B"]}, "holds"),
+        ({"better": "A", "metric": "psnr"}, "holds, intervals overlap"),
+        ({"better": "A", "metric": "psnr", "than": ["C"]}, "holds, intervals overlap"),
+        ({"better": "B", "metric": "psnr"}, "does not hold"),
+        ({"better": "B", "metric": "fid"}, "holds"),
+        ({"better": "A", "metric": "psnr", "than": ["B"], "within": 3.0}, "holds"),
+        ({"better": "A", "metric": "psnr", "than": ["B"], "within": 1.0}, "does not hold"),
+        ({"better": "A", "metric": "fid", "than": ["A"], "than_metric": "cfid"}, "cannot be tested here"),
+        ({"better": "A", "metric": "lpips"}, "cannot be tested here"),
+    ],
+)
+def test_claims_are_judged(claim: dict[str, Any], verdict: str) -> None:
+    found = [
+        record("A", "psnr", 12.0), record("B", "psnr", 10.0), record("C", "psnr", 11.9),
+        record("A", "fd_pixel8x8", 3.0), record("B", "fd_pixel8x8", 1.0),
+        record("A", "lpips", None, unavailable="no file weights/alexnet"),
+    ]  # fmt: skip
+    (finding,) = findings([ClaimConfig(text="t", **claim)], ["A", "B", "C"], ["matrix"], found)
+    assert finding.verdict == verdict
+    if "lpips" in claim.values():
+        assert finding.numbers == "no file weights/alexnet"
+    if "fid" in claim.values() and "than_metric" not in claim:
+        assert "FD-px8" in finding.numbers, "what was compared is named"
+
+
+def test_the_papers_numbers_stand_beside_ours_on_its_data_alone() -> None:
+    faces, digits = (tables.PaperTable.load("3", name) for name in ("ffhq64", "digits16"))
+    laid_out = [
+        tables.paper_layout({"all": ["DDRM"]}, ["box_outpainting"], ["psnr"], [], paper, {"DDRM": "DDRM"})
+        for paper in (faces, digits)
+    ]
+    cells = [t.row_groups[0][1][0].cells[0] for t in laid_out]
+    assert cells[0].paper
+    assert cells[0].text == cells[1].text == "–"
+    assert cells[1].paper == ""
+    assert tables.PaperTable.load("15", "ffhq64").dataset == "FFHQ64"
+
+
+def test_every_row_of_the_papers_tables_is_known(project: Path) -> None:
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        if experiment.shows == "table" and experiment.dataset == "FFHQ64":
+            paper = tables.PaperTable.load(experiment.table, "ffhq64")
+            ours = {experiment.row(row).paper or row for row in experiment.names}
+            assert {method for _, method, _ in paper.values} == ours, name
+
+
+def test_tuning_takes_the_best_value_of_each_family(project: Path) -> None:
+    params = make_params()
+    assert tune.tune(params, ["DPS", "DDRM"]).read_text().startswith("# The best values by psnr")
+    written = experiments.read_values(tune.FRAGMENT)["methods"]
+    trials = read_json(tune.TRIALS)
+    families = {family.kind for family in params.evaluate.families}
+    assert set(written["DPS"]["tuned"]) == families
+    for family in families:
+        tried = {t["value"]: t["metric"] for t in trials if (t["method"], t["family"]) == ("DPS", family)}
+        assert set(tried) == set(SAMPLERS["dps"].tunable["zeta"])
+        assert tried[written["DPS"]["tuned"][family]["zeta"]] == max(tried.values())
+    with pytest.raises(ConfigError, match="InvFusion cannot be tuned; the methods that can be are DDRM"):
+        tune.tune(params, ["InvFusion"])
