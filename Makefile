@@ -59,6 +59,9 @@ check: setup  ## format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: setup  ## measure training, sampling and their parts; brings the tables of docs/performance.md up to date
+	@$(BIN)/python -m benchmarks $(BENCH)
+
 dry-run: setup  ## build the model and one batch of a profile: make dry-run PROFILE=ffhq64
 	@$(BIN)/python -m components.dry_run $(if $(PROFILE),--profile $(PROFILE))
 

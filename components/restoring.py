@@ -37,7 +37,7 @@ from invfusion.metrics import (
     psnr,
     squared_projections,
 )
-from invfusion.models import Denoiser, load_denoiser, set_attention_backend
+from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
 from invfusion.operators import Measurement
 from invfusion.rng import generator, randn
 from invfusion.samplers import SampleOutput, Sampler
@@ -106,8 +106,12 @@ class Restorer:
     def denoiser(self, name: str) -> Denoiser:
         """One model, ready to run."""
         if name not in self.loaded:
-            self.loaded[name] = load_denoiser(self.checkpoints[name], device=self.device)
-            set_attention_backend(self.loaded[name], self.params.runtime.attention_backend)
+            denoiser = self.loaded[name] = load_denoiser(self.checkpoints[name], device=self.device)
+            set_attention_backend(denoiser, self.params.runtime.attention_backend)
+            if self.params.evaluate.precision == "bf16":
+                lower_precision(denoiser)
+            if self.params.runtime.compile:
+                compile_network(denoiser)
         return self.loaded[name]
 
     def restore(self, method: Method, frozen: MeasurementSet) -> Restored:
@@ -235,6 +239,7 @@ class Restorer:
             "sampler": method.sampler and method.sampler.model_dump(mode="json"),
             "extra_draws": method.extra_draws,
             "guidance": self.params.evaluate.guidance,
+            "precision": self.params.evaluate.precision,
             "seed": self.params.seed,
             "shown": self.n_shown(method),
             "missing": sorted(self.tools.missing),

@@ -28,10 +28,17 @@ from components.children import child
 from components.device import pick_device
 from components.grids import restoration_grid
 from components.progress import Progress
-from invfusion.config import Params, load_params
+from invfusion.config import Params, RuntimeConfig, load_params
 from invfusion.data import StagedDataset
 from invfusion.errors import DataError, InvFusionError
-from invfusion.models import Denoiser, build_denoiser, save_denoiser, set_attention_backend
+from invfusion.models import (
+    Denoiser,
+    build_denoiser,
+    checkpoint_activations,
+    compile_network,
+    save_denoiser,
+    set_attention_backend,
+)
 from invfusion.training.config import OptimisationConfig, TrainedVariant
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.history import History
@@ -113,7 +120,7 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser, places: Place
     dataset = StagedDataset(STAGED, "train")
     facts = facts_of(params, name, task, denoiser, dataset)
     task = replace(task, fingerprint=facts["fingerprint"])
-    set_attention_backend(denoiser, params.runtime.attention_backend)
+    _accelerate(denoiser, params.runtime)
     stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
@@ -124,6 +131,7 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser, places: Place
         model = run_training(
             task, denoiser, dataset, places.state,
             device=device, processes=group, n_workers=params.runtime.workers,
+            n_draw_threads=params.runtime.draw_threads,
             observer=observer, should_stop=lambda: stop.signal is not None or _is_orphan(parent),
         )  # fmt: skip
         if model is None:
@@ -132,6 +140,13 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser, places: Place
         if group.rank == 0:
             _publish(model, places, facts | {"nimg": task.config.total_images})
     return places.model
+
+
+def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig) -> None:
+    set_attention_backend(denoiser, runtime.attention_backend)
+    checkpoint_activations(denoiser, runtime.activation_checkpointing)
+    if runtime.compile:
+        compile_network(denoiser)
 
 
 def facts_of(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:

@@ -98,12 +98,16 @@ class MethodConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """The frozen measurement sets, and how the models are judged on them. methods: names of `methods`, in order."""
+    """The frozen measurement sets, and how the models are judged on them.
+
+    methods: names of `methods`, in order. precision: of the networks' weights and arithmetic in sampling.
+    """
 
     split: Literal["train", "val", "test"] = "test"
     n_images: int = Field(default=10_000, ge=2)
     n_unconditional: int = Field(default=10_000, ge=0)
     batch_size: int = Field(default=64, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
     noise: NoiseConfig = GaussianNoise()
     families: list[DegradationConfig] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
@@ -199,12 +203,20 @@ class OracleConfig(Config):
 
 
 class RuntimeConfig(Config):
-    """Operational knobs, which change no result: no stage depends on them."""
+    """Operational knobs, which change no result but for rounding: no stage depends on them.
+
+    workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
+    networks through torch.compile; worth its minutes of compilation in long runs only. activation_checkpointing: less
+    memory in training, for about a third more arithmetic.
+    """
 
     device: str = "auto"
     processes: int = Field(default=1, ge=1)
     workers: int = Field(default=0, ge=0)
+    draw_threads: int = Field(default=1, ge=0)
     attention_backend: Literal["auto", "natten", "flex", "sdpa"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
     mlflow_uri: str = "sqlite:///mlflow.db"
 
 

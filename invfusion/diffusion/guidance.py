@@ -9,9 +9,11 @@ from invfusion.operators.base import Measurement
 
 
 class GuidedDenoiser:
-    """D_null + guidance * (D_class - D_null): both from one denoiser and the same measurement.
+    """D_null + guidance * (D_class - D_null): both from one denoiser and the same measurement, as one batch of twice
+    the size.
 
-    guidance = 1 is the denoiser itself, in one call; `calls_per_evaluation` counts the network calls of one evaluation.
+    guidance = 1 is the denoiser itself; `calls_per_evaluation` counts how often one evaluation runs the network on each
+    image.
     Raises `ConfigError` where guidance is not 1 and the model has no classes or a call has no class labels.
     """
 
@@ -24,6 +26,8 @@ class GuidedDenoiser:
         self.guidance = guidance
         self.n_classes = denoiser.n_classes
         self.calls_per_evaluation = 1 if guidance == 1 else 2
+        # Of the measurement handed in last: sampling asks with one and the same at every step.
+        self._twice: tuple[Measurement | None, Measurement | None] = (None, None)
 
     def __call__(
         self, x: Tensor, sigma: Tensor, measurement: Measurement | None = None, class_labels: Tensor | None = None
@@ -32,7 +36,17 @@ class GuidedDenoiser:
             return self.denoiser(x, sigma, measurement, class_labels)
         if class_labels is None:
             raise ConfigError(f"guidance {self.guidance} needs class labels; hand them in, or set guidance to 1")
-        conditional = self.denoiser(x, sigma, measurement, class_labels)
-        null = torch.full_like(class_labels, self.n_classes)
-        reference = self.denoiser(x, sigma, measurement, null)
+        labels = torch.cat((class_labels, torch.full_like(class_labels, self.n_classes)))
+        levels = sigma.expand(len(x)).repeat(2)
+        both = self.denoiser(x.repeat(2, 1, 1, 1), levels, self._doubled(measurement), labels)
+        conditional, reference = both.chunk(2)
         return torch.lerp(reference, conditional, self.guidance)
+
+    def _doubled(self, measurement: Measurement | None) -> Measurement | None:
+        """The measurements of a batch twice over."""
+        if measurement is None:
+            return None
+        if self._twice[0] is not measurement:
+            rows = list(range(len(measurement.y)))
+            self._twice = measurement, measurement.select(rows + rows)
+        return self._twice[1]

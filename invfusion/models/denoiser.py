@@ -1,6 +1,7 @@
 """The denoiser: EDM preconditioning around the raw network."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import torch
@@ -52,6 +53,8 @@ class Denoiser(Initialised):
     def __init__(self, config: DenoiserConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        # Below float32, the trunk runs under autocast; see `lower_precision`.
+        self.trunk_dtype = torch.float32
         self.net = HDiT(config)
         self.log_variance = LogVariance()
         if not self.log_variance.phases.is_meta:
@@ -126,13 +129,14 @@ class Denoiser(Initialised):
         self._check(x, sigma, measurement, class_labels)
         x = x.float()
         factors = precondition(sigma, self.config.sigma_data)
-        raw = self.net(
-            self._network_input(factors.in_ * x, measurement),
-            factors.noise,
-            None if measurement is None or measurement.y.numel() == 0 else measurement,
-            class_labels,
-            augment_labels,
-        ).float()
+        with self._trunk_precision(x.device.type):
+            raw = self.net(
+                self._network_input(factors.in_ * x, measurement),
+                factors.noise,
+                None if measurement is None or measurement.y.numel() == 0 else measurement,
+                class_labels,
+                augment_labels,
+            ).float()
         channels = self.config.channels
         denoised = torch.addcmul(factors.skip * x, factors.out, raw[:, :channels])
         if return_logvar:
@@ -165,6 +169,12 @@ class Denoiser(Initialised):
             raise ConfigError("this model has no principal components; load a model distilled with 'nppc'")
         mean, directions = self(x, sigma, measurement, class_labels, return_components=True)
         return mean, directions
+
+    def _trunk_precision(self, device_type: str) -> AbstractContextManager[object]:
+        """An autocast of the caller's stays as it is where the trunk's own weights are in float32."""
+        if self.trunk_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device_type, self.trunk_dtype)
 
     def _network_input(self, x: Tensor, measurement: Measurement | None) -> Tensor:
         """The scaled image, with H_pinv y beside it in the conditional variants."""

@@ -17,7 +17,8 @@ class FeatureDegradation(nn.Module):
 
     patch: side in pixels of one token's image patch; channels: of the image; d = stack size * channels * patch^2, the
     features ordered (row in patch, column in patch, stack, channel). The back-projection is the operator's
-    `back_project`, exact for all of ours. Gradients flow through H and H_pinv, which run in float32.
+    `back_project`, exact for all of ours. Gradients flow through H and H_pinv. All of it runs in float32 under any
+    autocast: an inverse blur magnifies the rounding of what lies between H and H_pinv up to a hundredfold.
     """
 
     def __init__(self, width: int, patch: int, channels: int) -> None:
@@ -29,11 +30,12 @@ class FeatureDegradation(nn.Module):
 
     def forward(self, x: Tensor, measurement: Measurement) -> Tensor:
         operator, y = measurement.operator, measurement.y
-        z = operator.H(self._to_images(x)).flatten(2)
-        both = torch.cat((y.flatten(1).unsqueeze(1).to(z.dtype), z), dim=1)
-        mixed = F.gelu(torch.matmul(self.mix.weight, both) + self.mix.bias[:, None])
-        images = operator.back_project(mixed.view(*mixed.shape[:2], *operator.measurement_shape))
-        return self._to_tokens(images).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            z = operator.H(self._to_images(x.float())).flatten(2)
+            both = torch.cat((y.flatten(1).unsqueeze(1).to(z.dtype), z), dim=1)
+            mixed = F.gelu(torch.matmul(self.mix.weight, both) + self.mix.bias[:, None])
+            images = operator.back_project(mixed.view(*mixed.shape[:2], *operator.measurement_shape))
+            return self._to_tokens(images).to(x.dtype)
 
     def _to_images(self, x: Tensor) -> Tensor:
         """(B, H, W, d) -> (B, stack, channels, H * patch, W * patch)."""

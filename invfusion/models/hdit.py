@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from invfusion.models.attention import Grid, attend, check_backend
 from invfusion.models.config import DenoiserConfig, LevelConfig
@@ -157,7 +158,7 @@ class JointAttention(SelfAttention):
         data-parallel training needs.
         """
         idle = (*self.degradation.parameters(), *self.degradation_norm.parameters(), self.degradation_value.weight)
-        zero = 0.0 * torch.stack([p.sum() for p in idle]).sum()
+        zero = 0.0 * torch.stack([p.sum().float() for p in idle]).sum()
         keys = F.linear(xn, self.degradation_key.weight[:, : xn.shape[-1]])
         return keys, zero.to(keys.dtype).expand_as(keys)
 
@@ -189,11 +190,17 @@ class Level(nn.ModuleList):
         joint_patch = config.patch_at(index) if config.has_invfusion_blocks(index) else None
         super().__init__(Layer(level, config, joint_patch) for _ in range(level.depth))
 
+    # Whether the backward pass computes a layer's activations again instead of keeping them.
+    checkpoints = False
+
     def forward(self, x: Tensor, cond: Tensor, measurement: Measurement | None) -> Tensor:
         # All layers of a level have the same frequencies, so one table serves them all.
         rotation = cast(Layer, self[0]).attention.rope((x.shape[1], x.shape[2]))
         for layer in self:
-            x = layer(x, cond, rotation, measurement)
+            if self.checkpoints and self.training:
+                x = checkpoint(layer, x, cond, rotation, measurement, use_reentrant=False)
+            else:
+                x = layer(x, cond, rotation, measurement)
         return x
 
 

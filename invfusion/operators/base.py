@@ -165,6 +165,10 @@ class LinearOperator(nn.Module, ABC):
             "tensors": self.tensors(),
         }
 
+    def prepare(self) -> Self:
+        """Compute now what would be computed at the first use of `H` and `H_pinv`; returns the operator itself."""
+        return self
+
     def select(self, index: Sequence[int] | slice) -> Self:
         """The operators of some samples of the batch, as an operator."""
         rows = range(self.batch_size)[index] if isinstance(index, slice) else index
@@ -250,9 +254,9 @@ class Measurement:
             return cls(clean, operator, level)
         return cls(clean + level.view(-1, *[1] * (clean.ndim - 1)) * noise, operator, level)
 
-    @property
+    @cached_property
     def H_pinv_y(self) -> Tensor:
-        """H_pinv(y), (B, C, H, W): the measurement shown as an image."""
+        """H_pinv(y), (B, C, H, W): the measurement as an image. Computed once, since networks ask at every call."""
         return self.operator.H_pinv(self.y)
 
     def to(self, device: torch.device | str) -> "Measurement":

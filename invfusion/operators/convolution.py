@@ -107,6 +107,10 @@ class StridedConvolution(LinearOperator):
         image: Tensor = torch.fft.irfft2(tiled, s=self.image_shape[1:])
         return image
 
+    def prepare(self) -> Self:
+        _ = self.spectra
+        return self
+
     @property
     def norm(self) -> Tensor:
         return self.spectra.norm

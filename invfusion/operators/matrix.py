@@ -57,6 +57,10 @@ class MatrixOperator(LinearOperator):
         kept = squares > RANK_TOLERANCE * squares[:, -1:]
         return vectors.to(self.dtype), (squares * kept).to(self.dtype)
 
+    def prepare(self) -> Self:
+        _ = self.inverse
+        return self
+
     @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
         return _apply_rows(self.matrix, x.flatten(-3))

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -88,11 +89,13 @@ def train(
     device: torch.device,
     processes: Processes,
     n_workers: int = 0,
+    n_draw_threads: int = 0,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Denoiser | None:
     """Train until `task.config.images` and return the averaged model; None where `should_stop` asked for an early end.
 
+    `n_workers` processes read images ahead, and `n_draw_threads` threads draw operators ahead; both change no result.
     The state lies in `folder`, which all processes share; calling again with the same task continues from the newest
     sound checkpoint, with any number of processes.
 
@@ -102,22 +105,23 @@ def train(
         CheckpointError: the state cannot be saved, or the processes do not share one state folder.
     """
     _check_fit(task, denoiser, dataset, processes)
-    run = _begin(task, denoiser, folder, device, processes)
+    run = _begin(task, denoiser, folder, device, processes, n_draw_threads)
     hears: Observer = observer if observer is not None and run.is_leader else SilentObserver()
     hears.on_begin(run.nimg)
     stream = TrainingStream(dataset, task.seed, task.config.micro_batch_size, n_workers)
     end = task.config.total_images
     batches = stream.iterate(run.nimg, end, step=processes.world_size, offset=processes.rank)
     clock = _Clock(run.nimg)
-    while run.nimg < end:
-        before = run.nimg
-        _advance(run, batches)
-        stopped = processes.any(should_stop())
-        _report(run, hears, clock, before)
-        if stopped or run.nimg == end or _crossed(before, run.nimg, task.config.checkpoint_images):
-            _save(run)
-        if stopped and run.nimg < end:
-            return None
+    with closing(run.stepper.draws):
+        while run.nimg < end:
+            before = run.nimg
+            _advance(run, batches)
+            stopped = processes.any(should_stop())
+            _report(run, hears, clock, before)
+            if stopped or run.nimg == end or _crossed(before, run.nimg, task.config.checkpoint_images):
+                _save(run)
+            if stopped and run.nimg < end:
+                return None
     return run.averaged()
 
 
@@ -151,12 +155,14 @@ def _check_fit(task: Task, denoiser: Denoiser, dataset: StagedDataset, processes
         )
 
 
-def _begin(task: Task, denoiser: Denoiser, folder: Path, device: torch.device, processes: Processes) -> Run:
+def _begin(
+    task: Task, denoiser: Denoiser, folder: Path, device: torch.device, processes: Processes, n_draw_threads: int
+) -> Run:
     denoiser.to(device).train()
     run = Run(
         task=task,
         denoiser=denoiser,
-        stepper=Stepper(task, denoiser, processes, device),
+        stepper=Stepper(task, denoiser, processes, device, n_draw_threads),
         ema=EMA(denoiser, task.config.ema_half_life, task.config.ema_rampup),
         history=History(folder / LOG),
         folder=folder,

@@ -13,26 +13,29 @@ from invfusion.data import Batch
 from invfusion.diffusion.losses import Condition, LossOutput, Network
 from invfusion.errors import NonFiniteError
 from invfusion.models import Denoiser
+from invfusion.operators.base import LinearOperator
 from invfusion.rng import derive_seed, generator
 from invfusion.training.augment import augment
 from invfusion.training.distributed import Processes
+from invfusion.training.draws import OperatorDraws
 from invfusion.training.schedule import learning_rate
-from invfusion.training.task import Task, draw_class_labels, draw_measurement
+from invfusion.training.task import Task, draw_class_labels, measure
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # With fp16 an overflow now and then is normal, and halves the loss scale; so many in a row are not (2^16 down to 2^-8).
 MAX_OVERFLOWS = 24
 
 
-def micro_batch_loss(task: Task, network: Network, batch: Batch, n_classes: int, index: int) -> LossOutput:
-    """The loss of the micro-batch that begins at image count `index`; the batch lies on the network's device."""
+def micro_batch_loss(
+    task: Task, network: Network, batch: Batch, operator: LinearOperator | None, n_classes: int, index: int
+) -> LossOutput:
+    """The loss of the micro-batch that begins at image count `index`; all lies on the network's device."""
     x, augment_labels = augment(
         codec.decode(batch.images), task.config.augment_probability, generator(task.seed, "train/augment", index)
     )
     labels = draw_class_labels(task, batch, n_classes, index)
-    condition = Condition(
-        draw_measurement(task, x, index), None if labels is None else labels.to(x.device), augment_labels
-    )
+    measurement = None if operator is None else measure(task, x, operator, index)
+    condition = Condition(measurement, None if labels is None else labels.to(x.device), augment_labels)
     return task.loss(network, x, condition, generator(task.seed, "train/noise", index))
 
 
@@ -47,14 +50,21 @@ def seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Stepper:
-    """Optimiser, gradient scaler and data-parallel wrapper around one denoiser."""
+    """Optimiser, gradient scaler and data-parallel wrapper around one denoiser.
 
-    def __init__(self, task: Task, denoiser: Denoiser, processes: Processes, device: torch.device) -> None:
+    n_threads: background threads that draw operators ahead.
+    """
+
+    def __init__(
+        self, task: Task, denoiser: Denoiser, processes: Processes, device: torch.device, n_threads: int = 0
+    ) -> None:
         self.task, self.denoiser, self.processes, self.device = task, denoiser, processes, device
         denoiser.log_variance.requires_grad_(task.loss.trains_log_variance)
         self.parameters = [p for p in denoiser.parameters() if p.requires_grad]
         self.model = processes.wrap(denoiser)
         config = task.config
+        stride = config.micro_batch_size * processes.world_size
+        self.draws = OperatorDraws(task, denoiser.image_shape, stride, device, n_threads)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.overflows = 0
@@ -77,8 +87,9 @@ class Stepper:
         config, group = self.task.config, self.processes
         seed = derive_seed(self.task.seed, "train/dropout", start)
         moved = Batch(batch.images.to(self.device), batch.keys, batch.labels)
+        operator = self.draws(start)
         with group.sync(self.model, last), seeded_dropout(seed, self.device):
-            output = micro_batch_loss(self.task, self._network, moved, self.denoiser.n_classes, start)
+            output = micro_batch_loss(self.task, self._network, moved, operator, self.denoiser.n_classes, start)
             # Data-parallel gradients are averaged over the processes; the loss is a mean over the global batch.
             loss = output.per_sample.sum() * (group.world_size / config.batch_size)
             torch.autograd.backward(self.scaler.scale(loss))

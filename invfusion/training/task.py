@@ -10,7 +10,7 @@ from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import Condition, LossOutput, Network
 from invfusion.noise import NoiseConfig
-from invfusion.operators.base import Measurement
+from invfusion.operators.base import LinearOperator, Measurement
 from invfusion.rng import generator
 from invfusion.training.config import OptimisationConfig
 
@@ -45,12 +45,22 @@ class Task:
     fingerprint: str = ""
 
 
-def draw_measurement(task: Task, x: Tensor, index: int) -> Measurement | None:
-    """The measurement of a micro-batch that begins at image count `index`; None for unconditional training."""
+def draw_operator(task: Task, batch_size: int, image_shape: tuple[int, ...], index: int) -> LinearOperator | None:
+    """The CPU operator of a micro-batch that begins at image count `index`; None for unconditional training."""
     if task.degradation is None:
         return None
     draws = generator(task.seed, "train/operator", index)
-    operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws).to(x.device)
+    return task.degradation.sample(batch_size=batch_size, image_shape=image_shape, generator=draws)
+
+
+def draw_measurement(task: Task, x: Tensor, index: int) -> Measurement | None:
+    """The measurement of a micro-batch that begins at image count `index`; None for unconditional training."""
+    operator = draw_operator(task, len(x), tuple(x.shape[1:]), index)
+    return None if operator is None else measure(task, x, operator.to(x.device), index)
+
+
+def measure(task: Task, x: Tensor, operator: LinearOperator, index: int) -> Measurement:
+    """What an operator on the images' device sees of them, with the noise that belongs to image count `index`."""
     return task.noise.measure(x, operator, generator(task.seed, "train/measurement-noise", index))
 
 

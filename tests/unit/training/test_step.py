@@ -45,7 +45,7 @@ class TestGradients:
         numbers = trained.step(16, iter([batches.batch(16), batches.batch(20)]))
 
         fresh = build_denoiser(tiny.ARCHITECTURE, dropout=0.0)
-        losses = [micro_batch_loss(task, fresh, batches.batch(n), 3, n).per_sample for n in (16, 20)]
+        losses = [micro_batch_loss(task, fresh, batches.batch(n), trained.draws(n), 3, n).per_sample for n in (16, 20)]
         mean = torch.cat(losses).mean()
         mean.backward()
         assert numbers["loss"] == pytest.approx(float(mean.detach()))
@@ -102,8 +102,8 @@ class TestNonFinite:
         """Make the loss of some rows of one micro-batch not-a-number."""
         original = module.micro_batch_loss
 
-        def poisoned(task: Task, network: Any, batch: Batch, n_classes: int, index: int) -> Any:
-            output = original(task, network, batch, n_classes, index)
+        def poisoned(task: Task, network: Any, batch: Batch, operator: Any, n_classes: int, index: int) -> Any:
+            output = original(task, network, batch, operator, n_classes, index)
             if index == start:
                 factor = torch.ones(len(batch))
                 factor[rows] = float("nan")

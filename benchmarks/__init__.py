@@ -1,0 +1,1 @@
+"""Measure what training and sampling cost, each figure as a ratio to a plain implementation within one run."""

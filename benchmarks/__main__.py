@@ -1,0 +1,94 @@
+"""Measure everything, write JSON, and bring the tables of docs/performance.md up to date with it.
+
+`python -m benchmarks` takes under five minutes on two CPU cores, where the paper's networks run narrowed; on a GPU the
+same command runs them whole. Every figure is a ratio of calls that ran in turn, so a busy machine does not favour one.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.arithmetic import matmul_peak
+from benchmarks.document import PERFORMANCE, update
+from benchmarks.records import Record, rounded
+from benchmarks.suites import SUITES
+from components import tracking
+
+RESULTS = Path("benchmarks/results")
+# Seconds for which one comparison is repeated; the largest part of what a run takes.
+SECONDS = 0.4
+
+log = logging.getLogger("benchmarks")
+
+
+def measure(names: list[str], device: torch.device, seconds: float, compiled: bool) -> list[Record]:
+    """The records of the named suites."""
+    records: list[Record] = []
+    with tqdm(names, desc="benchmarks", unit="suite", disable=None) as progress:
+        for name in progress:
+            progress.set_postfix_str(name)
+            records += _suite(name, compiled)(device, seconds)
+    return records
+
+
+def _suite(name: str, compiled: bool) -> Callable[[torch.device, float], Iterator[Record]]:
+    suite: Callable[..., Iterator[Record]] = SUITES[name]
+    return partial(suite, compiled=True) if compiled and name in ("training", "sampling") else suite
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What ran the measurements."""
+    is_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if is_gpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": None if is_gpu else rounded(os.getloadavg()[0]),
+        "torch": torch.__version__,
+        "git_revision": tracking.git_revision(),
+        "matmul_gflops": {
+            str(dtype).removeprefix("torch."): rounded(matmul_peak(device, dtype) / 1e9)
+            for dtype in (torch.float32, torch.bfloat16)
+        },
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES), help="some of the suites")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for which each comparison is repeated")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled networks (minutes more)")
+    parser.add_argument("--output", type=Path, help="the JSON file; default: benchmarks/results/<cpu or cuda>.json")
+    parser.add_argument("--no-document", action="store_true", help="leave docs/performance.md as it is")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("invfusion").setLevel(logging.WARNING)
+    start = time.perf_counter()
+    device = torch.device(arguments.device)
+    records = measure(arguments.only, device, arguments.seconds, arguments.compile)
+    facts = machine(device) | {"seconds": rounded(time.perf_counter() - start)}
+    output = arguments.output or RESULTS / f"{device.type}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"machine": facts, "records": records}, indent=1) + "\n")
+    if not arguments.no_document:
+        update(PERFORMANCE, RESULTS)
+    log.info("%d records of %s in %s, %.0f s", len(records), facts["device"], output, facts["seconds"])
+
+
+if __name__ == "__main__":
+    main()

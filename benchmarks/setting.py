@@ -1,0 +1,119 @@
+"""What is measured, and how large: presets by name, families of degradations, batch sizes by device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invfusion import rng
+from invfusion.data import Batch
+from invfusion.degradations import FAMILIES, DegradationFamily, MixtureConfig
+from invfusion.diffusion.losses import DiffusionLoss
+from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, build_denoiser, denoiser_config
+from invfusion.noise import GaussianNoise
+from invfusion.operators import Measurement
+from invfusion.training.config import OptimisationConfig, Precision
+from invfusion.training.task import Task
+
+# The members of the training mixture; each has the same weight.
+MIXTURE = ("strided_motion_blur", "patch_inpainting", "matrix", "null")
+VARIANTS: tuple[Variant, ...] = ("unconditional", "palette", "invfusion")
+
+# On a CPU the paper's networks are run at a fraction of their width and depth: the same code path, not the same cost.
+_NARROW_64 = (
+    LevelConfig(width=96, depth=1, kernel=7),
+    LevelConfig(width=192, depth=1, kernel=7),
+    LevelConfig(width=384, depth=1),
+)
+_NARROW: dict[str, dict[str, Any]] = {
+    "ffhq64": {"levels": _NARROW_64, "head_dim": 32},
+    "imagenet64": {"levels": _NARROW_64, "head_dim": 32},
+    "ffhq256": {
+        "levels": (
+            LevelConfig(width=96, depth=1, kernel=5),
+            LevelConfig(width=192, depth=1, kernel=7),
+            LevelConfig(width=384, depth=1),
+            LevelConfig(width=768, depth=1),
+        ),
+        "head_dim": 32,
+    },
+}
+# Images of one network call: in training, in sampling.
+BATCHES = {
+    "cpu": {"digits16": (32, 64), "ffhq64": (2, 2), "imagenet64": (2, 2), "ffhq256": (1, 1)},
+    "cuda": {"digits16": (256, 256), "ffhq64": (64, 128), "imagenet64": (64, 128), "ffhq256": (32, 64)},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One preset on one device. name: of the preset, with "(narrow)" where it is not the paper's network."""
+
+    preset: str
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset} (narrow)" if self._is_narrow else self.preset
+
+    @property
+    def config(self) -> DenoiserConfig:
+        overrides = _NARROW[self.preset] if self._is_narrow else {}
+        return denoiser_config(self.preset, **overrides)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one training step."""
+        return BATCHES[self.device.type][self.preset][0]
+
+    @property
+    def sampling_batch(self) -> int:
+        """Images that are sampled together."""
+        return BATCHES[self.device.type][self.preset][1]
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self.device.type == "cpu" and self.preset in _NARROW
+
+    def denoiser(self, variant: Variant) -> Denoiser:
+        """A network whose weights are off zero, as after training: zeros may be cheaper, and hide errors."""
+        denoiser = build_denoiser(self.config, variant)
+        draws = rng.generator(0, "benchmarks/weights")
+        with torch.no_grad():
+            for parameter in denoiser.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=draws))
+        return denoiser.to(self.device)
+
+    def task(self, kind: str | None, precision: Precision = "fp32") -> Task:
+        """Training on one family of degradations; "mixture" on all of them, None on none."""
+        config = OptimisationConfig(
+            batch_size=self.batch_size, micro_batch_size=self.batch_size, precision=precision, warmup_images=0
+        )
+        return Task(DiffusionLoss(), None if kind is None else family(kind), GaussianNoise(), config, seed=0)
+
+    def batches(self) -> Iterator[Batch]:
+        """Training batches that cost nothing."""
+        shape = (self.batch_size, *self.config.image_shape)
+        images = torch.randint(256, shape, generator=rng.generator(0, "benchmarks/images")).to(torch.uint8)
+        labels = torch.zeros(len(images), dtype=torch.long)
+        while True:
+            yield Batch(images, [str(i) for i in range(len(images))], labels)
+
+    def images(self, n: int) -> Tensor:
+        """Some images (n, C, H, W) in [-1, 1]."""
+        return rng.randn(self.config.image_shape, rng.generators(0, "benchmarks/x", range(n)), self.device).clip(-1, 1)
+
+    def measurement(self, kind: str, n: int, index: int = 0) -> Measurement:
+        """What a drawn operator sees of n images."""
+        draws = rng.generator(0, "benchmarks/operator", index)
+        operator = family(kind).sample(n, self.config.image_shape, draws).to(self.device)
+        return Measurement.of(self.images(n), operator.prepare())
+
+
+def family(kind: str) -> DegradationFamily:
+    """A family with the paper's settings, or the training mixture."""
+    if kind == "mixture":
+        return MixtureConfig(members=[FAMILIES[name]() for name in MIXTURE])
+    return FAMILIES[kind]()

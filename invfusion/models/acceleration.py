@@ -1,0 +1,40 @@
+"""Switches that make a denoiser faster or smaller and leave its weights' names alone."""
+
+import torch
+from torch import nn
+
+from invfusion.models.denoiser import Denoiser
+from invfusion.models.feature_degradation import FeatureDegradation
+from invfusion.models.hdit import Level
+
+# Graphs of one network: each kind of operator and stride has its own, in training and in sampling.
+MAX_GRAPHS = 64
+
+
+def compile_network(denoiser: Denoiser, backend: str = "inductor") -> None:
+    """Run the raw network through torch.compile from now on, operators inside the graph and without graph breaks.
+
+    The first batch of each operator kind and batch size waits for its compilation. Copies of the denoiser are eager.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    denoiser.net.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def checkpoint_activations(denoiser: Denoiser, enabled: bool = True) -> None:
+    """In training, keep only the inputs of each layer and compute its activations again in the backward pass."""
+    for module in denoiser.modules():
+        if isinstance(module, Level):
+            module.checkpoints = enabled
+
+
+def lower_precision(denoiser: Denoiser, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Store the weights of the trunk's linear maps in `dtype` and run the trunk under autocast to it; for sampling.
+
+    The conditioning, norms, feature degradation and the preconditioning around the network stay in float32.
+    """
+    exact = {denoiser.net.conditioning, *(m for m in denoiser.net.modules() if isinstance(m, FeatureDegradation))}
+    kept = {part for module in exact for part in module.modules()}
+    for module in denoiser.net.modules():
+        if isinstance(module, nn.Linear) and module not in kept:
+            module.to(dtype)
+    denoiser.trunk_dtype = dtype

@@ -1,0 +1,148 @@
+"""The plain reference does equal work: its operators, networks, updates and samples are ours up to rounding."""
+
+import re
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.arithmetic import attention_flops, matmul_flops
+from benchmarks.document import PERFORMANCE, TABLES, render
+from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_operator, plain_sample
+from benchmarks.setting import BATCHES, MIXTURE, Setting
+from benchmarks.suites.memory import memory
+from benchmarks.timing import interleaved
+from invfusion import rng
+from invfusion.models import Variant, build_denoiser, denoiser_config
+from invfusion.models.attention import neighbourhood_mask
+from invfusion.operators.base import Measurement
+from invfusion.operators.masks import MaskOperator
+from invfusion.samplers import HeunConfig
+from invfusion.training.distributed import Processes
+from invfusion.training.ema import EMA
+from invfusion.training.step import Stepper
+
+CPU = torch.device("cpu")
+SETTING = Setting("digits16", CPU)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BATCHES["cpu"], "digits16", (4, 4))
+
+
+@pytest.mark.parametrize("kind", MIXTURE[:-1])
+def test_operators(kind: str) -> None:
+    operator = SETTING.measurement(kind, 4, index=1).operator
+    plain = plain_operator(operator)
+    x = rng.randn((6, *operator.image_shape), rng.generators(0, "x", range(4)))
+    y = operator.H(x)
+    torch.testing.assert_close(plain.H(x), y.flatten(2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.H_pinv(y.flatten(2)), operator.H_pinv(y), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "preset"),
+    [
+        *((kind, "invfusion", "digits16") for kind in (*MIXTURE, None)),
+        ("matrix", "palette", "digits16"),
+        (None, "unconditional", "digits16"),
+        ("strided_motion_blur", "invfusion", "ffhq64"),
+    ],
+)
+def test_networks(kind: str | None, variant: Variant, preset: str) -> None:
+    setting = Setting(preset, CPU)
+    denoiser = setting.denoiser(variant).eval()
+    x, sigma = setting.images(2), torch.tensor([0.3, 5.0])
+    measurement = None if kind is None else setting.measurement(kind, 2)
+    with torch.no_grad():
+        ours, u = denoiser(x, sigma, measurement, return_logvar=True)
+        plain, v = PlainDenoiser(denoiser)(x, sigma, plain_measurement(measurement), return_logvar=True)
+    torch.testing.assert_close(plain, ours, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(v, u)
+
+
+@pytest.mark.parametrize("kind", MIXTURE)
+def test_updates_and_averages(kind: str) -> None:
+    task, denoisers = SETTING.task(kind), [SETTING.denoiser("invfusion") for _ in range(2)]
+    stepper, trainer = Stepper(task, denoisers[0].train(), Processes(), CPU), PlainTrainer(task, denoisers[1], CPU)
+    ema = EMA(denoisers[0], task.config.ema_half_life, task.config.ema_rampup)
+    batches = SETTING.batches()
+    for nimg in (0, 4):
+        loss = stepper.step(nimg, batches)["loss"]
+        ema.update(denoisers[0], nimg + 4, 4)
+        assert trainer.step(nimg, batches) == pytest.approx(loss, rel=1e-4)
+    for name, averaged in trainer.averaged.named_parameters():
+        torch.testing.assert_close(averaged, ema.weights[name], rtol=1e-3, atol=2e-5)
+
+
+def test_samples() -> None:
+    denoiser = SETTING.denoiser("invfusion").eval()
+    measurement, noise = SETTING.measurement("strided_motion_blur", 2), SETTING.images(2)
+    sampler = HeunConfig(n_steps=4)
+    ours = sampler.sample(denoiser, measurement, noise, generators=rng.generators(0, "way", range(2))).x
+    plain = plain_sample(PlainDenoiser(denoiser), measurement, noise, sampler)
+    torch.testing.assert_close(plain, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    """Counted by the library against the sum over the linear maps of a blind network; for one batch of 2 images."""
+    setting = Setting("digits16", CPU)
+    denoiser, config = setting.denoiser("palette").eval(), setting.config
+    x, sigma, measurement = setting.images(2), torch.ones(2), setting.measurement("patch_inpainting", 2)
+    expected = 0
+    for index, (level, ways) in enumerate(zip(config.levels, (2, 1), strict=True)):
+        d, tokens = level.width, (16 // config.patch_at(index)) ** 2
+        layer = tokens * 13 * d * d + 2 * config.mapping_width * d
+        expected += ways * level.depth * layer
+    fine, coarse, n_fine, n_coarse = 72, 144, 64, 16
+    expected += n_coarse * 2 * (4 * fine * coarse) + n_fine * fine * (6 * 4 + 3 * 4)
+    width, hidden = config.mapping_width, config.mapping_hidden
+    expected += 3 * width**2 // 2 + config.mapping_depth * 3 * width * hidden
+    with torch.no_grad():
+        counted = matmul_flops(lambda: denoiser(x, sigma, measurement)) / 2
+    assert counted == pytest.approx(2 * expected, rel=0.001)
+
+
+def test_attention_flops_count_windows_and_both_sets() -> None:
+    """FFHQ64: 7x7 windows on grids of 32 and 16 tokens, 4 layers each, and 8 global layers on 8x8; two sets of keys."""
+    expected = 4 * 2 * (4 * 32**2 * 49 * 384 + 4 * 16**2 * 49 * 768 + 8 * 64 * 64 * 1536)
+    assert attention_flops(denoiser_config("ffhq64")) == expected
+    assert attention_flops(denoiser_config("ffhq64", "palette")) == expected // 2
+
+
+def test_flops_of_the_paper() -> None:
+    """40.63 GMAC for the FFHQ64 InvFusion model on masks, attention and all (methods of the published code)."""
+    neighbourhood_mask.cache_clear()
+    with FakeTensorMode():
+        denoiser = build_denoiser("ffhq64").eval()
+        x, sigma = torch.empty(1, 3, 64, 64), torch.empty(1)
+        measurement = Measurement(x, MaskOperator((3, 64, 64), torch.empty(1, 1, 64, 64)), torch.empty(1))
+        with torch.no_grad():
+            flops = matmul_flops(lambda: denoiser(x, sigma, measurement)) + attention_flops(denoiser.config)
+    neighbourhood_mask.cache_clear()
+    assert flops == pytest.approx(2 * 40.63e9, rel=0.01)
+
+
+def test_tables_are_made_from_the_records() -> None:
+    """Every table can be made from a CPU run alone, from both kinds of runs, and from nothing."""
+    facts = {"device": "d", "cores": 2, "threads": 2, "load_average": 1, "torch": "2", "git_revision": "0" * 40,
+             "matmul_gflops": {"float32": 1, "bfloat16": 2}, "seconds": 3}  # fmt: skip
+    step = {"suite": "training", "preset": "ffhq64", "variant": "invfusion", "family": "mixture", "plain_ms": 30,
+            "ours_ms": 10, "ratio": 3.0, "ratio_of_least": 3.1, "images_per_second": 77, "mfu": 0.4}  # fmt: skip
+    text = PERFORMANCE.read_text()
+    assert sorted(re.findall("<!-- table ([a-z-]+) -->", text)) == sorted(TABLES)
+    gpu = render(text, {"cuda": {"machine": facts, "records": [step]}})
+    assert "| training | ffhq64 | 77 | 40.0% | 3.00x | not measured |" in gpu
+    empty = render(gpu, {})
+    assert "77" not in empty
+    assert render(empty, {}) == empty
+
+
+def test_the_smallest_suite_runs_and_interleaves() -> None:
+    calls: list[str] = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0, CPU, at_least=2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert times["a"].n == 2
+    records = list(memory(CPU, 0, presets=("digits16",)))
+    assert records[1]["kept_mib_per_image"] < 0.5 * records[0]["kept_mib_per_image"]

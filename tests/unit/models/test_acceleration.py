@@ -1,0 +1,124 @@
+"""Compilation, recomputed activations and low precision change speed and memory, and values by rounding at most."""
+
+import copy
+
+import pytest
+import torch
+from model_helpers import TINY, normal, shaken
+from torch import Tensor
+
+from invfusion.degradations import FAMILIES
+from invfusion.models import Denoiser, checkpoint_activations, compile_network, lower_precision
+from invfusion.operators.base import Measurement
+from invfusion.rng import generator
+from invfusion.training.step import seeded_dropout
+
+X = normal(2, 3, 8, 8)
+SIGMA = torch.tensor([0.3, 4.0])
+# Smaller strides and matrices than the defaults, which 8x8 images with 2 samples do not need.
+SETTINGS = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 16}}
+# One family for each kind of operator, and nothing measured.
+KINDS = ["strided_motion_blur", "patch_inpainting", "matrix", "null", None]
+
+
+def draw(kind: str | None, seed: int = 0) -> Measurement | None:
+    if kind is None:
+        return None
+    family = FAMILIES[kind](**SETTINGS.get(kind, {}))
+    return Measurement.of(X, family.sample(2, (3, 8, 8), generator(seed, "operator")).prepare())
+
+
+def outputs(denoiser: Denoiser, measurement: Measurement | None) -> tuple[Tensor, list[Tensor]]:
+    """Images and the gradients of all parameters that have one."""
+    denoiser.zero_grad()
+    out = denoiser(X, SIGMA, measurement)
+    (out * normal(*out.shape, name="g")).sum().backward()
+    return out.detach(), [p.grad for p in denoiser.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_graph_breaks_and_no_recompilation(kind: str | None) -> None:
+    torch._dynamo.reset()
+    denoiser = shaken()
+    compiled = torch.compile(denoiser.forward, fullgraph=True, backend="eager", dynamic=False)
+    for seed in range(2):
+        measurement = draw(kind, seed)
+        if measurement is not None:
+            _ = measurement.H_pinv_y
+        with torch._dynamo.config.patch(error_on_recompile=seed > 0):
+            assert torch.equal(compiled(X, SIGMA, measurement), denoiser(X, SIGMA, measurement))
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("strided_motion_blur", "invfusion"), ("matrix", "invfusion"), ("patch_inpainting", "palette")],
+)
+def test_compiled_equals_eager_in_values_and_gradients(kind: str, variant: str) -> None:
+    torch._dynamo.reset()
+    denoiser, measurement = shaken(variant=variant).train(), draw(kind)
+    plain = outputs(denoiser, measurement)
+    compile_network(denoiser, backend="aot_eager")
+    out, grads = outputs(denoiser, measurement)
+    torch.testing.assert_close(out, plain[0], rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, plain[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_compilation_keeps_names_and_copies_are_eager() -> None:
+    denoiser = shaken()
+    names = list(denoiser.state_dict())
+    compile_network(denoiser)
+    assert list(denoiser.state_dict()) == names
+    assert denoiser.net._compiled_call_impl is not None
+    assert copy.deepcopy(denoiser).net._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("kind", ["strided_motion_blur", None])
+def test_recomputed_activations_change_no_bit_even_with_dropout(kind: str | None) -> None:
+    denoiser, measurement = shaken(TINY, dropout=0.3).train(), draw(kind)
+    results = []
+    for enabled in (False, True):
+        checkpoint_activations(denoiser, enabled)
+        with seeded_dropout(5, torch.device("cpu")):
+            results.append(outputs(denoiser, measurement))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_checkpointing_keeps_fewer_tensors() -> None:
+    denoiser, kept = shaken().train(), []
+    for enabled in (False, True):
+        checkpoint_activations(denoiser, enabled)
+        size = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            denoiser(X, SIGMA)
+        kept.append(size)
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_within_its_bounds(kind: str | None) -> None:
+    """The bound of docs/performance.md on the network's part of the estimate, in the root mean square."""
+    denoiser, measurement = shaken(), draw(kind)
+    with torch.no_grad():
+        exact = denoiser(X, SIGMA, measurement)
+        part = exact - 0.25 / (SIGMA.square() + 0.25).view(-1, 1, 1, 1) * X
+        lower_precision(denoiser)
+        rough = denoiser(X, SIGMA, measurement)
+    assert rough.dtype == torch.float32
+    error = (rough - exact).square().mean(dim=(1, 2, 3)).sqrt() / part.square().mean(dim=(1, 2, 3)).sqrt()
+    assert 0 < error.max() < 0.08
+
+
+def test_low_precision_halves_the_trunk_and_spares_the_conditioning() -> None:
+    denoiser = shaken()
+    before = sum(p.nbytes for p in denoiser.net.parameters())
+    lower_precision(denoiser)
+    assert denoiser.net.conditioning.time_proj.weight.dtype == torch.float32
+    assert sum(p.nbytes for p in denoiser.net.parameters()) < 0.6 * before
