@@ -5,6 +5,7 @@ profile of the paper at the paper's. How each method samples stands in params.me
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,18 +23,22 @@ MAIN_FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix")
 # ImageNet's settings in the paper, for any dataset with classes.
 LABEL_DROPOUT, GUIDANCE = 0.1, 2.0
 
+# What MLflow takes as a name.
+NAME = re.compile(r"[\w\-. :/]+")
+
 Kind = Annotated[str, Field(pattern="|".join(f"^{kind}$" for kind in (*FAMILIES, UNCONDITIONAL)))]
 
 
 class Row(Config):
     """A row that is not simply a method of params.methods: the method it is like, and what differs.
 
-    model: a key of the experiment's `models`; sampler: settings of the sampler; paper: its name in paper_tables.csv.
+    model: a key of the experiment's `models`; sampler: settings of the sampler, or with a `kind` another one;
+    paper: its name in paper_tables.csv.
     """
 
     method: str
     model: str | None = None
-    sampler: dict[str, float] = Field(default_factory=dict)
+    sampler: dict[str, Any] = Field(default_factory=dict)
     paper: str | None = None
 
 
@@ -72,7 +77,7 @@ class Experiment(Config):
     title: str
     table: str
     dataset: str
-    shows: Literal["table", "gallery", "components", "samples"] = "table"
+    shows: Literal["table", "gallery", "components", "samples", "curve"] = "table"
     n_images: int = Field(default=10_000, ge=2)
     families: list[Kind] = Field(default=list(MAIN_FAMILIES), min_length=1)
     metrics: list[str] = Field(min_length=1)
@@ -85,6 +90,11 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _rows_are_known(self) -> Self:
+        for name in self.names:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"the row '{name}' has a name that the record of runs refuses: letters, numbers, _-. :/"
+                )
         for claim in self.claims:
             for name in (claim.better, *claim.than):
                 if name not in self.names:
@@ -140,7 +150,8 @@ class Experiment(Config):
         if row.model is not None:
             method["model"] = row.model
         if row.sampler:
-            method["sampler"] = {**(method["sampler"] or {}), **row.sampler}
+            own = {} if "kind" in row.sampler else method["sampler"] or {}
+            method |= {"sampler": {**own, **row.sampler}, "extra_draws": 0}
         return method
 
 

@@ -55,6 +55,10 @@ class Tiles:
     captions: Sequence[str] = ()
 
 
+# Of each series: (network calls, value, low, high).
+Lines = Mapping[str, Sequence[tuple[int, float, float, float]]]
+
+
 @dataclass(frozen=True)
 class Point:
     """A value with its interval, of one method in one group."""
@@ -191,6 +195,31 @@ def one_legend(figure: Figure, axes: Any) -> None:
     for panel in axes.flat:
         entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     figure.legend(list(entries.values()), list(entries), loc="outside right upper", frameon=False, fontsize=8)
+
+
+def against_calls(path: Path, panels: Mapping[tuple[str, str], Lines]) -> Path:
+    """Metrics (rows of panels) on degradations (columns) against network calls, one line per sampler."""
+    metrics, kinds = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    with plt.rc_context(STYLE):
+        size = (2.9 * len(kinds) + 0.6, 2.1 * len(metrics) + 0.5)
+        figure, axes = plt.subplots(
+            len(metrics), len(kinds), figsize=size, sharex=True, squeeze=False, layout="constrained"
+        )
+        for (metric, kind), lines in panels.items():
+            panel = axes[metrics.index(metric), kinds.index(kind)]
+            for name, points in lines.items():
+                if points:
+                    nfe, value, low, high = (np.array(column) for column in zip(*sorted(points), strict=True))
+                    (line,) = panel.plot(nfe, value, "o-", markersize=3.5, linewidth=1.4, label=name)
+                    panel.fill_between(nfe, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.grid()
+            panel.set_title(kind if metric == metrics[0] else "", size=9)
+            panel.set_ylabel(metric if kind == kinds[0] else "", size=8)
+            panel.set_xlabel("network calls" if metric == metrics[-1] else "", size=8)
+        axes[0, 0].legend(frameon=False, fontsize=7)
+        return save(figure, path)
 
 
 def running_mean(values: Array, share: float = 0.06) -> Array:

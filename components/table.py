@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components import claims, pictures, tables, tracking
+from components import claims, figures, pictures, tables, tracking
 from components.evaluate import STAGED, Results, forget_unused, prepare
 from components.experiments import Experiment, experiment_names, load_experiment
 from components.methods import Column, columns
@@ -88,7 +88,7 @@ def _report_missing(name: str, plan: Sequence[Column], missing: Mapping[str, str
     rows = list(dict.fromkeys(method.name for column in plan for method in column.methods))
     if missing and not rows:
         reasons = "; ".join(missing.values())
-        raise CheckpointError(f"{name}: nothing can be computed: {reasons}. `make table` without TRAIN=0 trains them")
+        raise CheckpointError(f"nothing can be computed: {reasons}. `make table` without TRAIN=0 trains them")
     for reason in missing.values():
         log.warning("%s: %s", name, reason)
     if missing:
@@ -136,7 +136,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
 def heading(name: str) -> str:
     """table_03 as people say it."""
     kind, _, number = name.partition("_")
-    return f"{kind.capitalize()} {int(number)}" if number.isdigit() else name
+    return f"{kind.capitalize()} {int(number)}" if number.isdigit() else "Beyond the paper"
 
 
 def caption(outcome: Outcome, paper: tables.PaperTable) -> str:
@@ -150,6 +150,8 @@ def caption(outcome: Outcome, paper: tables.PaperTable) -> str:
     )
     if paper.dataset:
         return f"{text} The paper's numbers ({paper.dataset}, {experiment.n_images:,} images) stand below ours."
+    if not experiment.table:
+        return text
     reduced = " Reduced in images and steps." if params.evaluate.n_images < experiment.n_images else ""
     return f"{text} The paper's table is on {experiment.dataset}, so its numbers do not stand here.{reduced}"
 
@@ -174,6 +176,8 @@ def _told(sampler: Sampler) -> str:
 
 def figures_of(outcome: Outcome, kinds: Sequence[str]) -> list[Picture]:
     """The pictures, one per degradation."""
+    if outcome.experiment.shows == "curve":
+        return [curve_of(outcome, kinds)]
     restorations, found = OUTPUT / outcome.name / "restorations", []
     for kind in kinds:
         path = REPORTS / f"{outcome.name}_{kind}.png"
@@ -186,6 +190,26 @@ def figures_of(outcome: Outcome, kinds: Sequence[str]) -> list[Picture]:
             pictures.gallery(path, restorations, kind)
         found.append(Picture(path, tables.name_of(kind), ""))
     return found
+
+
+def curve_of(outcome: Outcome, kinds: Sequence[str]) -> Picture:
+    """Each metric against network calls, one line per group of rows, one panel per degradation."""
+    lookup = {(r["method"], r["degradation"], r["metric"]): r for r in outcome.results.records}
+    panels: dict[tuple[str, str], figures.Lines] = {}
+    for metric in tables.at_hand(outcome.experiment.metrics, outcome.results.records):
+        for kind in kinds:
+            lines = {
+                group: [
+                    (r["nfe"], r["value"], r["low"], r["high"])
+                    for name in names
+                    if (r := lookup.get((name, kind, metric))) and tables.has_interval(r)
+                ]
+                for group, names in outcome.experiment.groups.items()
+            }
+            panels[tables.metric_name(metric) + tables.arrow(metric), tables.name_of(kind)] = lines
+    path = REPORTS / f"{outcome.name}.png"
+    figures.against_calls(path, panels)
+    return Picture(path, "Quality against network calls", "")
 
 
 def as_data(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def paper_layout(
     A metric over Inception features is replaced by its stand-in where nothing has it; a missing number is a dash.
     """
     lookup = {(r["method"], r["degradation"], r["metric"]): r for r in records if is_number(r["value"])}
-    columns = [(d, _at_hand(d, metrics, lookup)) for d in degradations]
+    columns = [(d, at_hand(metrics, [r for r in records if r["degradation"] == d])) for d in degradations]
     rows = {
         group: tuple(_layout_row(name, columns, lookup, paper, paper_names[name]) for name in names)
         for group, names in groups.items()
@@ -211,8 +211,9 @@ def paper_layout(
     return Table(heads, tuple(rows.items()))
 
 
-def _at_hand(degradation: str, metrics: Sequence[str], lookup: Mapping[tuple[str, str, str], Record]) -> list[str]:
-    there = {metric for _, d, metric in lookup if d == degradation}
+def at_hand(metrics: Sequence[str], records: Iterable[Record]) -> list[str]:
+    """The metrics, with stand-ins for those that no record has a number of."""
+    there = {r["metric"] for r in records if is_number(r["value"])}
     return [STAND_INS[m] if m not in there and STAND_INS.get(m) in there else m for m in metrics]
 
 
