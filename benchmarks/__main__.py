@@ -1,6 +1,6 @@
 """Measure everything, write JSON, and bring the tables of docs/performance.md up to date with it.
 
-`python -m benchmarks` takes under five minutes on two CPU cores, where the paper's networks run narrowed; on a GPU the
+`python -m benchmarks` takes about five minutes on two CPU cores, where the paper's networks run narrowed; on a GPU the
 same command runs them whole. Every figure is a ratio of calls that ran in turn, so a busy machine does not favour one.
 """
 
@@ -26,19 +26,24 @@ from components import tracking
 
 RESULTS = Path("benchmarks/results")
 # Seconds for which one comparison is repeated; the largest part of what a run takes.
-SECONDS = 0.4
+SECONDS = 0.1
 
 log = logging.getLogger("benchmarks")
 
 
-def measure(names: list[str], device: torch.device, seconds: float, compiled: bool) -> list[Record]:
-    """The records of the named suites."""
+def measure(names: list[str], device: torch.device, seconds: float, compiled: bool, output: Path) -> dict[str, Any]:
+    """The records of the named suites, which are in `output` as soon as a suite is done."""
+    start, facts = time.perf_counter(), machine(device)
     records: list[Record] = []
+    result: dict[str, Any] = {"machine": facts, "records": records}
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(names, desc="benchmarks", unit="suite", disable=None) as progress:
         for name in progress:
             progress.set_postfix_str(name)
             records += _suite(name, compiled)(device, seconds)
-    return records
+            facts["seconds"] = rounded(time.perf_counter() - start)
+            output.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def _suite(name: str, compiled: bool) -> Callable[[torch.device, float], Iterator[Record]]:
@@ -78,16 +83,13 @@ def main() -> None:
     arguments = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("invfusion").setLevel(logging.WARNING)
-    start = time.perf_counter()
     device = torch.device(arguments.device)
-    records = measure(arguments.only, device, arguments.seconds, arguments.compile)
-    facts = machine(device) | {"seconds": rounded(time.perf_counter() - start)}
     output = arguments.output or RESULTS / f"{device.type}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"machine": facts, "records": records}, indent=1) + "\n")
+    result = measure(arguments.only, device, arguments.seconds, arguments.compile, output)
     if not arguments.no_document:
         update(PERFORMANCE, RESULTS)
-    log.info("%d records of %s in %s, %.0f s", len(records), facts["device"], output, facts["seconds"])
+    facts = result["machine"]
+    log.info("%d records of %s in %s, %.0f s", len(result["records"]), facts["device"], output, facts["seconds"])
 
 
 if __name__ == "__main__":

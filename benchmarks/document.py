@@ -170,6 +170,14 @@ def _threads(results: Results) -> str:
     return _markdown(["", "OMP_WAIT_POLICY", "step, ms", "speed over one thread"], rows)
 
 
+def _changes(results: Results) -> str:
+    rows = [
+        [r["change"], r["prediction"], r["before_ms"], r["after_ms"], _x(r["ratio"])]
+        for r in _records(results, "changes")
+    ]
+    return _markdown(["", "prediction", "before, ms", "after, ms", "measured"], rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": _machine,
     "training": _steps("training"),
@@ -178,6 +186,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "operators": _operators,
     "creation": _creation,
     "attention": _attention,
+    "changes": _changes,
     "memory": _memory,
     "data": _data,
     "whole": _whole,

@@ -21,7 +21,8 @@ from invfusion.training.task import Task
 MIXTURE = ("strided_motion_blur", "patch_inpainting", "matrix", "null")
 VARIANTS: tuple[Variant, ...] = ("unconditional", "palette", "invfusion")
 
-# On a CPU the paper's networks are run at a fraction of their width and depth: the same code path, not the same cost.
+# On a CPU the paper's networks are run at a fraction of their width and depth, the largest on smaller images: the same
+# code path, not the same cost.
 _NARROW_64 = (
     LevelConfig(width=96, depth=1, kernel=7),
     LevelConfig(width=192, depth=1, kernel=7),
@@ -31,6 +32,7 @@ _NARROW: dict[str, dict[str, Any]] = {
     "ffhq64": {"levels": _NARROW_64, "head_dim": 32},
     "imagenet64": {"levels": _NARROW_64, "head_dim": 32},
     "ffhq256": {
+        "image_size": 128,
         "levels": (
             LevelConfig(width=96, depth=1, kernel=5),
             LevelConfig(width=192, depth=1, kernel=7),

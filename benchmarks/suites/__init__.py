@@ -1,6 +1,7 @@
 """The measurements, by what they measure. Each suite yields records: flat JSON-able mappings with a `suite`."""
 
 from benchmarks.suites.attention import attention
+from benchmarks.suites.changes import changes
 from benchmarks.suites.memory import memory
 from benchmarks.suites.operators import creation, operators
 from benchmarks.suites.steps import sampling, training
@@ -13,6 +14,7 @@ SUITES = {
     "attention": attention,
     "training": training,
     "sampling": sampling,
+    "changes": changes,
     "memory": memory,
     "data": data,
     "whole": whole,

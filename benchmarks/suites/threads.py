@@ -16,7 +16,7 @@ from benchmarks.records import Record, rounded
 
 # name -> processes, threads of each.
 CASES = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
-ROUNDS = 3
+ROUNDS = 2
 
 
 def threads(device: torch.device, seconds: float) -> Iterator[Record]:  # noqa: ARG001 - every suite has the same form

@@ -24,8 +24,10 @@ from invfusion.training.distributed import Processes
 from invfusion.training.loop import train
 
 # Images of the made-up dataset, and steps of one timed training run.
-N_IMAGES = {16: 1000, 64: 300, 256: 40}
-STEPS = 12
+N_IMAGES = {16: 1000, 64: 300, 128: 100, 256: 40}
+STEPS = 8
+# Levels of the sampler: 2n - 1 network calls.
+LEVELS = 6
 
 
 def data(device: torch.device, seconds: float) -> Iterator[Record]:
@@ -40,7 +42,7 @@ def data(device: torch.device, seconds: float) -> Iterator[Record]:
             times = interleaved(calls, seconds, device)
             yield {
                 "suite": "data",
-                "preset": preset,
+                "preset": setting.name,
                 "staging_images_per_second": rounded(staging),
                 "batches_images_per_second": rounded(setting.batch_size / times["batch"].median),
             }
@@ -62,20 +64,20 @@ def _staged(setting: Setting, folder: Path) -> tuple[float, StagedDataset]:
 
 
 def whole(device: torch.device, seconds: float) -> Iterator[Record]:
-    """The training loop with data, draws, checkpoint and log, and samples of 18 steps, on the default preset."""
+    """The training loop with data, draws, checkpoint and log, and samples of a few steps, on the default preset."""
     setting = Setting("digits16", device)
     with tempfile.TemporaryDirectory() as folder:
         _, dataset = _staged(setting, Path(folder))
         calls = {"ours": _training_run(setting, dataset, 0), "plain": _plain_run(setting, dataset)}
         calls |= {"ahead": _training_run(setting, dataset, 1)}
-        times = interleaved(calls, seconds, device)
+        times = interleaved(calls, seconds, device, at_least=2)
     images = STEPS * setting.batch_size
     yield _rates(compared("whole", times, what="training", preset=setting.name, images=images), images) | {
         "drawn_ahead_ms": rounded(1e3 * times["ahead"].median)
     }
     n = setting.sampling_batch
-    times = interleaved(_sampling_runs(setting, n), seconds, device)
-    yield _rates(compared("whole", times, what="sampling, 18 steps", preset=setting.name, images=n), n)
+    times = interleaved(_sampling_runs(setting, n), seconds, device, at_least=2)
+    yield _rates(compared("whole", times, what=f"sampling, {2 * LEVELS - 1} calls", preset=setting.name, images=n), n)
 
 
 def _rates(record: Record, images: int) -> Record:
@@ -109,7 +111,7 @@ def _plain_run(setting: Setting, dataset: StagedDataset) -> Callable[[], Any]:
 
 
 def _sampling_runs(setting: Setting, n: int) -> dict[str, Callable[[], Any]]:
-    denoiser, sampler = setting.denoiser("invfusion").eval(), HeunConfig(n_steps=18)
+    denoiser, sampler = setting.denoiser("invfusion").eval(), HeunConfig(n_steps=LEVELS)
     noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
     # Blur is the family in the middle: dearer than masks, cheaper than matrices.
     measurement = setting.measurement("strided_motion_blur", n)
