@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
 from prefect.settings import PREFECT_API_URL
 
 from components import tracking
@@ -63,12 +65,13 @@ def use_profile(name: str) -> None:
 
     Raises:
         ConfigError: there is no such profile, or it is not valid; params.yaml is untouched.
+        DataError: its dataset is neither here nor tracked; params.yaml is untouched.
     """
     source = PROFILES / f"{name}.yaml"
     if not source.exists():
         names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
         raise ConfigError(f"unknown profile '{name}'; there are {names}")
-    load_params(source)
+    check_data(load_params(source))
     if not PARAMS.exists() or source.read_bytes() != PARAMS.read_bytes():
         shutil.copyfile(source, PARAMS)
         log.info("params.yaml is now the profile '%s'", name)
@@ -81,12 +84,20 @@ def check_data(params: Params) -> None:
         DataError: it is neither.
     """
     shards = params.data.shards
-    if shards.exists() or Path(f"{shards}.dvc").exists() or not shards.parent.exists():
+    if shards.exists() or is_tracked(shards):
         return
     raise DataError(
         f"{shards} does not exist: `dvc checkout` brings a tracked dataset back, "
         "`python -m components.build_dataset` builds one from your images"
     )
+
+
+def is_tracked(path: Path) -> bool:
+    """Whether DVC can bring a file or folder; yes where it cannot tell, since it says why when it tries."""
+    try:
+        return bool(DVCFileSystem().exists(path.as_posix()))
+    except DvcException:
+        return True
 
 
 # What is to do.

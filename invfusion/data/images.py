@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from invfusion.errors import DataError
 
@@ -39,6 +39,8 @@ def open_image(content: bytes, origin: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
             image.load()
+    except UnidentifiedImageError as error:  # its own message names a buffer in memory
+        raise DataError(f"{origin} is not an image that can be read: no known format") from error
     except _DAMAGE as error:
         raise DataError(f"{origin} is not an image that can be read: {' '.join(str(error).split())}") from error
     return image

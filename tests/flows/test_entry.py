@@ -1,6 +1,7 @@
 """Every flow's command line: what is wrong is said in one line, before any work."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from flows import entry
 from flows.reproduce import PARAMS, check_data, time_table, use_profile
@@ -62,21 +64,39 @@ def test_a_step_notes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "around them (100%)" in table
 
 
-def test_profiles_take_the_place_of_the_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC repository with the profiles and without any data."""
     monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True)
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     PARAMS.write_text("before")
+    return tmp_path
+
+
+def test_profiles_take_the_place_of_the_params(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown profile 'ffhq46'; there are .*ffhq64"):
         use_profile("ffhq46")
     assert PARAMS.read_text() == "before"
+    (project / "data/ffhq64").mkdir(parents=True)
     use_profile("ffhq64")
     assert PARAMS.read_text() == (ROOT / "profiles/ffhq64.yaml").read_text()
 
 
-def test_a_missing_dataset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = load_params(ROOT / "profiles/ffhq64.yaml")
-    monkeypatch.chdir(tmp_path)
-    check_data(params)  # nothing here yet: DVC will pull
-    Path("data").mkdir()
+@pytest.mark.usefixtures("project")
+def test_a_profile_without_its_dataset_leaves_the_params_alone() -> None:
     with pytest.raises(DataError, match=r"data/ffhq64 does not exist: .*build_dataset"):
+        use_profile("ffhq64")
+    assert PARAMS.read_text() == "before"
+
+
+def test_a_dataset_that_dvc_can_bring_is_not_missing(project: Path) -> None:
+    params = load_params(ROOT / "profiles/ffhq64.yaml")
+    (project / "data/ffhq64").mkdir(parents=True)
+    (project / "data/ffhq64/manifest.json").write_text("{}")
+    Repo().add("data")
+    shutil.rmtree(project / "data")
+    check_data(params)
+    Path("data.dvc").unlink()
+    with pytest.raises(DataError, match=r"data/ffhq64 does not exist"):
         check_data(params)
