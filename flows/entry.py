@@ -98,6 +98,7 @@ def clear_ends() -> Iterator[None]:
     ends the process in order: Prefect then records a crashed run instead of one that runs for ever.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.getLogger().handlers[0].addFilter(_is_no_deliberate_error)
     for noisy in ("httpx", "alembic", "prefect"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -109,6 +110,11 @@ def clear_ends() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _is_no_deliberate_error(record: logging.LogRecord) -> bool:
+    """Prefect logs a flow's error with its traceback; a deliberate one is told in one line at the end."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], InvFusionError)
 
 
 def check_prefect() -> None:

@@ -29,6 +29,7 @@ from components.children import child
 from components.register import SUMMARY
 from flows import entry
 from invfusion.config import Params, load_params
+from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,7 @@ def check_data(params: Params) -> None:
     if shards.exists() or is_tracked(shards):
         return
     raise DataError(
-        f"{shards} does not exist: `dvc checkout` brings a tracked dataset back, "
-        "`python -m components.build_dataset` builds one from your images"
+        f"{shards} does not exist: {RESTORE}, `python -m components.build_dataset` builds one from your images"
     )
 
 

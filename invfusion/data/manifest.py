@@ -13,6 +13,8 @@ from invfusion.schema import Config
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST = "manifest.json"
+# When DVC runs, it notes changed files as the new content of the dataset: its note has to be restored first.
+RESTORE = "`git checkout data.dvc && dvc pull --force data` brings a tracked dataset back"
 
 
 class ShardEntry(Config):
@@ -56,7 +58,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_text())
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist: fetch the tracked dataset with `dvc pull`, or build one with "
+            f"{path} does not exist: {RESTORE}, or build one with "
             f"`python -m components.build_dataset --out {folder} ...`"
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:

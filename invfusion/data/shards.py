@@ -13,7 +13,7 @@ from typing import Any, Self
 import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from invfusion.data.manifest import SPLITS, ShardEntry, Split, sha256_of
+from invfusion.data.manifest import RESTORE, SPLITS, ShardEntry, Split, sha256_of
 from invfusion.errors import DataError
 
 # Of one file in a shard: far more than any image here, far less than a memory.
@@ -46,10 +46,10 @@ def read_shard(path: Path) -> Iterator[Sample]:
             last = f"key '{sample.key}'"
         _check_end(path)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: fetch it again (`dvc pull`) or rebuild the dataset") from None
+        raise DataError(f"{path} does not exist: {RESTORE}, or rebuild it") from None
     except (tarfile.TarError, ValueError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
-            f"{path} is damaged or cut short after {last} ({_reason(error)}); fetch or rebuild it"
+            f"{path} is damaged or cut short after {last} ({_reason(error)}): {RESTORE}, or rebuild it"
         ) from error
 
 

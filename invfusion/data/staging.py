@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from invfusion.data.files import replacing, write_text
 from invfusion.data.images import open_image, to_array, to_rgb
-from invfusion.data.manifest import MANIFEST, SPLITS, Manifest, ShardEntry, read_manifest, sha256_of
+from invfusion.data.manifest import MANIFEST, RESTORE, SPLITS, Manifest, ShardEntry, read_manifest, sha256_of
 from invfusion.data.shards import read_shard
 from invfusion.data.staged import NO_LABEL, StagedManifest, StagedShard, digest_of, read_sidecar
 from invfusion.errors import DataError
@@ -118,11 +118,11 @@ def _check_sum(entry: ShardEntry, shards: Path) -> None:
     """Compare the shard with the manifest; where they differ, look for the place of the damage."""
     path = shards / entry.file
     if not path.is_file():
-        raise DataError(f"{path} is missing: fetch it with `dvc pull`, or rebuild the dataset")
+        raise DataError(f"{path} is missing: {RESTORE}, or rebuild it")
     if sha256_of(path) == entry.sha256:
         return
     _decode_shard(entry, shards, None, Budget(0))
-    raise DataError(f"{path} is not the file that the manifest lists (SHA-256 differs): `dvc checkout`, or rebuild it")
+    raise DataError(f"{path} is not the file that the manifest lists (SHA-256 differs): {RESTORE}, or rebuild it")
 
 
 def _current(entry: ShardEntry, array_path: Path) -> StagedShard | None:

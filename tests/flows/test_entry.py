@@ -49,6 +49,22 @@ def test_an_unreachable_prefect_server_is_named_within_seconds(closed_port: int)
     assert time.monotonic() - start < 30
 
 
+def test_a_deliberate_error_is_told_once_and_without_a_traceback() -> None:
+    code = """
+import logging
+from flows import entry
+from invfusion.errors import DataError
+with entry.clear_ends():
+    try:
+        raise DataError("a shard is missing")
+    except DataError:
+        logging.getLogger("prefect.flow_runs").exception("as Prefect logs it")
+        raise
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: a shard is missing\n")
+
+
 def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry.PREFECT_API_URL, "value", lambda: "nonsense")
     with pytest.raises(ServiceError, match="nonsense"):

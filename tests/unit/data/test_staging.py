@@ -90,7 +90,9 @@ def test_damage_after_staging_keeps_what_is_staged(dataset: Path, staged: Path) 
 
 def test_a_missing_shard(dataset: Path) -> None:
     (dataset / "val-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"val-000000\.tar is missing: fetch it with `dvc pull`"):
+    with pytest.raises(
+        DataError, match=r"val-000000\.tar is missing: `git checkout data\.dvc && dvc pull --force data`"
+    ):
         stage(dataset)
 
 
