@@ -7,7 +7,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import invfusion
+from components.code import code_digest
 from components.evaluation_records import tidy
 from invfusion.metrics import coverage, cumulative
 from invfusion.oracle import Verdict
@@ -33,9 +32,15 @@ PLOTS = ("oracle_report.py", "figures.py")
 LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
 
 
+def _judges() -> tuple[Path, ...]:
+    """The components that judge."""
+    here = Path(__file__).parent
+    return tuple(path for path in sorted(here.glob("oracle*.py")) if path.name not in PLOTS)
+
+
 def kept(facts: dict[str, Any], compute: Callable[[], Results]) -> Results:
     """The results for these facts and this code: from disk, or computed and written there."""
-    identity = json.dumps(facts | {"code": _code_digest()}, sort_keys=True)
+    identity = json.dumps(facts | {"code": code_digest(("",), _judges())}, sort_keys=True)
     path = STATE / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
     if path.is_file():
         found: Results = json.loads(path.read_text())
@@ -45,17 +50,6 @@ def kept(facts: dict[str, Any], compute: Callable[[], Results]) -> Results:
     path.with_suffix(".tmp").write_text(json.dumps(results))
     os.replace(path.with_suffix(".tmp"), path)
     return results
-
-
-@cache
-def _code_digest() -> str:
-    here = Path(__file__).parent
-    files = [*sorted(Path(invfusion.__file__).parent.rglob("*.py")), *sorted(here.glob("oracle*.py"))]
-    digest = hashlib.sha256()
-    for path in files:
-        if path.name not in PLOTS:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def in_parallel(jobs: Sequence[Job]) -> list[Results]:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-import invfusion
+from components.code import code_digest
 from components.costs import Meter
 from components.evaluation_records import SET_METRICS
 from components.measurement_sets import Batch, MeasurementSet
@@ -230,7 +230,7 @@ class Restorer:
     def _identity(self, method: Method, frozen: MeasurementSet) -> str:
         """What a kept batch depends on: another model, set, setting or code means another folder."""
         facts = {
-            "code": _code_digest(),
+            "code": code_digest(_CODE, (Path(__file__),)),
             "checkpoint": None
             if method.model is None
             else _checkpoint_digest(self.checkpoints[method.model].resolve()),
@@ -316,17 +316,6 @@ def _labels(labels: Tensor, n_classes: int, device: torch.device) -> Tensor | No
     if n_classes == 0:
         return None
     return labels.where(labels >= 0, n_classes).to(device)
-
-
-@cache
-def _code_digest() -> str:
-    """The identity of the code that restores and judges."""
-    root = Path(invfusion.__path__[0])
-    parts = [
-        file for part in _CODE for file in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
-    ]
-    files = [*sorted(parts), Path(__file__)]
-    return _sha256("".join(_sha256(path.read_bytes()) for path in files).encode())
 
 
 @cache

@@ -22,9 +22,9 @@ from typing import Any, get_args
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-import invfusion
 from components import tracking
 from components.children import child
+from components.code import code_digest
 from components.device import pick_device
 from components.grids import restoration_grid
 from components.progress import Progress
@@ -161,22 +161,10 @@ def facts_of(params: Params, name: str, task: Task, denoiser: Denoiser, dataset:
         "noise": task.noise.model_dump(mode="json") if task.degradation is not None else None,
         "training": task.config.model_dump(mode="json", include=set(OptimisationConfig.model_fields) - _NOT_DEFINING),
         "seed": task.seed,
-        "code": code_digest(),
+        "code": code_digest(_CODE),
     }
     fingerprint = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
     return defining | {"data": params.data.name, "fingerprint": fingerprint}
-
-
-def code_digest() -> str:
-    """SHA-256 of the library's code: state that other code has made is not continued."""
-    root = Path(invfusion.__path__[0])
-    files = [
-        path for part in _CODE for path in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _hash_weights(denoiser: Denoiser) -> str:
@@ -188,7 +176,8 @@ def _hash_weights(denoiser: Denoiser) -> str:
 
 def _publish(model: Denoiser, places: Places, facts: dict[str, Any]) -> None:
     versions = {"git_revision": tracking.git_revision(), "packages": tracking.package_versions()}
-    save_denoiser(model, places.model, facts | versions)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    save_denoiser(model, places.model, facts | versions | {"n_parameters": n_parameters})
     places.log.parent.mkdir(parents=True, exist_ok=True)
     with places.log.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["nimg", "loss", "lr", "grad_norm"], extrasaction="ignore", lineterminator="\n")
