@@ -180,19 +180,18 @@ def models() -> list[dict[str, str]]:
         {
             "name": {**names, "nppc": "NPPC"}[model],
             "knows": knows,
-            "parameters": f"{parameter_count(MODELS / model / 'model.safetensors'):,}",
-            "images": f"{manifest_of(model).get('nimg', 0):,}" if "nimg" in manifest_of(model) else "–",
+            "parameters": count_of(model, "n_parameters"),
+            "images": count_of(model, "nimg"),
         }
         for model, knows in KNOWS.items()
         if (MODELS / model / "model.safetensors").exists()
     ]
 
 
-def parameter_count(path: Path) -> int:
-    """The numbers in a safetensors file, read from its header alone."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+def count_of(model: str, name: str) -> str:
+    """A count of a model's manifest, such as its parameters, or a dash where it is not there."""
+    manifest = manifest_of(model)
+    return f"{manifest[name]:,}" if name in manifest else "–"
 
 
 def verdict(orderings: Sequence[Claim]) -> str:
