@@ -100,6 +100,21 @@ def is_tracked(path: Path) -> bool:
         return True
 
 
+def checked_params(profile: str) -> Params:
+    """The parameters, of a profile where one is named, once data and services are known to be there.
+
+    Raises:
+        ConfigError, DataError, ServiceError: what is wrong, before anything runs.
+    """
+    if profile:
+        use_profile(profile)
+    params = load_params(PARAMS)
+    check_data(params)
+    tracking.check_reachable(params)
+    entry.check_prefect()
+    return params
+
+
 # What is to do.
 
 
@@ -218,12 +233,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", help="stages; default: all")
     arguments = parser.parse_args()
     with entry.clear_ends():
-        if arguments.profile:
-            use_profile(arguments.profile)
-        params = load_params(PARAMS)
-        check_data(params)
-        tracking.check_reachable(params)
-        entry.check_prefect()
+        params = checked_params(arguments.profile)
         code = run_stale(params, arguments.targets, arguments.force)
         if not (code or arguments.targets):
             log.info("%s", summary(params))

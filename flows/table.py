@@ -10,13 +10,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from components import tracking
 from components.experiments import experiment_names, load_experiment
 from components.table import table as component
 from components.zoo import pipeline_models
 from flows import entry
-from flows.reproduce import PARAMS, check_data, run_stale, use_profile
-from invfusion.config import Params, load_params
+from flows.reproduce import PARAMS, checked_params, run_stale
+from invfusion.config import Params
 from invfusion.errors import InvFusionError
 
 
@@ -38,12 +37,7 @@ def main() -> int:
     arguments = parser.parse_args()
     failed: list[str] = []
     with entry.clear_ends():
-        if arguments.profile:
-            use_profile(arguments.profile)
-        params = load_params(PARAMS)
-        check_data(params)
-        tracking.check_reachable(params)
-        entry.check_prefect()
+        params = checked_params(arguments.profile)
         for name in [arguments.name] if arguments.name else experiment_names():
             try:
                 models = [] if arguments.no_train else pipeline_models(params, load_experiment(name))

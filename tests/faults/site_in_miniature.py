@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,9 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
-from test_reproduce import edit, left_behind, small
-
-ROOT = Path(__file__).parents[2]
+from test_reproduce import left_behind, make_clone
 
 
 def free_port() -> str:
@@ -33,20 +30,6 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str = "") -> An
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.2)
     return found
-
-
-def make_clone(folder: Path) -> Path:
-    """The project's files with small parameters, in a repository of their own."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    edit(folder, small)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
-    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
-        subprocess.run([*git, *arguments], cwd=folder, check=True, capture_output=True)
-    return folder
 
 
 @dataclass

@@ -75,10 +75,8 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_clone(folder: Path) -> Path:
     """The project's files with small parameters, in a repository of their own."""
-    folder = tmp_path_factory.mktemp("clone")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file() and name != "dvc.lock":
@@ -89,6 +87,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
         subprocess.run([*git, *arguments], cwd=folder, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clone(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="module")
