@@ -1,8 +1,10 @@
-"""Where a component computes."""
+"""Where a component computes, and in how many processes."""
 
 import os
 
 import torch
+
+from invfusion.config import Params
 
 
 def pick_device(name: str) -> torch.device:
@@ -14,3 +16,22 @@ def pick_device(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def n_processes(params: Params) -> int:
+    """How many processes share training's batches, and evaluation's: `runtime.processes`.
+
+    "auto" is one on a GPU, and on a CPU the largest number that shares a step's micro-batches evenly and has a thread
+    for each.
+    """
+    if params.runtime.processes != "auto":
+        return params.runtime.processes
+    if pick_device(params.runtime.device).type != "cpu":
+        return 1
+    n_parts = params.train.batch_size // params.train.micro_batch_size
+    return max(n for n in range(1, torch.get_num_threads() + 1) if n_parts % n == 0)
+
+
+def threads_each(n: int) -> int:
+    """The CPU threads of each of n processes that share what this one has."""
+    return max(1, torch.get_num_threads() // n)

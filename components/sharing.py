@@ -12,6 +12,7 @@ import torch
 from ruamel.yaml import YAML
 
 from components.children import child
+from components.device import n_processes, threads_each
 from invfusion.config import Params
 
 log = logging.getLogger(__name__)
@@ -42,27 +43,30 @@ def claim(path: Path, wait: bool) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def helpers(params: Params, module: str, arguments: Sequence[str] = ()) -> Iterator[None]:
-    """Within the block `runtime.processes` - 1 further processes run `python -m <module>` on the same parameters.
+    """Within the block further processes run `python -m <module>` on the same parameters, as `runtime.processes` says.
 
     Each has a GPU of its own where there are any. One that fails is only missed: this process does what is left.
     """
-    n = params.runtime.processes
-    if n == 1 or is_helper():
+    n = 1 if is_helper() else n_processes(params)
+    if n == 1:
         yield
         return
     settings = STATE / f"params-{os.getpid()}.yaml"
     settings.parent.mkdir(parents=True, exist_ok=True)
     YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
     command = [sys.executable, "-m", module, *arguments, "--params", str(settings)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
+    before, each = torch.get_num_threads(), threads_each(n)
     with contextlib.ExitStack() as stack:
         stack.callback(settings.unlink, missing_ok=True)
+        stack.callback(torch.set_num_threads, before)
+        torch.set_num_threads(each)
         for rank in range(1, n):
-            environment = (
-                threads
-                | os.environ
-                | {HELPER: str(rank), "LOCAL_RANK": str(rank % max(torch.cuda.device_count(), 1)), "TQDM_DISABLE": "1"}
-            )
-            stack.enter_context(child(command, environment, STOP_S, close_fds=False))
+            environment = {
+                HELPER: str(rank),
+                "LOCAL_RANK": str(rank % max(torch.cuda.device_count(), 1)),
+                "OMP_NUM_THREADS": str(each),
+                "TQDM_DISABLE": "1",
+            }
+            stack.enter_context(child(command, os.environ | environment, STOP_S, close_fds=False))
         log.info("%d processes share the batches", n)
         yield

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from components import tracking
 from components.children import child
 from components.code import code_digest
-from components.device import pick_device
+from components.device import n_processes, pick_device, threads_each
 from components.grids import restoration_grid
 from components.progress import Progress
 from invfusion.config import Params, RuntimeConfig, load_params
@@ -191,26 +191,26 @@ def _publish(model: Denoiser, places: Places, facts: dict[str, Any]) -> None:
 
 def must_launch(params: Params) -> bool:
     """Whether this process should start others instead of training itself."""
-    return params.runtime.processes > 1 and "WORLD_SIZE" not in os.environ
+    return "WORLD_SIZE" not in os.environ and n_processes(params) > 1
 
 
 def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> None:
-    """Run a component in `runtime.processes` processes of this machine, through torchrun.
+    """Run a component in several processes of this machine, through torchrun.
 
     Raises:
         InvFusionError: it failed; the reason stands in its own output.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, which the processes received too.
     """
-    n = params.runtime.processes
+    n = n_processes(params)
     params.train.check_sharing(n)
     (STATE / name).mkdir(parents=True, exist_ok=True)
     settings = STATE / name / "params.yaml"
     YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
     command = [sys.executable, *torchrun, "-m", module, *arguments, "--params", str(settings)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
+    threads = {"OMP_NUM_THREADS": str(threads_each(n))}
     # What this process holds, such as a lease of GPUs, the others hold too (close_fds).
-    with child(command, threads | os.environ, STOP_S, close_fds=False) as started:
+    with child(command, os.environ | threads, STOP_S, close_fds=False) as started:
         stop = _Stop(pass_on=started.send_signal)
         with _on_stop_signals(stop.ask):
             code = started.wait()

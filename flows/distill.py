@@ -13,7 +13,7 @@ from invfusion.training.config import DistilledTarget
 @flow(name="distill", flow_run_name="distill-{target}")
 def distill(target: DistilledTarget = "mmse", params: str = "params.yaml") -> Path:
     """Distill a trained diffusion model."""
-    return entry.step(component, params, target, devices=lambda p: p.runtime.processes)
+    return entry.step(component, params, target, devices=lambda p: p.runtime.n_devices)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from flows import entry
 @flow(name="evaluate")
 def evaluate(params: str = "params.yaml") -> Path:
     """Judge every method on frozen measurement sets."""
-    return entry.step(component, params, devices=lambda p: p.runtime.processes)
+    return entry.step(component, params, devices=lambda p: p.runtime.n_devices)
 
 
 if __name__ == "__main__":

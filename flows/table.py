@@ -26,7 +26,7 @@ def table(name: str = "table_01", params: str = "params.yaml", trains: bool = Tr
     def make_table(settings: Params, chosen: str) -> Path:
         return component(settings, chosen, trains)
 
-    return entry.step(make_table, params, name, devices=lambda p: p.runtime.processes)
+    return entry.step(make_table, params, name, devices=lambda p: p.runtime.n_devices)
 
 
 def main() -> int:

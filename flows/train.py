@@ -13,7 +13,7 @@ from invfusion.training.config import TrainedVariant
 @flow(name="train", flow_run_name="train-{variant}")
 def train(variant: TrainedVariant = "invfusion", params: str = "params.yaml") -> Path:
     """Train one variant of the denoiser."""
-    return entry.step(component, params, variant, devices=lambda p: p.runtime.processes)
+    return entry.step(component, params, variant, devices=lambda p: p.runtime.n_devices)
 
 
 if __name__ == "__main__":

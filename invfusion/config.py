@@ -205,19 +205,26 @@ class OracleConfig(Config):
 class RuntimeConfig(Config):
     """Operational knobs, which change no result but for rounding: no stage depends on them.
 
+    processes: that share training's batches and evaluation's, each with a GPU of its own; "auto" is one on a GPU and, as
+    small networks gain more from processes than from threads, on a CPU as many as find a core and a micro-batch.
     workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
     networks through torch.compile; worth its minutes of compilation in long runs only. activation_checkpointing: less
     memory in training, for about a third more arithmetic.
     """
 
     device: str = "auto"
-    processes: int = Field(default=1, ge=1)
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     workers: int = Field(default=0, ge=0)
     draw_threads: int = Field(default=1, ge=0)
     attention_backend: Literal["auto", "natten", "flex", "sdpa"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
     mlflow_uri: str = "sqlite:///mlflow.db"
+
+    @property
+    def n_devices(self) -> int:
+        """The GPUs that a job needs."""
+        return 1 if self.processes == "auto" else self.processes
 
 
 class Params(Config):

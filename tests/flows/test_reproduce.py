@@ -29,6 +29,7 @@ def small(params: dict) -> dict:
     params["evaluate"] |= {"n_images": 8, "n_unconditional": 8, "bootstrap_resamples": 20}
     params["evaluate"]["sampler"]["n_steps"] = 2
     params["report"]["gallery_images"] = 2
+    params["runtime"]["processes"] = 1
     return params
 
 
