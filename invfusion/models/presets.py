@@ -1,4 +1,4 @@
-"""Named architectures. The paper's are of Table 5; `digits16` is the small default."""
+"""Named architectures. The paper's are of Table 5; `digits16` is the small default, `small64` its like for 64x64."""
 
 import difflib
 from typing import Any
@@ -33,6 +33,15 @@ PRESETS: dict[str, DenoiserConfig] = {
         image_size=16,
         patch_size=2,
         levels=(LevelConfig(width=72, depth=1, kernel=7), LevelConfig(width=144, depth=3)),
+        head_dim=24,
+        mapping_width=128,
+        mapping_hidden=256,
+        dropout=0.0,
+    ),
+    "small64": DenoiserConfig(
+        image_size=64,
+        patch_size=4,
+        levels=(LevelConfig(width=96, depth=2, kernel=7), LevelConfig(width=192, depth=4)),
         head_dim=24,
         mapping_width=128,
         mapping_hidden=256,
