@@ -20,10 +20,14 @@ Call = Callable[[], Any]
 PRESETS = ("digits16", "ffhq64", "imagenet64", "ffhq256")
 
 
+def in_full(setting: Setting) -> bool:
+    """Whether all variants are measured, compiled too; a CPU runs the eager InvFusion model of the paper's presets."""
+    return setting.preset == "digits16" or setting.device.type == "cuda"
+
+
 def cases(setting: Setting) -> Iterator[tuple[Variant, Sequence[str | None]]]:
-    """Everything for the default preset; for the paper's presets on a CPU, the InvFusion model alone."""
-    everything = setting.preset == "digits16" or setting.device.type == "cuda"
-    for variant in VARIANTS if everything else VARIANTS[-1:]:
+    """The variants to measure, each with its families."""
+    for variant in VARIANTS if in_full(setting) else VARIANTS[-1:]:
         yield variant, [None] if variant == "unconditional" else MIXTURE
 
 
@@ -52,7 +56,7 @@ def _mixed(
     all_times, all_flops = [], []
     peak = matmul_peak(setting.device, torch.float32)
     for kind in kinds:
-        calls, flops = calls_of(setting, variant, kind, compiled)
+        calls, flops = calls_of(setting, variant, kind, compiled and in_full(setting))
         times = interleaved(calls, seconds, setting.device)
         all_times.append(times)
         all_flops.append(flops)
