@@ -1,7 +1,8 @@
 """`make up` and `make down`: Prefect's server, MLflow's, and this host's worker, on the loopback interface.
 
 Each runs in the background with its log and a note of its process under state/services. The note holds the process's
-start time too, so that `down` never ends a stranger that was given the same number later.
+start time too, so that `down` never ends a stranger that was given the same number later. What a service itself started
+carries its name in the environment, and is found by that when the service was killed.
 """
 
 import argparse
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path("state/services")
 HOST = "INVFUSION_HOST"
+# The note of the service that a process belongs to.
+MARK = "INVFUSION_SERVICE"
 START_S = 120
 STOP_S = 40
 
@@ -114,6 +117,7 @@ def down() -> None:
         if note is not None and (process := note.process()) is not None:
             end(process)
             log.info("%s ended", name)
+        end_orphans(name)
         (FOLDER / f"{name}.json").unlink(missing_ok=True)
 
 
@@ -131,11 +135,13 @@ def overview() -> str:
 def start(service: Service) -> None:
     """Start one in the background and wait until it answers."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    end_orphans(service.name)
     check_free(service)
+    environment = {**os.environ, **service.environment, MARK: mark(service.name)}
     with (FOLDER / f"{service.name}.log").open("a") as output:
         process = subprocess.Popen(
-            service.command, env={**os.environ, **service.environment}, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
+            service.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,
         )  # fmt: skip
     note = Note(process.pid, psutil.Process(process.pid).create_time(), service.address)
     (FOLDER / f"{service.name}.json").write_text(json.dumps(asdict(note)))
@@ -195,6 +201,24 @@ def end(process: psutil.Process) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             survivor.kill()
     psutil.wait_procs(left, timeout=5)
+
+
+def end_orphans(name: str) -> None:
+    """Kill what a service that is gone left in its session, such as the workers of a server that was killed itself."""
+    note = read(name)
+    if note is None or note.process() is not None:
+        return
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == note.pid and process.environ().get(MARK) == mark(name):
+                log.info("%s was killed; process %d, which it left, is ended", name, process.pid)
+                process.kill()
+                process.wait(5)
+
+
+def mark(name: str) -> str:
+    """What the processes of a service carry in their environment."""
+    return str((FOLDER / f"{name}.json").absolute())
 
 
 def read(name: str) -> Note | None:

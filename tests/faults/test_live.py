@@ -28,6 +28,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if not IS_FULL:
         pytest.skip("part of `make faults`")
     with site(tmp_path_factory.mktemp("site")) as place:
+        # Every test finds the data staged, whichever of them run.
+        place.run("-m", "flows.reproduce", "stage")
         yield place
 
 
@@ -114,7 +116,9 @@ def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
     with (here.folder / "mlflow-outage.log").open("w") as output:
         training = subprocess.Popen([sys.executable, *command], cwd=here.folder, env=environment, stdout=output)
         wait_for(lambda: here.progress("unconditional") > 0, 60, "training begins")
-        here.service("mlflow").kill()
+        server = here.service("mlflow")
+        for process in [server, *server.children(recursive=True)]:
+            process.kill()
         assert training.wait(timeout=180) == 0
     here.up()
     here.run(*command, MLFLOW_TRACKING_URI=address, INVFUSION_JOB="1")

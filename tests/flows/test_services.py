@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,18 +35,41 @@ def sleeper(name: str = "worker") -> Service:
 
 def test_down_ends_a_service_with_all_that_it_started(folder: Path) -> None:
     services.start(sleeper())
-    note = services.read("worker")
-    assert note is not None
-    process = note.process()
-    assert process is not None
-    end = time.monotonic() + 20
-    while len(family := [process, *process.children(recursive=True)]) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert f"process {note.pid}" in services.overview()
+    process = process_of("worker")
+    wait_for(lambda: process.children())
+    family = [process, *process.children(recursive=True)]
+    assert f"process {process.pid}" in services.overview()
     services.down()
     assert not any(psutil.pid_exists(member.pid) and member.status() != "zombie" for member in family)
     assert services.read("worker") is None
+
+
+@pytest.mark.parametrize("and_then", [services.down, lambda: services.start(sleeper())])
+def test_what_a_killed_service_left_is_ended(folder: Path, and_then: Callable[[], None]) -> None:
+    services.start(sleeper())
+    process = process_of("worker")
+    wait_for(lambda: process.children())
+    (left,) = process.children()
+    process.kill()
+    wait_for(lambda: "NOT RUNNING" in services.overview())
+    assert left.is_running()
+    and_then()
+    assert not left.is_running()
+
+
+def process_of(name: str) -> psutil.Process:
+    note = services.read(name)
+    assert note is not None
+    process = note.process()
+    assert process is not None
+    return process
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_stranger_with_the_same_number_is_left_alone(folder: Path) -> None:

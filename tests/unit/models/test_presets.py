@@ -56,7 +56,9 @@ def test_default_preset_is_small() -> None:
     assert sum(p.numel() for p in build_denoiser("digits16").parameters()) < 4e6
 
 
-@pytest.mark.parametrize(("preset", "levels"), [("ffhq64", 3), ("imagenet64", 3), ("ffhq256", 3), ("digits16", 2), ("small64", 2)])
+@pytest.mark.parametrize(
+    ("preset", "levels"), list({"ffhq64": 3, "imagenet64": 3, "ffhq256": 3, "digits16": 2, "small64": 2}.items())
+)
 def test_all_levels_that_can_carry_invfusion_blocks(preset: str, levels: int) -> None:
     config = PRESETS[preset]
     assert [config.has_invfusion_blocks(i) for i in range(len(config.levels))] == [
