@@ -48,7 +48,7 @@ def measure(names: list[str], device: torch.device, seconds: float, compiled: bo
 
 def _suite(name: str, compiled: bool) -> Callable[[torch.device, float], Iterator[Record]]:
     suite: Callable[..., Iterator[Record]] = SUITES[name]
-    return partial(suite, compiled=True) if compiled and name in ("training", "sampling") else suite
+    return partial(suite, compiled=True) if compiled and name in ("training", "sampling", "threads") else suite
 
 
 def machine(device: torch.device) -> dict[str, Any]:

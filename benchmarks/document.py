@@ -167,7 +167,7 @@ def _whole(results: Results) -> str:
 
 def _threads(results: Results) -> str:
     rows = [[r["case"], r["wait_policy"], r["step_ms"], _x(r["ratio"])] for r in _records(results, "threads")]
-    return _markdown(["", "OMP_WAIT_POLICY", "step, ms", "speed over one thread"], rows)
+    return _markdown(["", "OMP_WAIT_POLICY", "step, ms", "speed over the plain one"], rows)
 
 
 def _changes(results: Results) -> str:
