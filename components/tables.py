@@ -341,7 +341,9 @@ def cell(record: Record, paper: str = "", best: bool = False) -> Cell:
     """A record as it is shown; an interval that rounds to one number says nothing and is left out."""
     show = formatter(record["metric"])
     low, high = (show(record["low"]), show(record["high"])) if has_interval(record) else ("", "")
-    return Cell(show(record["value"]), f"{low}–{high}" if low != high else "", paper, best)
+    # A dash beside a minus sign reads badly.
+    between = " to " if "-" in low + high else "–"
+    return Cell(show(record["value"]), f"{low}{between}{high}" if low != high else "", paper, best)
 
 
 def formatter(metric: str) -> Callable[[float], str]:
