@@ -42,7 +42,7 @@ COLOURS = {
     "nppc": "#7d5ba6",
 }
 # What other methods take in turn.
-TURNS = ("#b3492a", "#2b9aa8", "#a8862b", "#5a6472", "#c2559d", "#4a6b2f", "#8a4f7d")
+TURNS = ("#b3492a", "#2b9aa8", "#a8862b", "#5a6472", "#c2559d", "#4a6b2f", "#8a4f7d", "#6a8fd6", "#e0995e")
 DPI = 130
 
 
