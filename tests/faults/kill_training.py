@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tiny
 import torch
@@ -30,6 +30,8 @@ from invfusion.training.distributed import processes
 from invfusion.training.lock import exclusive
 
 SLOWEST_S = 60.0
+# For a process whose partner is gone: gloo cannot always be taken down in order then.
+GRACE_S = 5.0
 # The data is there before the processes are.
 write_data, tiny.stage = tiny.stage, lambda folder: StagedDataset(folder, "train")
 
@@ -46,8 +48,6 @@ def attempt(
     """Fork the processes of one attempt; returns their ids."""
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} if world > 1 else {}
     children = []
-    for mark in folder.parent.glob("joined-*"):
-        mark.unlink()
     for rank in range(world):
         pid = os.fork()
         if pid:
@@ -59,7 +59,6 @@ def attempt(
             os.setpgid(0, 0)
             before()
             with processes(tiny.CPU) as group, exclusive(folder / f"rank-{rank}"):
-                (folder.parent / f"joined-{rank}").touch()
                 tiny.run(folder, tiny.task(images=images), processes=group, n_workers=n_workers)
             code = 0
         except BaseException as error:  # noqa: BLE001
@@ -69,9 +68,9 @@ def attempt(
     return children
 
 
-def end(children: list[int]) -> list[int]:
-    """Wait for all; their exit codes. What hangs is an error."""
-    codes, limit = [], time.monotonic() + SLOWEST_S
+def end(children: list[int], grace: float = 0.0) -> list[int]:
+    """Wait for all; their exit codes. What hangs is killed after `grace` seconds, as torchrun does, or an error."""
+    codes, limit = [], time.monotonic() + (grace or SLOWEST_S)
     for pid in children:
         while True:
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -79,25 +78,11 @@ def end(children: list[int]) -> list[int]:
                 codes.append(os.waitstatus_to_exitcode(status))
                 break
             if time.monotonic() > limit:
-                give_up(children, "a process outlived its partner")
+                kill(pid)
+                if not grace:
+                    raise TimeoutError("a process hangs")
             time.sleep(0.002)
     return codes
-
-
-def give_up(children: list[int], why: str) -> NoReturn:
-    """Leave nothing running that would hold the output open."""
-    for pid in children:
-        kill(pid)
-    raise TimeoutError(why)
-
-
-def wait_until_joined(folder: Path, children: list[int]) -> None:
-    """Until all processes have met; a meeting that one never comes to is torchrun's to end."""
-    limit = time.monotonic() + SLOWEST_S
-    while len(list(folder.parent.glob("joined-*"))) < len(children):
-        if time.monotonic() > limit:
-            give_up(children, "the processes do not meet")
-        time.sleep(0.002)
 
 
 def kill(pid: int) -> None:
@@ -133,13 +118,10 @@ def random_kills(folder: Path, images: int, n_workers: int, world: int, wanted: 
         while True:
             children = attempt(place, images, n_workers, world)
             time.sleep(draw.uniform(0.2 * whole, 1.1 * whole))
-            # Of several processes sometimes one is killed alone: the others must end by themselves.
-            victims = children if draw.random() < 0.5 else [draw.choice(children)]
-            if victims != children:
-                wait_until_joined(place, children)
-            for victim in victims:
+            # Of several processes sometimes one is killed alone; torchrun then ends the others.
+            for victim in children if draw.random() < 0.5 else [draw.choice(children)]:
                 kill(victim)
-            codes = end(children)
+            codes = end(children, GRACE_S)
             if codes == [0] * world:
                 break
             kills += 1
