@@ -139,6 +139,15 @@ def _memory(results: Results) -> str:
     return _markdown(head, rows)
 
 
+def _capacity(results: Results) -> str:
+    rows = [
+        [r["preset"], r["fixed_mib"], r["kept_mib_per_image"], r["largest_batch"]]
+        for r in _records(results, "capacity")
+    ]
+    head = ["preset", "whatever the batch, MiB", "per image, MiB", "largest batch in 80 GB, at most"]
+    return _markdown(head, rows)
+
+
 def _data(results: Results) -> str:
     steps = {r["preset"]: r for r in _records(results, "training") if _is_whole(r)}
     rows = [
@@ -166,8 +175,11 @@ def _whole(results: Results) -> str:
 
 
 def _threads(results: Results) -> str:
-    rows = [[r["case"], r["wait_policy"], r["step_ms"], _x(r["ratio"])] for r in _records(results, "threads")]
-    return _markdown(["", "OMP_WAIT_POLICY", "step, ms", "speed over the plain one"], rows)
+    rows = [
+        [r["job"], r["case"], r["wait_policy"], r["images_per_second"], _x(r["ratio"])]
+        for r in _records(results, "threads")
+    ]
+    return _markdown(["", "", "OMP_WAIT_POLICY", "images/s", "speed over the plain one"], rows)
 
 
 def _changes(results: Results) -> str:
@@ -188,6 +200,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "attention": _attention,
     "changes": _changes,
     "memory": _memory,
+    "capacity": _capacity,
     "data": _data,
     "whole": _whole,
     "threads": _threads,

@@ -2,7 +2,7 @@
 
 from benchmarks.suites.attention import attention
 from benchmarks.suites.changes import changes
-from benchmarks.suites.memory import memory
+from benchmarks.suites.memory import capacity, memory
 from benchmarks.suites.operators import creation, operators
 from benchmarks.suites.steps import sampling, training
 from benchmarks.suites.threads import threads
@@ -16,6 +16,7 @@ SUITES = {
     "sampling": sampling,
     "changes": changes,
     "memory": memory,
+    "capacity": capacity,
     "data": data,
     "whole": whole,
     "threads": threads,

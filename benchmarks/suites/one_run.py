@@ -1,4 +1,4 @@
-"""One process of `benchmarks.suites.threads`: training steps of "ours", "compiled" or the "plain" reference, timed."""
+"""One process of `benchmarks.suites.threads`: "training" or "sampling" of "ours", "compiled" or "plain", timed."""
 
 import json
 import os
@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.plain import PlainTrainer
-from benchmarks.setting import Setting
+from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_sample
+from benchmarks.setting import MIXTURE, Setting
+from invfusion import rng
 from invfusion.data import Batch
 from invfusion.models import compile_network
+from invfusion.samplers import HeunConfig
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.ema import EMA
 from invfusion.training.step import Stepper
@@ -21,24 +23,33 @@ from invfusion.training.step import Stepper
 # A family of the mixture is drawn for each step, so that few steps say little; the first ones warm up, or compile.
 STEPS = 48
 WARM_UP = {"plain": 4, "ours": 4, "compiled": 24}
+# The default sampler, and one that warms up.
+SAMPLER = HeunConfig(n_steps=18)
+SHORT = HeunConfig(n_steps=2)
 
 
 def main() -> None:
     """One case: this process, or one of torchrun's."""
-    what, device = sys.argv[1], torch.device("cpu")
+    job, what, device = sys.argv[1], sys.argv[2], torch.device("cpu")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     setting = Setting("digits16", device)
     with processes(device) as group:
-        size = setting.batch_size // group.world_size
-        batches = (Batch(b.images[:size], b.keys[:size], b.labels[:size]) for b in setting.batches())
-        step = _plain_step(setting) if what == "plain" else _our_step(setting, group, size, what == "compiled")
-        for number in range(WARM_UP[what]):
-            step(number * setting.batch_size, batches)
-        start = time.perf_counter()
-        for number in range(STEPS):
-            step(number * setting.batch_size, batches)
+        rate = {"training": _training, "sampling": _sampling}[job](setting, group, what)
         if group.rank == 0:
-            print(json.dumps({"seconds": (time.perf_counter() - start) / STEPS}))
+            print(json.dumps({"images_per_second": rate}))
+
+
+def _training(setting: Setting, group: Processes, what: str) -> float:
+    """The processes share each batch."""
+    size = setting.batch_size // group.world_size
+    batches = (Batch(b.images[:size], b.keys[:size], b.labels[:size]) for b in setting.batches())
+    step = _plain_step(setting) if what == "plain" else _our_step(setting, group, size, what == "compiled")
+    for number in range(WARM_UP[what]):
+        step(number * setting.batch_size, batches)
+    start = time.perf_counter()
+    for number in range(STEPS):
+        step(number * setting.batch_size, batches)
+    return STEPS * setting.batch_size / (time.perf_counter() - start)
 
 
 def _plain_step(setting: Setting) -> Callable[..., Any]:
@@ -58,6 +69,33 @@ def _our_step(setting: Setting, group: Processes, size: int, compiled: bool) -> 
         ema.update(denoiser, nimg + setting.batch_size, setting.batch_size)
 
     return step
+
+
+def _sampling(setting: Setting, group: Processes, what: str) -> float:
+    """Each process has a batch of its own, as in evaluation; the operators and their inverses are drawn in the time."""
+    denoiser, n = setting.denoiser("invfusion").eval(), setting.sampling_batch
+    plain = PlainDenoiser(denoiser)
+    if what == "compiled":
+        compile_network(denoiser)
+    noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
+
+    def sample(kind: str, config: HeunConfig) -> None:
+        measurement = setting.measurement(kind, n, group.rank)
+        if what == "plain":
+            plain_sample(plain, measurement, noise, config)
+        else:
+            generators = rng.generators(0, "benchmarks/way", range(n))
+            config.sample(denoiser, measurement, noise, generators=generators)
+
+    with torch.inference_mode():
+        for kind in MIXTURE:
+            sample(kind, SHORT)
+        group.barrier()
+        start = time.perf_counter()
+        for kind in MIXTURE:
+            sample(kind, SAMPLER)
+        group.barrier()
+    return group.world_size * len(MIXTURE) * n / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Two CPU cores on one training run: the plain reference and ours, with threads within a process, or with processes.
+"""Two CPU cores on one job: the plain reference and ours, with threads within a process, or with processes.
 
-Every case trains the default preset on the mixture, 32 images a step. The cases run as processes of their own, in turn.
+The default preset trains on the mixture, 32 images a step, and samples batches of 64 of each of its families. The cases
+run as processes of their own, in turn.
 """
 
 import json
@@ -14,41 +15,44 @@ import torch
 
 from benchmarks.records import Record, rounded
 
-# name -> what trains, processes, threads of each.
+# name -> what runs, processes, threads of each.
 CASES = {
     "plain, 1 process, 2 threads": ("plain", 1, 2),
     "ours, 1 process, 2 threads": ("ours", 1, 2),
     "ours, 2 processes, 1 thread each": ("ours", 2, 1),
 }
 COMPILED = {"ours, compiled, 2 processes, 1 thread each": ("compiled", 2, 1)}
-ROUNDS = 2
+# job -> how often each case runs.
+ROUNDS = {"training": 2, "sampling": 1}
 
 
 def threads(device: torch.device, seconds: float, compiled: bool = False) -> Iterator[Record]:  # noqa: ARG001 - as all
-    """Milliseconds of a step in each case, and its speed over the plain one's; nothing on a GPU."""
+    """Images per second in each case, and its speed over the plain one's; nothing on a GPU."""
     if device.type != "cpu":
         return
     cases = CASES | (COMPILED if compiled else {})
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(ROUNDS):
-        for name, (what, n_processes, n_threads) in cases.items():
-            taken[name].append(_run(what, n_processes, n_threads))
-    plain = median(next(iter(taken.values())))
-    for name, times in taken.items():
-        yield {
-            "suite": "threads",
-            "case": name,
-            "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-            "step_ms": rounded(1e3 * median(times)),
-            "ratio": rounded(plain / median(times)),
-            "n": len(times),
-        }
+    for job, rounds in ROUNDS.items():
+        rates: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(rounds):
+            for name, (what, n_processes, n_threads) in cases.items():
+                rates[name].append(_run(job, what, n_processes, n_threads))
+        plain = median(next(iter(rates.values())))
+        for name, case in rates.items():
+            yield {
+                "suite": "threads",
+                "job": job,
+                "case": name,
+                "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+                "images_per_second": rounded(median(case)),
+                "ratio": rounded(median(case) / plain),
+                "n": rounds,
+            }
 
 
-def _run(what: str, n_processes: int, n_threads: int) -> float:
-    """Mean seconds of a step, as the first process saw it."""
+def _run(job: str, what: str, n_processes: int, n_threads: int) -> float:
+    """Images per second of all the processes together."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    command = [sys.executable, *(launcher if n_processes > 1 else []), "-m", "benchmarks.suites.one_run", what]
+    command = [sys.executable, *(launcher if n_processes > 1 else []), "-m", "benchmarks.suites.one_run", job, what]
     environment = os.environ | {"OMP_NUM_THREADS": str(n_threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])

@@ -10,7 +10,7 @@ from benchmarks.arithmetic import attention_flops, matmul_flops
 from benchmarks.document import PERFORMANCE, TABLES, render
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_operator, plain_sample
 from benchmarks.setting import BATCHES, MIXTURE, Setting
-from benchmarks.suites.memory import memory
+from benchmarks.suites.memory import capacity, memory
 from benchmarks.timing import interleaved
 from invfusion import rng
 from invfusion.models import Variant, build_denoiser, denoiser_config
@@ -146,3 +146,12 @@ def test_the_smallest_suite_runs_and_interleaves() -> None:
     assert times["a"].n == 2
     records = list(memory(CPU, 0, presets=("digits16",)))
     assert records[1]["kept_mib_per_image"] < 0.5 * records[0]["kept_mib_per_image"]
+
+
+def test_the_largest_batch_follows_from_shapes() -> None:
+    """Nothing as large is allocated: the paper's network alone has 375 M parameters of 20 bytes each."""
+    record = next(capacity(CPU, 0))
+    assert record["fixed_mib"] * 2**20 > 20 * 375e6
+    whole = (record["fixed_mib"] + record["largest_batch"] * record["kept_mib_per_image"]) * 2**20
+    assert whole == pytest.approx(80e9, rel=0.01)
+    assert 50 < record["largest_batch"] < 500
