@@ -63,7 +63,18 @@ def _reason(error: Exception) -> str:
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
         files = tar_file_expander([{"url": str(path), "stream": stream}], handler=webdataset.reraise_exception)
-        yield from group_by_keys(files, handler=webdataset.reraise_exception)
+        yield from group_by_keys(_each_once(files), handler=webdataset.reraise_exception)
+
+
+def _each_once(files: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """End a record before a file that it has already: WebDataset would stop there, as if the shard were damaged."""
+    names: set[str] = set()
+    for file in files:
+        if file.get("fname") in names:
+            yield {}
+            names.clear()
+        names.add(file.get("fname", ""))
+        yield file
 
 
 def _check_sizes(path: Path) -> None:

@@ -150,10 +150,12 @@ def test_another_dataset_size(dataset: Path) -> None:
         stage_dataset(dataset, dataset.parent / "staged", 16)
 
 
-def test_a_key_twice_in_a_shard(dataset: Path) -> None:
+@pytest.mark.parametrize("again", [2, 6])
+def test_a_key_twice_in_a_shard(dataset: Path, again: int) -> None:
+    """At once, or later."""
     path = dataset / "val-000000.tar"
     members = members_of(path)
-    rewrite_tar(path, [*members, *members[:2]])
+    rewrite_tar(path, [*members[:again], *members[:2], *members[again:]])
     with pytest.raises(DataError, match=r"val-000000\.tar: key 'val/00' appears twice"):
         stage(dataset)
 
