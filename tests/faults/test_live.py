@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fault_report import IS_FULL, ROOT
-from site_in_miniature import Site, browse, make_clone, site, wait_for
+from site_in_miniature import Site, browse, free_port, make_clone, site, wait_for
 from test_reproduce import edit
 
 pytestmark = [pytest.mark.full_size, pytest.mark.slow]
@@ -55,6 +55,20 @@ def test_a_run_of_the_ui_does_what_dvc_does(here: Site, note: Any) -> None:
     here.run("-m", "dvc", "repro", "--force", "--single-item", "train@palette", INVFUSION_JOB="1")
     assert (here.folder / "artifacts/models/palette/model.safetensors").read_bytes() == by_ui
     note("a training started from the UI instead of by `dvc repro`", 1, "nothing: the same bytes")
+
+
+@pytest.mark.parametrize(("name", "variable"), [("MLflow", "MLFLOW_TRACKING_URI"), ("Prefect", "PREFECT_API_URL")])
+def test_a_server_that_is_down_at_the_start(here: Site, note: Any, name: str, variable: str) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    where = {"PREFECT_API_URL": f"http://127.0.0.1:{here.prefect}/api", variable: address}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.train", "--variant", "palette"],
+        cwd=here.folder, env=here.environment | where, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert address in done.stderr
+    assert "Traceback" not in done.stderr
+    note(f"the {name} server down at the start", 1, "nothing: refused within a minute, with its address and the remedy")
 
 
 def test_a_cancelled_run_ends_within_15_seconds_with_a_checkpoint(here: Site, note: Any) -> None:
