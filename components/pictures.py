@@ -23,7 +23,7 @@ COLUMN_TITLES = {
 
 
 def gallery(path: Path, restorations: Path, degradation: str) -> Path:
-    """Rows are test images; columns are the truth, the measurement, and every method, in the tables' order."""
+    """Rows are held-out images; columns are the truth, the measurement, and every method, in the tables' order."""
     folder = restorations / degradation
     truth = load_file(folder / "truth.safetensors")["images"]
     columns = [Tiles("Truth", list(truth / 255)), measured_column(folder)]

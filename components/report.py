@@ -52,9 +52,9 @@ HOW = {
     "not FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H "
     "of the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best "
     "value of a column, NFE the network evaluations per image.",
-    "unconditional": "Images generated from noise alone, compared with the test images as a set.",
-    "galleries": "Each row is one test image; each column one method. Samplers started from the same noise. H†y is the "
-    "measurement shown as an image. The number below a restoration is its PSNR in dB. Pixels are enlarged without "
+    "unconditional": "Images generated from noise alone, compared with the held-out images as a set.",
+    "galleries": "Each row is one held-out image; each column one method. Samplers started from the same noise. H†y is "
+    "the measurement shown as an image. The number below a restoration is its PSNR in dB. Pixels are enlarged without "
     "smoothing. Bright places in the last column are where InvFusion's draws differ: what the measurement leaves open.",
     "calibration": "Among several posterior samples of a held-out image, the truth must look like one more. Above: "
     "TARP, the share of truths whose distance to a random reference image has a rank up to the credibility. Middle: "
