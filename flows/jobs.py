@@ -28,6 +28,7 @@ from components import promotion
 from components.children import child
 from flows import entry, records
 from flows.changes import applied, changes_of, filled
+from flows.mending import mend
 from flows.pages import shown
 from flows.reproduce import PARAMS, dvc_command, dvc_environment, stale, use_profile
 from invfusion.config import EvaluateConfig, Params, RegisterConfig, RuntimeConfig, load_params
@@ -167,6 +168,7 @@ def _repro(targets: Sequence[str], options: Sequence[str], worker: int) -> int:
     run alone.
     """
     while True:
+        mend()
         alone = ["--single-item"] if len(targets) == 1 and stale(targets) == set(targets) else []
         code, is_busy = _follow(dvc_command([*options, *alone, *targets]), worker)
         if not (code and is_busy):

@@ -28,6 +28,7 @@ from components import tracking
 from components.children import child
 from components.register import SUMMARY
 from flows import entry
+from flows.mending import mend
 from invfusion.config import Params, load_params
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
@@ -142,6 +143,7 @@ def registration() -> dict[str, Any]:
 
 def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
     """Run what is to do, if anything; returns DVC's exit code."""
+    mend()
     to_run = force or stale(targets) != set()
     if not to_run and (targets or is_registered(params)):
         log.info("Everything is up to date: nothing to do.")
