@@ -13,6 +13,10 @@ from invfusion.diffusion.schedules import ddpm_sigmas
 from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, RestoringSampler, fresh_noise, per_sample
 
+# DDPM time of the last state: the third of the paper's 300 even levels, however many levels lie above it. Were it the
+# third of few, sampling would end at a high noise level.
+LAST_TIME = 2 * 999 / 299
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -50,11 +54,11 @@ class MGPSConfig(RestoringSampler):
         floor = self.sigma_floor * measurement.operator.norm.clamp(min=1e-12)
         precision = per_sample(measurement.sigma_y.maximum(floor).square().reciprocal(), noise)
         sigmas = ddpm_sigmas()
-        times = torch.linspace(0, 999, self.n_levels, dtype=torch.float64).long().tolist()
+        times = self.times()
 
         x = float(sigmas[times[-1]]) * noise
         denoised = estimate = D(x, float(sigmas[times[-1]]))
-        for i in range(self.n_levels - 1, 2, -1):
+        for i in range(len(times) - 1, 0, -1):
             time = times[i - 1]
             s, t, m = (float(sigmas[k]) for k in (times[i], time, int(self.midpoint * time)))
             std = m * math.sqrt(s**2 - m**2) / s
@@ -62,14 +66,19 @@ class MGPSConfig(RestoringSampler):
             start = _toward(x, estimate, s, m)
             x_m = self._draw_midpoint(D, fit, start, self._gradient_steps(i), generators)
             x = _bridge(x, x_m, s, t, m, generators)
-            if i > 3:
+            if i > 1:
                 estimate = D(x_m, m)
             denoised = D(x, t)
         return denoised
 
+    def times(self) -> list[int]:
+        """DDPM times of the states, ascending; the two levels below them are never visited."""
+        return torch.linspace(LAST_TIME, 999, self.n_levels - 2, dtype=torch.float64).long().tolist()
+
     def _gradient_steps(self, i: int) -> int:
         """More of them in the first five transitions, and in every tenth one but the last 20 levels'."""
-        boosted = i >= self.n_levels - 5 or (i % 10 == 0 and i > 20)
+        level = i + 2
+        boosted = level >= self.n_levels - 5 or (level % 10 == 0 and level > 20)
         return self.n_gradient_steps_boosted if boosted else self.n_gradient_steps
 
     def _draw_midpoint(

@@ -32,6 +32,14 @@ def test_nfe_is_that_of_the_paper() -> None:
     assert output.nfe == denoiser.calls == 1764
 
 
+def test_levels_are_the_papers_and_fewer_end_at_the_same_noise() -> None:
+    even = torch.linspace(0, 999, 300, dtype=torch.float64).long().tolist()
+    assert MGPSConfig().times() == even[2:]
+    for n_levels in (4, 16, 30):
+        times = MGPSConfig(n_levels=n_levels).times()
+        assert (times[0], times[-1], len(times)) == (6, 999, n_levels - 2)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_is_that_of_the_divergence(seed: int) -> None:
     """Of KL(N(v, e^2rho) | N(mean, std^2)) + |y - H D(v + e^rho z)|^2 / 2 sigma^2, by autograd."""
@@ -50,9 +58,9 @@ def test_the_gradient_is_that_of_the_divergence(seed: int) -> None:
 def closed_form(sampler: MGPSConfig, sigma: float, seen: bool) -> tuple[float, float]:
     """Mean and variance of a pixel's output, with every fit at its optimum: the product of prior and potential."""
     sigmas = ddpm_sigmas()
-    times = torch.linspace(0, 999, sampler.n_levels, dtype=torch.float64).long().tolist()
+    times = sampler.times()
     mean, variance = 0.0, float(sigmas[times[-1]]) ** 2
-    for i in range(sampler.n_levels - 1, 2, -1):
+    for i in range(len(times) - 1, 0, -1):
         s, t, m = (float(sigmas[k]) for k in (times[i], times[i - 1], times[i - 1] // 2))
         toward_x = (m / s) ** 2 + (1 - (m / s) ** 2) * shrinkage(s)
         prior_variance = m**2 * (s**2 - m**2) / s**2
@@ -64,7 +72,7 @@ def closed_form(sampler: MGPSConfig, sigma: float, seen: bool) -> tuple[float, f
         to_t = share + (1 - share) * on_x
         mean = to_t * mean + (1 - share) * shift
         variance = to_t**2 * variance + (1 - share) ** 2 / precision + (s**2 - t**2) * share
-    last = shrinkage(float(sigmas[times[2]]))
+    last = shrinkage(float(sigmas[times[0]]))
     return last * mean, last**2 * variance
 
 
