@@ -85,10 +85,11 @@ class RestorationModel(PythonModel):
     @torch.inference_mode()
     def restore(self, row: Mapping[str, Any], settings: Mapping[str, Any]) -> Outputs:
         """One request: B measurements of one operator batch."""
-        image_shape = tuple(self.denoiser("invfusion").image_shape)
+        model = self.denoiser("invfusion")
+        image_shape = tuple(model.image_shape)
         n_samples = int(settings["n_samples"])
         measurement = read_measurement(row, image_shape, n_samples).to(self.device)
-        labels = read_labels(row, len(measurement.y) // n_samples, n_samples)
+        labels = read_labels(row, len(measurement.y) // n_samples, n_samples, model.n_classes)
         labels = labels if labels is None else labels.to(self.device)
         if settings["method"] == "nppc":
             return self.principal_components(measurement, labels)
@@ -157,14 +158,27 @@ def read_measurement(row: Mapping[str, Any], image_shape: tuple[int, ...], n_sam
     y = numbers(row["y"], math.prod(shape), f"y of {batch} operators with measurements {operator.measurement_shape}")
     given = optional(row, "sigma_y")
     sigma_y = torch.zeros(batch) if given is None else numbers(given, batch, "sigma_y")
+    if bool((sigma_y < 0).any()):
+        raise ShapeError(f"sigma_y must not be negative, got {sigma_y.tolist()}")
     repeated = [i for i in range(batch) for _ in range(n_samples)]
     return Measurement(y.reshape(shape), operator, sigma_y).select(repeated)
 
 
-def read_labels(row: Mapping[str, Any], batch: int, n_samples: int) -> Tensor | None:
-    """Class labels (batch * n_samples,) long, or None where the request has none."""
+def read_labels(row: Mapping[str, Any], batch: int, n_samples: int, n_classes: int) -> Tensor | None:
+    """Class labels (batch * n_samples,) long, or None where the request has none.
+
+    Raises:
+        ShapeError: they are no classes of the model, which has classes 0 to n_classes - 1.
+    """
     given = optional(row, "class_labels")
-    return None if given is None else numbers(given, batch, "class_labels").long().repeat_interleave(n_samples)
+    if given is None:
+        return None
+    if not n_classes:
+        raise ShapeError("this model knows no classes: leave class_labels out")
+    labels = numbers(given, batch, "class_labels")
+    if not bool(((labels == labels.round()) & (labels >= 0) & (labels < n_classes)).all()):
+        raise ShapeError(f"class_labels must be whole numbers from 0 to {n_classes - 1}, got {labels.tolist()}")
+    return labels.long().repeat_interleave(n_samples)
 
 
 def optional(row: Mapping[str, Any], name: str) -> Any:

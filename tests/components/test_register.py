@@ -14,9 +14,10 @@ from fake_evaluation import FAMILIES, record, records, write_run
 
 from components import gates, promotion, tracking
 from components import register as step
+from components.restoration_model import read_labels
 from invfusion.config import GatesConfig, load_params
 from invfusion.degradations import FAMILIES as DEGRADATIONS
-from invfusion.errors import CheckpointError, DataError, ServiceError
+from invfusion.errors import CheckpointError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
 from invfusion.operators import spec_to_json
 from invfusion.rng import generator
@@ -180,6 +181,14 @@ def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
     assert "version 1 was measured on other measurements" in gate.reason
 
 
+def test_one_degradation_of_other_measurements_is_enough() -> None:
+    found = records()
+    changed = [dict(r, measurements_sha256="another") if r["degradation"] == "matrix" else r for r in found]
+    champion = tracking.Version("1", {"metrics": gates.packed(found)})
+    failed = [gate.name for gate in gates.champion_gates(changed, -0.2, champion) if not gate.passed]
+    assert failed == ["gain over the champion on matrix"]
+
+
 def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
     found = records()
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
@@ -276,10 +285,19 @@ def test_the_registered_model_restores(registered: Any) -> None:
         "must hold": ({**request, "y": request["y"][:-1]}, few),
         "not finite": ({**request, "y": [float("nan")] * len(request["y"])}, few),
         "not valid JSON": ({**request, "operator": "{"}, few),
+        "must not be negative": ({**request, "sigma_y": [0.1, -0.1]}, few),
+        "knows no classes": ({**request, "class_labels": [0, 0]}, few),
     }
     for message, (wrong, settings) in refused.items():
         with pytest.raises(Exception, match=message):
             registered.predict(wrong, params=settings)
+
+
+@pytest.mark.parametrize("wrong", [[0, 10], [-1, 0], [0.5, 1]])
+def test_labels_that_are_no_classes_are_refused(wrong: list[float]) -> None:
+    assert read_labels({"class_labels": [0, 9]}, 2, 2, n_classes=10).tolist() == [0, 0, 9, 9]  # type: ignore[union-attr]
+    with pytest.raises(ShapeError, match="whole numbers from 0 to 9"):
+        read_labels({"class_labels": wrong}, 2, 1, n_classes=10)
 
 
 @pytest.mark.slow
