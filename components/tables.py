@@ -64,9 +64,10 @@ INSTEAD_OF_INCEPTION = {stand_in: metric for metric, stand_in in STAND_INS.items
 HIGHER_IS_BETTER = {"psnr", "nppc_captured_energy"}
 NO_DIRECTION = {"nppc_std_ratio", "coverage_90", "std_ratio"}
 NO_RIVAL = {"H_pinv y"}
-# Metrics that mean the same here and in the paper. Its consistency is not among them: that is a sum over measurements,
-# which have another scale for the blur.
+# Metrics that mean the same here and in the paper.
 SHARED_WITH_PAPER = ("psnr", "fid", "cfid", "lpips")
+# Those that it names otherwise, and its unit in ours. Its consistency is a sum over measurements.
+NAMED_OTHERWISE = {"kid": ("kid_x1e3", 1e-3), "consistency_sse": ("consistency_mse", 1.0)}
 PAPER_FILE = Path(__file__).with_name("paper_tables.csv")
 PAPER_DATASETS = {"ffhq64": "FFHQ64", "imagenet64": "ImageNet64", "ffhq256": "FFHQ256"}
 
@@ -185,8 +186,14 @@ class PaperTable:
         return cls(ours if rows else None, {(r["task"], r["method"], r["metric"]): r["value"] for r in rows})
 
     def number(self, degradation: str, method: str, metric: str) -> str:
-        """The paper's value of the same thing, or an empty text."""
-        return self.values.get((degradation, method, metric), "") if metric in SHARED_WITH_PAPER else ""
+        """The paper's value of the same thing, or an empty text. Its blurred measurements have another scale."""
+        if metric in SHARED_WITH_PAPER:
+            return self.values.get((degradation, method, metric), "")
+        name, unit = NAMED_OTHERWISE.get(metric, ("", 1.0))
+        text = self.values.get((degradation, method, name), "")
+        if not text or (metric == "consistency_sse" and degradation == "strided_motion_blur"):
+            return ""
+        return f"{unit * float(text):.3g}"
 
 
 def paper_layout(

@@ -240,6 +240,11 @@ def test_the_papers_numbers_stand_beside_ours_on_its_data_alone() -> None:
     assert cells[0].text == cells[1].text == "–"
     assert cells[1].paper == ""
     assert tables.PaperTable.load("15", "ffhq64").dataset == "FFHQ64"
+    assert tables.PaperTable.load("15", "ffhq64").number("patch_inpainting", "ASeq-DIP", "kid") == "0.0755"
+    sums = tables.PaperTable.load("10", "imagenet64")
+    assert sums.number("patch_inpainting", "Palette", "consistency_sse") == "0.23"
+    assert not sums.number("strided_motion_blur", "Palette", "consistency_sse")
+    assert not sums.number("patch_inpainting", "Palette", "consistency_mse")
 
 
 def test_every_row_of_the_papers_tables_is_known(project: Path) -> None:
