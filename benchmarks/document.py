@@ -9,11 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Record
+from benchmarks.records import Record, rounded
 
 PERFORMANCE = Path("docs/performance.md")
 NOT_MEASURED = "not measured"
 PAPER = ("ffhq64", "imagenet64", "ffhq256")
+# Network calls per image: a training step is one, the paper's sampler takes 63.
+CALLS = {"training": 1, "sampling": 63}
+# How the network ran -> where a record has the time, and in which precision the peak was measured.
+TIMES = {
+    "float32": ("ours_ms", "float32"),
+    "bf16": ("bf16_ms", "bfloat16"),
+    "compiled bf16": ("compiled_bf16_ms", "bfloat16"),
+}
 
 Results = dict[str, dict[str, Any]]
 Row = Sequence[Any]
@@ -83,14 +91,23 @@ def _over(record: Record, name: str) -> str:
 def _paper(results: Results) -> str:
     """The paper's presets: on a GPU whole, on a CPU narrowed, as proof that the code path runs."""
     rows = []
-    for suite in ("training", "sampling"):
+    for suite, calls in CALLS.items():
         for preset in PAPER:
             gpu = _named(_records(results, suite, "cuda"), preset)
             cpu = _named(_records(results, suite), f"{preset} (narrow)")
-            figures = [gpu["images_per_second"], f"{gpu['mfu']:.1%}", _x(gpu["ratio"])] if gpu else [NOT_MEASURED] * 3
-            rows.append([suite, preset, *figures, _x(cpu["ratio"] if cpu else None)])
-    head = ["", "preset", "GPU: images/s", "GPU: MFU", "GPU: plain / ours", "CPU, narrow network: plain / ours"]
-    return _markdown(head, rows)
+            peaks = results["cuda"]["machine"]["matmul_gflops"] if gpu else {}
+            figures = [_rate(gpu, time, calls, peaks.get(dtype)) for time, dtype in TIMES.values()]
+            rows.append([suite, preset, *figures, _x(gpu["ratio"] if gpu else None), _x(cpu["ratio"] if cpu else None)])
+    head = [f"GPU, {name}: images/s (MFU)" for name in TIMES]
+    return _markdown(["", "preset", *head, "GPU: plain / ours", "CPU, narrow network: plain / ours"], rows)
+
+
+def _rate(record: Record | None, time: str, calls: int, peak: float | None) -> str:
+    """Images per second where each takes so many calls, and the share of the peak (GFLOP/s) that their products use."""
+    if record is None or peak is None or time not in record:
+        return NOT_MEASURED
+    per_call = 1e3 * record["images"] / record[time]
+    return f"{rounded(per_call / calls)} ({per_call * record['gflop_per_image'] / peak:.1%})"
 
 
 def _named(records: Sequence[Record], preset: str) -> Record | None:
@@ -166,11 +183,11 @@ def _is_whole(record: Record) -> bool:
 
 def _whole(results: Results) -> str:
     rows = [
-        [r["what"], r["plain_ms"], r["ours_ms"], _x(r["ratio"]), r["images_per_second"],
+        [r["preset"], r["what"], r["plain_ms"], r["ours_ms"], _x(r["ratio"]), r["images_per_second"],
          _x(r["ours_ms"] / r["drawn_ahead_ms"]) if "drawn_ahead_ms" in r else ""]
-        for r in _records(results, "whole")
+        for device in ("cpu", "cuda") for r in _records(results, "whole", device)
     ]  # fmt: skip
-    head = ["", "plain, ms", "ours, ms", "ratio", "images/s", "ours, drawn ahead by a thread: further"]
+    head = ["preset", "", "plain, ms", "ours, ms", "ratio", "images/s", "ours, drawn ahead by a thread: further"]
     return _markdown(head, rows)
 
 

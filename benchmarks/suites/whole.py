@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_sample
 from benchmarks.records import Record, compared, rounded
-from benchmarks.setting import Setting
+from benchmarks.setting import BATCHES, Setting
 from benchmarks.timing import interleaved
 from invfusion import rng
 from invfusion.data import StagedDataset, TrainingStream
@@ -64,19 +64,23 @@ def _staged(setting: Setting, folder: Path) -> tuple[float, StagedDataset]:
 
 
 def whole(device: torch.device, seconds: float) -> Iterator[Record]:
-    """The training loop with data, draws, checkpoint and log, and samples of a few steps, on the default preset."""
-    setting = Setting("digits16", device)
+    """The training loop with data, draws, checkpoint and log, and samples of a few steps: every preset on a GPU."""
+    for preset in BATCHES[device.type] if device.type == "cuda" else ("digits16",):
+        yield from _whole(Setting(preset, device), seconds)
+
+
+def _whole(setting: Setting, seconds: float) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as folder:
         _, dataset = _staged(setting, Path(folder))
         calls = {"ours": _training_run(setting, dataset, 0), "plain": _plain_run(setting, dataset)}
         calls |= {"ahead": _training_run(setting, dataset, 1)}
-        times = interleaved(calls, seconds, device, at_least=2)
+        times = interleaved(calls, seconds, setting.device, at_least=2)
     images = STEPS * setting.batch_size
     yield _rates(compared("whole", times, what="training", preset=setting.name, images=images), images) | {
         "drawn_ahead_ms": rounded(1e3 * times["ahead"].median)
     }
     n = setting.sampling_batch
-    times = interleaved(_sampling_runs(setting, n), seconds, device, at_least=2)
+    times = interleaved(_sampling_runs(setting, n), seconds, setting.device, at_least=2)
     yield _rates(compared("whole", times, what=f"sampling, {2 * LEVELS - 1} calls", preset=setting.name, images=n), n)
 
 

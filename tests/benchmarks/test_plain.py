@@ -127,15 +127,18 @@ def test_flops_of_the_paper() -> None:
 def test_tables_are_made_from_the_records() -> None:
     """Every table can be made from a CPU run alone, from both kinds of runs, and from nothing."""
     facts = {"device": "d", "cores": 2, "threads": 2, "load_average": 1, "torch": "2", "git_revision": "0" * 40,
-             "matmul_gflops": {"float32": 1, "bfloat16": 2}, "seconds": 3}  # fmt: skip
+             "matmul_gflops": {"float32": 1.6e6, "bfloat16": 6.4e6}, "seconds": 3}  # fmt: skip
     step = {"suite": "training", "preset": "ffhq64", "variant": "invfusion", "family": "mixture", "plain_ms": 30,
-            "ours_ms": 10, "ratio": 3.0, "ratio_of_least": 3.1, "images_per_second": 77, "mfu": 0.4}  # fmt: skip
+            "ours_ms": 10, "bf16_ms": 5, "images": 64, "gflop_per_image": 100, "ratio": 3.0}  # fmt: skip
     text = PERFORMANCE.read_text()
     assert sorted(re.findall("<!-- table ([a-z-]+) -->", text)) == sorted(TABLES)
-    gpu = render(text, {"cuda": {"machine": facts, "records": [step]}})
-    assert "| training | ffhq64 | 77 | 40.0% | 3.00x | not measured |" in gpu
+    sampling = step | {"suite": "sampling"}
+    gpu = render(text, {"cuda": {"machine": facts, "records": [step, sampling]}})
+    trained = "6400.0 (40.0%) | 12800.0 (20.0%) | not measured"
+    assert f"| training | ffhq64 | {trained} | 3.00x | not measured |" in gpu
+    assert "| sampling | ffhq64 | 101.6 (40.0%) |" in gpu, "63 calls for an image"
     empty = render(gpu, {})
-    assert "77" not in empty
+    assert "6400.0" not in empty
     assert render(empty, {}) == empty
 
 

@@ -218,6 +218,7 @@ def test_two_hosts_share_only_the_servers(here: Site, tmp_path_factory: pytest.T
         "PREFECT_API_URL": f"http://127.0.0.1:{here.prefect}/api",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{here.mlflow}",
     }
+    blockers = [begin(here, "palette"), begin(here, "invfusion")]  # the first host is full now
     worker = subprocess.Popen(
         [sys.executable, "-m", "flows.worker"],
         cwd=other.folder,
@@ -225,7 +226,6 @@ def test_two_hosts_share_only_the_servers(here: Site, tmp_path_factory: pytest.T
     )
     try:
         wait_for(lambda: other.processes("worker", "start"), 60, "the second worker")
-        blockers = [begin(here, "palette"), begin(here, "invfusion")]  # the first host is full now
         run = here.start("train", variant="unconditional")
         wait_for(lambda: here.state(run) == "COMPLETED", 240, "the second host's training")
         assert (other.folder / "artifacts/models/unconditional/model.safetensors").exists()
