@@ -1,7 +1,6 @@
 """The real servers, worker and browser: what the UI starts, shows and cancels, and what survives when parts die."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,18 +14,16 @@ from fault_report import IS_FULL, ROOT
 from site_in_miniature import Site, browse, free_port, make_clone, site, wait_for
 from test_reproduce import edit
 
-pytestmark = [pytest.mark.full_size, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 LONG = {"images": 2_000_000, "checkpoint_images": 640, "log_images": 64}
 SHOWN = ("prefect-runs", "prefect-samples", "mlflow-model", "mlflow-history")
 SHORT = {"images": 320, "checkpoint_images": 320, "log_images": 64}
-TRIES = int(os.environ.get("INVFUSION_FAULT_TRIES", "3"))
+TRIES = 3 if IS_FULL else 1
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if not IS_FULL:
-        pytest.skip("part of `make faults`")
     with site(tmp_path_factory.mktemp("site")) as place:
         # Every test finds the data staged, whichever of them run.
         place.run("-m", "flows.reproduce", "stage")
@@ -46,6 +43,7 @@ def finish(here: Site, run: str) -> None:
     wait_for(lambda: here.state(run) == "CANCELLED", 60, "cancelled")
 
 
+@pytest.mark.full_size
 def test_a_run_of_the_ui_does_what_dvc_does(here: Site, note: Any) -> None:
     run = here.start("train", variant="palette")
     wait_for(lambda: here.state(run) == "COMPLETED", 180, "a short training")
@@ -57,6 +55,7 @@ def test_a_run_of_the_ui_does_what_dvc_does(here: Site, note: Any) -> None:
     note("a training started from the UI instead of by `dvc repro`", 1, "nothing: the same bytes")
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize(("name", "variable"), [("MLflow", "MLFLOW_TRACKING_URI"), ("Prefect", "PREFECT_API_URL")])
 def test_a_server_that_is_down_at_the_start(here: Site, note: Any, name: str, variable: str) -> None:
     address = f"http://127.0.0.1:{free_port()}"
@@ -84,7 +83,18 @@ def test_a_cancelled_run_ends_within_15_seconds_with_a_checkpoint(here: Site, no
     note("a run cancelled from the UI", TRIES, f"nothing: a checkpoint within {slowest:.1f} s, no process left")
 
 
-@pytest.mark.parametrize("victims", ["worker", "run", "worker and run", "all but the servers"])
+ONLY_FULL = pytest.mark.full_size
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param("worker", marks=ONLY_FULL),
+        pytest.param("run", marks=ONLY_FULL),
+        "worker and run",
+        pytest.param("all but the servers", marks=ONLY_FULL),
+    ],
+)
 def test_what_is_killed_is_marked_as_crashed_and_resumed(here: Site, note: Any, victims: str) -> None:
     slowest = 0.0
     for _ in range(TRIES):
@@ -119,6 +129,7 @@ def test_the_prefect_server_dies_in_mid_run(here: Site, note: Any) -> None:
     note("kill -9 of the Prefect server in mid-run", TRIES, "nothing: training went on, cancelling worked afterwards")
 
 
+@pytest.mark.full_size
 def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
     import mlflow
 
@@ -147,6 +158,7 @@ def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
     note("kill -9 of the MLflow server in mid-run", 1, "nothing: each metric arrived once, after it was back")
 
 
+@pytest.mark.full_size
 def test_two_devices_three_jobs_and_the_pictures(here: Site, tmp_path: Path) -> None:
     reproduction = here.start("reproduce", changes={"train": SHORT})
     wait_for(lambda: here.state(reproduction) == "COMPLETED", 900, "the reproduction")
@@ -211,6 +223,7 @@ def shrink(source: Path, target: Path) -> None:
         image.convert("RGB").quantize(64).save(target, optimize=True)
 
 
+@pytest.mark.full_size
 def test_two_hosts_share_only_the_servers(here: Site, tmp_path_factory: pytest.TempPathFactory, note: Any) -> None:
     """A second working copy with a worker of its own takes jobs of the first one's server."""
     other = Site(make_clone(tmp_path_factory.mktemp("other")), here.prefect, here.mlflow)
