@@ -56,7 +56,7 @@ def table(params: Params, name: str, trains: bool = True) -> Path:
     experiment = load_experiment(name)
     n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
     changed = experiment.applied(params, n_classes)
-    zoo = Zoo(name, experiment, params, changed, trains and not is_helper())
+    zoo = Zoo(name, experiment, changed, trains and not is_helper())
     models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
     plan = [column for column in columns(changed, models) if column.kind in experiment.families]
     _report_missing(name, plan, missing)

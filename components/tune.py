@@ -110,6 +110,19 @@ def best(trials: Sequence[Trial], metric: str) -> dict[str, dict[str, dict[str, 
     return found
 
 
+def at_the_end(trials: Sequence[Trial], metric: str) -> list[str]:
+    """The best values that are the least or the greatest tried, each in words."""
+    found = []
+    for method, families in best(trials, metric).items():
+        for family, settings in families.items():
+            for setting, value in settings.items():
+                tried = [t.value for t in trials if (t.method, t.family, t.setting) == (method, family, setting)]
+                if value in (min(tried), max(tried)):
+                    end = "greatest" if value == max(tried) else "least"
+                    found.append(f"{family} / {method}: {setting} = {value:g} is the {end} value tried")
+    return found
+
+
 def write(trials: Sequence[Trial], metric: str) -> Path:
     """The fragment for params.yaml, and all trials."""
     FRAGMENT.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +136,8 @@ def write(trials: Sequence[Trial], metric: str) -> Path:
             f"# The best values by {metric} on the validation split; put them under the methods in params.yaml.\n"
         )
         yaml.dump(fragment, file)
+    for ends in at_the_end(trials, metric):
+        log.warning("%s; the best may lie beyond it", ends)
     TRIALS.write_text(json.dumps([vars(trial) | {"by": metric} for trial in trials], indent=1) + "\n")
     log.info("the best values are in %s, all that were tried in %s", FRAGMENT, TRIALS)
     return FRAGMENT

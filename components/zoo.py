@@ -9,11 +9,12 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast, get_args
 
 from components import distill, train
-from components.experiments import Experiment, Model, load_experiment, merged
+from components.experiments import Experiment, Model, merged
 from components.train import Places, launch, must_launch
 from invfusion.config import Params, load_params, params_from
 from invfusion.data import StagedDataset
@@ -30,27 +31,61 @@ TARGETS: tuple[str, ...] = get_args(DistilledTarget)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model to have: its variant or target, parameters, task, and the network that training starts from."""
+    """A model to have: its variant or target, parameters, task, and the network that training starts from.
+
+    start: the folder of the trained model that the network comes from; None: it is new.
+    """
 
     variant: str
     params: Params
+    start: Path | None
     task: Task
     denoiser: Denoiser
 
-    @property
+    @classmethod
+    def of(cls, params: Params, variant: str, start: Path | None = None) -> "Wanted":
+        """A model by its parameters. start: of a distilled model, the one before it."""
+        if start is None:
+            new = cast(TrainedVariant, variant)
+            return cls(variant, params, None, train.task_of(params, new), train.denoiser_for(params, new))
+        target = cast(DistilledTarget, variant)
+        denoiser = distill.starting_point(params, target, start)
+        return cls(variant, params, start, distill.task_of(params, target), denoiser)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Names everything that the weights depend on but the length of the training."""
+        """Names all that the weights depend on but the length of the training; kept, since training changes them."""
         dataset = StagedDataset(train.STAGED, "train")
         return str(train.facts_of(self.params, self.variant, self.task, self.denoiser, dataset)["fingerprint"])
+
+    @property
+    def home(self) -> Path:
+        """Where it is trained, if no other folder holds it."""
+        return FOLDER / f"{self.variant}-{self.fingerprint[:12]}-{self.task.config.total_images}"
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder holds this very model, trained to the end."""
+        try:
+            manifest: Mapping[str, object] = json.loads((folder / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return (manifest.get("fingerprint"), manifest.get("nimg")) == (self.fingerprint, self.task.config.total_images)
+
+    def train(self) -> None:
+        """Train it, in as many processes as the parameters ask for."""
+        if must_launch(self.params):
+            start = [] if self.start is None else ["--start", str(self.start)]
+            launch(self.params, self.home.name, "components.zoo", [self.variant, *start])
+        else:
+            train.run(self.params, self.variant, self.task, self.denoiser, Places.under(self.home))
 
 
 @dataclass
 class Zoo:
-    """The models of one experiment. base: the parameters before the experiment changed them."""
+    """The models of one experiment. params: as the experiment changes them."""
 
     name: str
     experiment: Experiment
-    base: Params
     params: Params
     trains: bool = True
 
@@ -75,21 +110,14 @@ class Zoo:
         wanted = self.wanted(name)
         if wanted is None:
             return FOLDER / f"{name} (the model that it starts from is missing)"
-        fingerprint, nimg = wanted.fingerprint, wanted.task.config.total_images
-        home = FOLDER / f"{wanted.variant}-{fingerprint[:12]}-{nimg}"
-        for folder in (train.MODELS / wanted.variant, home / "model"):
-            if _is(folder, fingerprint, nimg):
+        for folder in (train.MODELS / wanted.variant, wanted.home / "model"):
+            if wanted.is_in(folder):
                 return folder
         if self.trains:
-            log.info("training '%s' for %s: %s images, into %s", name, self.name, f"{nimg:,}", home)
-            self._train(name, wanted, home)
-        return home / "model"
-
-    def _train(self, name: str, wanted: Wanted, home: Path) -> None:
-        if must_launch(self.base):
-            launch(self.base, home.name, "components.zoo", [self.name, name])
-        else:
-            train.run(wanted.params, wanted.variant, wanted.task, wanted.denoiser, Places.under(home))
+            nimg = wanted.task.config.total_images
+            log.info("training '%s' for %s: %s images, into %s", name, self.name, f"{nimg:,}", wanted.home)
+            wanted.train()
+        return wanted.home / "model"
 
     def wanted(self, name: str) -> Wanted | None:
         """What a model is to be; None where it starts from one that is missing."""
@@ -99,15 +127,10 @@ class Zoo:
             changed = merged(params.model_dump(mode="json", by_alias=True), spec.params)
             params = params_from(changed, f"the model '{name}' of experiment '{self.experiment.title}'")
         if spec.train not in TARGETS:
-            variant = cast(TrainedVariant, spec.train)
-            return Wanted(variant, params, train.task_of(params, variant), train.denoiser_for(params, variant))
-        target = cast(DistilledTarget, spec.train)
-        start = Zoo(self.name, self.experiment, self.base, params, self.trains).folder(
-            params.distill.model_before(target)
-        )
-        if not start.exists():
-            return None
-        return Wanted(target, params, distill.task_of(params, target), distill.starting_point(params, target, start))
+            return Wanted.of(params, spec.train)
+        before = params.distill.model_before(cast(DistilledTarget, spec.train))
+        start = Zoo(self.name, self.experiment, params, self.trains).folder(before)
+        return Wanted.of(params, spec.train, start) if start.exists() else None
 
 
 def pipeline_models(params: Params, experiment: Experiment) -> list[str]:
@@ -132,27 +155,16 @@ def _variant(name: str) -> TrainedVariant | DistilledTarget:
     return cast(TrainedVariant, name)
 
 
-def _is(folder: Path, fingerprint: str, nimg: int) -> bool:
-    """Whether a folder holds this very model, trained to the end."""
-    try:
-        manifest: Mapping[str, object] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return (manifest.get("fingerprint"), manifest.get("nimg")) == (fingerprint, nimg)
-
-
 def main() -> None:
-    """Train one model of an experiment; what torchrun starts in each process."""
+    """Train one model; what torchrun starts in each process."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("experiment")
-    parser.add_argument("model")
+    parser.add_argument("variant")
+    parser.add_argument("--start", type=Path, help="of a distilled model, the folder of the one before it")
     parser.add_argument("--params", default="params.yaml")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        base, experiment = load_params(arguments.params), load_experiment(arguments.experiment)
-        n_classes = len(StagedDataset(train.STAGED, "train").class_names)
-        Zoo(arguments.experiment, experiment, base, experiment.applied(base, n_classes)).folder(arguments.model)
+        Wanted.of(load_params(arguments.params), arguments.variant, arguments.start).train()
     except InvFusionError as error:
         sys.exit(f"error: {error}")
 

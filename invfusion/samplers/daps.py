@@ -36,6 +36,7 @@ class DAPSConfig(RestoringSampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"adjoint"})
+    # Up to just below 2 tau^2.
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"lr": (1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4)}
     kind: Literal["daps"] = "daps"
     variant: AlgorithmVariant = "original"

@@ -32,7 +32,7 @@ class DPSConfig(RestoringSampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"adjoint", "grad"})
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"zeta": (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)}
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"zeta": (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)}
     kind: Literal["dps"] = "dps"
     variant: AlgorithmVariant = "original"
     n_steps: int = Field(default=1000, ge=1, le=1000)

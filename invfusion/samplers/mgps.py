@@ -39,7 +39,7 @@ class MGPSConfig(RestoringSampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"adjoint", "grad"})
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"lr": (0.01, 0.03, 0.1)}
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"lr": (0.01, 0.03, 0.1, 0.3)}
     kind: Literal["mgps"] = "mgps"
     n_levels: int = Field(default=300, ge=4, le=1000)
     midpoint: float = Field(default=0.5, gt=0, lt=1)

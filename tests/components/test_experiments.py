@@ -1,7 +1,7 @@
 """Every table and figure of the paper can be made, and says what is missing where it cannot."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,33 @@ def test_tables_share_what_they_have_in_common(project: Path, monkeypatch: pytes
 def test_models_of_the_pipeline_are_taken(project: Path) -> None:
     params, experiment = make_params(), load_experiment("table_04")
     own = train.train(params, "unconditional")
-    keeper = zoo.Zoo("table_04", experiment, params, experiment.applied(params))
+    keeper = zoo.Zoo("table_04", experiment, experiment.applied(params))
     assert keeper.folder("unconditional") == own
     assert zoo.pipeline_models(params, experiment) == ["train@unconditional", "train@palette", "train@invfusion"]
     assert zoo.pipeline_models(params, load_experiment("table_11")) == ["train@unconditional"]
     assert zoo.pipeline_models(params, load_experiment("table_02")) == []
+
+
+def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the model that a distilled one with parameters of its own starts from."""
+    params = make_params()
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"processes": 2})})
+    experiment = load_experiment("table_14")
+    model = experiments.Model(train="mmse", params={"train": {"lr": 0.0123}})
+    experiment = experiment.model_copy(update={"models": {**experiment.models, "other": model}})
+    started = []
+
+    def launch(told: Params, name: str, module: str, arguments: Sequence[str]) -> None:
+        start = Path(arguments[2]) if len(arguments) > 1 else None
+        wanted = zoo.Wanted.of(told, arguments[0], start)
+        assert (module, wanted.home.name) == ("components.zoo", name)
+        assert told.train.lr == 0.0123
+        started.append(arguments[0])
+        train.run(wanted.params, wanted.variant, wanted.task, wanted.denoiser, train.Places.under(wanted.home))
+
+    monkeypatch.setattr(zoo, "launch", launch)
+    assert zoo.Zoo("table_14", experiment, params).folder("other").exists()
+    assert started == ["invfusion", "mmse"]
 
 
 class TestWhatIsMissing:

@@ -19,6 +19,8 @@ N = 256
 SMALL = {"matrix": {"min_rows": 2, "max_rows": 6}, "patch_inpainting": {"max_visible": 0.5}}
 # Enough steps that what is left is sampling noise.
 ACCURATE = {"heun": {"n_steps": 64}, "dpmpp_2m": {"n_steps": 100}}
+# Even with few steps, an approximation of the posterior must come nearer to it than draws of the prior do.
+USES_THE_MEASUREMENT = 0.85
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,6 +50,13 @@ def oracle(family: str, sigma_y: float) -> Oracle:
     return Oracle(prior(), draw_measurements(prior(), FAMILIES[family](**SMALL[family]), 4, sigma_y), n_samples=N)
 
 
+@functools.cache
+def prior_s_distance(family: str, sigma_y: float) -> float:
+    """What a sampler that ignores the measurement gets."""
+    verdict = oracle(family, sigma_y).judge(lambda m, noise, way: prior().sample(way).float())
+    return verdict.scores["sliced_wasserstein"].value
+
+
 def accepts(sampler: Sampler, denoiser: ExactDenoiser, measurement: Measurement) -> bool:
     required = sampler.requires | (sampler.requires_if_noisy if bool(measurement.sigma_y.max() > 0) else frozenset())
     return all(CAPABILITIES[name][1](denoiser, measurement) for name in required)
@@ -69,7 +78,7 @@ def test_it_follows_what_it_says(kind: str, family: str, sigma_y: float) -> None
         assert verdict.scores["mean_error"].value < 0.02
         assert verdict.scores["spread"].value < 0.05
     else:
-        assert torch.tensor([score.value for score in verdict.scores.values()]).isfinite().all()
+        assert verdict.scores["sliced_wasserstein"].value < USES_THE_MEASUREMENT * prior_s_distance(family, sigma_y)
 
 
 def test_principal_components_of_the_exact_denoiser_are_the_posterior_s() -> None:

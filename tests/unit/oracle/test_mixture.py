@@ -129,6 +129,35 @@ def test_conditional_denoiser_sees_both_the_noisy_image_and_the_measurement() ->
     torch.testing.assert_close(denoised.flatten().double(), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16)])
+@pytest.mark.parametrize("kind", ["strided_motion_blur", "matrix"])
+def test_color_and_larger_images_follow_bayes_rule(kind: str, shape: tuple[int, int, int]) -> None:
+    """Noisy image and measurement as one observation A x + noise, all pixels at once, without factorisations."""
+    prior, sigma, sigma_y = mixture(shape, n_components=2), 0.5, 0.2
+    truth = draws_of(prior, 1).float()
+    operator = FAMILIES[kind]().sample(1, shape, generator(0, "H"))
+    noise = randn(operator.measurement_shape, generators(0, "n", range(1)))
+    measurement = Measurement.of(truth, operator, sigma_y, noise)
+    noisy = truth + sigma * randn(shape, generators(0, "noisy", range(1)))
+    matrix = operator_matrix(operator)
+    A = torch.cat([matrix, torch.eye(truth.numel(), dtype=torch.float64)])
+    seen = torch.cat([measurement.y.double().flatten(), noisy.double().flatten()])
+    variances = torch.tensor([sigma_y**2, sigma**2]).repeat_interleave(torch.tensor([len(matrix), truth.numel()]))
+    means, scores = [], []
+    for k in range(2):
+        q = prior.basis[0, k]
+        covariance = q @ torch.diag(prior.variances[0, k]) @ q.T
+        law = torch.distributions.MultivariateNormal(
+            A @ prior.means[0, k], A @ covariance @ A.T + torch.diag(variances.double())
+        )
+        scores.append(prior.log_weights[0, k] + law.log_prob(seen))
+        gain = torch.linalg.solve(law.covariance_matrix, seen - law.loc)
+        means.append(prior.means[0, k] + covariance @ A.T @ gain)
+    expected = torch.stack(scores).softmax(0) @ torch.stack(means)
+    denoised = ExactDenoiser(prior)(noisy, torch.tensor([sigma]), measurement)
+    torch.testing.assert_close(denoised.flatten().double(), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 def test_the_truth_is_a_draw_of_the_posterior(kind: str, sigma_y: float) -> None:
