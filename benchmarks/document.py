@@ -5,7 +5,7 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; everything else
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,22 @@ def _named(records: Sequence[Record], preset: str) -> Record | None:
     return next(chosen, None)
 
 
+def _breakdown(results: Results) -> str:
+    def shares(record: Record) -> Iterator[str]:
+        draw, maps, network = (record[f"{name}_share"] for name in ("draw", "maps", "forward_backward"))
+        return (f"{share:.1%}" for share in (draw, maps, network - maps, 1 - draw - network))
+
+    rows: list[Row] = [
+        [r["preset"], r["family"], r["precision"], r["step_ms"], *shares(r)]
+        for device in ("cpu", "cuda")
+        for r in _records(results, "breakdown", device)
+    ]
+    if "cuda" not in results:
+        rows += [[preset, "all, on a GPU", "bf16", *[NOT_MEASURED] * 5] for preset in PAPER]
+    parts = ["operators drawn and prepared", "H and H_pinv", "network besides", "update and the rest"]
+    return _markdown(["preset", "family", "precision", "step, ms", *parts], rows)
+
+
 def _operators(results: Results) -> str:
     rows = [
         [r["preset"], r["family"], r["map"], r["direction"], r["plain_ms"], r["ours_ms"], _x(r["ratio"])]
@@ -212,6 +228,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "training": _steps("training"),
     "sampling": _steps("sampling"),
     "paper": _paper,
+    "breakdown": _breakdown,
     "operators": _operators,
     "creation": _creation,
     "attention": _attention,

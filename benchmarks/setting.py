@@ -13,7 +13,7 @@ from invfusion.degradations import FAMILIES, DegradationFamily, MixtureConfig
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, build_denoiser, denoiser_config
 from invfusion.noise import GaussianNoise
-from invfusion.operators import Measurement
+from invfusion.operators import LinearOperator, Measurement
 from invfusion.training.config import OptimisationConfig, Precision
 from invfusion.training.task import Task
 
@@ -109,9 +109,12 @@ class Setting:
 
     def measurement(self, kind: str, n: int, index: int = 0) -> Measurement:
         """What a drawn operator sees of n images."""
+        return Measurement.of(self.images(n), self.operator(kind, n, index).prepare())
+
+    def operator(self, kind: str, n: int, index: int = 0) -> LinearOperator:
+        """Operators for n images, freshly drawn."""
         draws = rng.generator(0, "benchmarks/operator", index)
-        operator = family(kind).sample(n, self.config.image_shape, draws).to(self.device)
-        return Measurement.of(self.images(n), operator.prepare())
+        return family(kind).sample(n, self.config.image_shape, draws).to(self.device)
 
 
 def family(kind: str) -> DegradationFamily:

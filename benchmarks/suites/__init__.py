@@ -1,6 +1,7 @@
 """The measurements, by what they measure. Each suite yields records: flat JSON-able mappings with a `suite`."""
 
 from benchmarks.suites.attention import attention
+from benchmarks.suites.breakdown import breakdown
 from benchmarks.suites.changes import changes
 from benchmarks.suites.memory import capacity, memory
 from benchmarks.suites.operators import creation, operators
@@ -14,6 +15,7 @@ SUITES = {
     "attention": attention,
     "training": training,
     "sampling": sampling,
+    "breakdown": breakdown,
     "changes": changes,
     "memory": memory,
     "capacity": capacity,

@@ -89,23 +89,24 @@ def _training_calls(
     setting: Setting, variant: Variant, kind: str | None, compiled: bool
 ) -> tuple[dict[str, Call], int]:
     denoiser = setting.denoiser(variant)
-    ours = _training_step(setting, denoiser, kind, "fp32")
+    ours = training_step(setting, denoiser, kind, "fp32")
     trainer = PlainTrainer(setting.task(kind), setting.denoiser(variant), setting.device)
     calls = {
         "ours": ours,
         "plain": _counting(trainer.step, setting),
-        "bf16": _training_step(setting, setting.denoiser(variant), kind, "bf16"),
+        "bf16": training_step(setting, setting.denoiser(variant), kind, "bf16"),
     }
     if compiled:
         for name, precision in (("compiled", "fp32"), ("compiled_bf16", "bf16")):
             network = setting.denoiser(variant)
             compile_network(network)
-            calls[name] = _training_step(setting, network, kind, precision)  # type: ignore[arg-type]
+            calls[name] = training_step(setting, network, kind, precision)  # type: ignore[arg-type]
     # The backward pass does the work of the forward pass twice.
     return calls, matmul_flops(ours) + 3 * setting.batch_size * attention_flops(denoiser.config)
 
 
-def _training_step(setting: Setting, denoiser: Denoiser, kind: str | None, precision: Precision) -> Call:
+def training_step(setting: Setting, denoiser: Denoiser, kind: str | None, precision: Precision) -> Call:
+    """The next training step at each call."""
     task = setting.task(kind, precision)
     stepper = Stepper(task, denoiser.train(), Processes(), setting.device)
     ema = EMA(denoiser, task.config.ema_half_life, task.config.ema_rampup)

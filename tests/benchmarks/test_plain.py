@@ -10,6 +10,7 @@ from benchmarks.arithmetic import attention_flops, matmul_flops
 from benchmarks.document import PERFORMANCE, TABLES, render
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_operator, plain_sample
 from benchmarks.setting import BATCHES, MIXTURE, Setting
+from benchmarks.suites.breakdown import breakdown
 from benchmarks.suites.memory import capacity, memory
 from benchmarks.timing import interleaved
 from invfusion import rng
@@ -149,6 +150,17 @@ def test_the_smallest_suite_runs_and_interleaves() -> None:
     assert times["a"].n == 2
     records = list(memory(CPU, 0, presets=("digits16",)))
     assert records[1]["kept_mib_per_image"] < 0.5 * records[0]["kept_mib_per_image"]
+
+
+def test_the_parts_of_a_step() -> None:
+    """The first record, digits16 on blur: parts lie within what contains them, and the shares make up a whole step."""
+    record = next(breakdown(CPU, 0))
+    assert (record["preset"], record["family"]) == ("digits16", "strided_motion_blur")
+    assert 0 < record["maps_ms"] < record["forward_backward_ms"]
+    assert 0 < record["forward_ms"] < record["forward_backward_ms"]
+    table = render("<!-- table breakdown -->\n<!-- end -->", {"cpu": {"machine": {}, "records": [record]}})
+    shares = [float(cell.strip(" %")) for cell in table.splitlines()[3].split("|")[5:-1]]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
 
 
 def test_the_largest_batch_follows_from_shapes() -> None:
