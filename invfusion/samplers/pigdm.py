@@ -32,7 +32,7 @@ class PiGDMConfig(RestoringSampler):
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv", "grad"})
     requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"spectral"})
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"weight": (0.25, 0.5, 1.0, 1.5, 2.0)}
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"weight": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)}
     kind: Literal["pigdm"] = "pigdm"
     variant: AlgorithmVariant = "original"
     n_steps: int = Field(default=100, ge=1, le=1000)
