@@ -278,8 +278,19 @@ def test_every_row_of_the_papers_tables_is_known(project: Path) -> None:
             assert {method for _, method, _ in paper.values} == ours, name
 
 
+@pytest.mark.parametrize(
+    ("metrics", "found"), [((10, 11, 12), ["greatest"]), ((12, 11, 10), ["least"]), ((1, 2, 1), [])]
+)
+def test_tuning_says_when_the_best_is_an_end(metrics: tuple[float, ...], found: list[str]) -> None:
+    trials = [tune.Trial("DPS", "matrix", "zeta", v, m, 0) for v, m in zip((1.0, 2.0, 4.0), metrics, strict=True)]
+    value = {"greatest": 4, "least": 1}
+    expected = [f"matrix / DPS: zeta = {value[end]} is the {end} value tried" for end in found]
+    assert tune.at_the_end(trials, "psnr") == expected
+
+
 def test_tuning_takes_the_best_value_of_each_family(project: Path) -> None:
     params = make_params()
+    train.train(params, "unconditional")
     assert tune.tune(params, ["DPS", "DDRM"]).read_text().startswith("# The best values by psnr")
     written = experiments.read_values(tune.FRAGMENT)["methods"]
     trials = read_json(tune.TRIALS)
