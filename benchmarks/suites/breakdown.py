@@ -1,6 +1,7 @@
 """Where the time of a training step goes: making the operators, applying them, the rest of the network, the update."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ def breakdown(device: torch.device, seconds: float) -> Iterator[Record]:
 def _parts(setting: Setting, kind: str, precision: Precision, seconds: float) -> Record:
     denoiser = setting.denoiser("invfusion").train()
     measurement = setting.measurement(kind, setting.batch_size)
+    draws = count()
     forward = _forward(denoiser, measurement, setting, precision)
     calls: dict[str, Callable[[], Any]] = {
         "step": training_step(setting, setting.denoiser("invfusion"), kind, precision),
-        "draw": lambda: setting.operator(kind, setting.batch_size).prepare(),
+        "draw": lambda: setting.operator(kind, setting.batch_size, next(draws)).prepare(),
         "forward": forward,
         "forward_backward": lambda: forward().backward(),  # type: ignore[no-untyped-call]
         "maps": _maps(denoiser, measurement.operator, forward),
