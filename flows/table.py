@@ -1,22 +1,29 @@
 """Make a table or figure of the paper: `make table T=3`, `make figure F=4`.
 
 DVC first brings the pipeline's own models up to date, as far as the table uses them; then `components.table` trains
-what else is missing, evaluates and writes reports/tables/.
+what else is missing, evaluates and writes reports/tables/. measurements.dvc versions the frozen measurement sets.
 """
 
 import argparse
+import logging
+import subprocess
 import sys
 from pathlib import Path
 
 from prefect import flow
 
 from components.experiments import experiment_names, load_experiment
+from components.table import SETS
 from components.table import table as component
 from components.zoo import pipeline_models
 from flows import entry
-from flows.reproduce import PARAMS, checked_params, run_stale
+from flows.reproduce import PARAMS, checked_params, dvc_environment, run_stale
 from invfusion.config import Params
-from invfusion.errors import InvFusionError
+from invfusion.errors import DataError, InvFusionError
+
+log = logging.getLogger(__name__)
+
+VERSION = SETS.with_suffix(".dvc")
 
 
 @flow(name="table", flow_run_name="{name}")
@@ -29,6 +36,30 @@ def table(name: str = "table_01", params: str = "params.yaml", trains: bool = Tr
     return entry.step(make_table, params, name, devices=lambda p: p.runtime.n_devices)
 
 
+def bring_sets() -> None:
+    """Fetch the frozen measurement sets that measurements.dvc names, if they are not here.
+
+    Raises:
+        DataError: they cannot be had; tables on other measurements would not be the ones that were promised.
+    """
+    if VERSION.exists() and not SETS.exists() and _dvc("pull", str(SETS)):
+        raise DataError(
+            f"{VERSION} names frozen measurement sets that are neither here nor in the DVC remote (its own message "
+            f"stands above); without {VERSION}, they are drawn anew"
+        )
+
+
+def version_sets() -> None:
+    """Have DVC keep the frozen measurement sets under their hash."""
+    if SETS.exists() and _dvc("add", str(SETS)):
+        log.warning("%s could not be put under DVC; `dvc add %s` says why", SETS, SETS)
+
+
+def _dvc(*arguments: str) -> int:
+    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
+    return subprocess.run(command, env=dvc_environment(), check=False).returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="", help="such as table_03 or figure_04; default: all of them")
@@ -38,6 +69,7 @@ def main() -> int:
     failed: list[str] = []
     with entry.clear_ends():
         params = checked_params(arguments.profile)
+        bring_sets()
         for name in [arguments.name] if arguments.name else experiment_names():
             try:
                 models = [] if arguments.no_train else pipeline_models(params, load_experiment(name))
@@ -46,6 +78,7 @@ def main() -> int:
                 table(name, str(PARAMS), not arguments.no_train)
             except InvFusionError as error:
                 failed.append(f"{name}: {error}")
+        version_sets()
     return _told(failed)
 
 
