@@ -60,10 +60,12 @@ def stage_dataset(
     staged: dict[str, StagedShard] = {}
     budget = Budget(max_skipped)
     for entry in manifest.shards:
+        before = budget.skipped
         try:
             staged[entry.file], was_current = _stage_shard(entry, shards, output, image_size, budget)
             on_shard(Progress(entry.file, entry.n_samples, was_current))
         except DataError as error:
+            budget.skipped = before  # what was left out one by one is among them
             if not budget.allows(entry.n_samples, f"all {entry.n_samples} samples of {entry.file}: {error}"):
                 problems.append(str(error))
     if budget.skipped:

@@ -160,6 +160,16 @@ def test_a_key_twice_in_a_shard(dataset: Path, again: int) -> None:
         stage(dataset)
 
 
+def test_a_shard_that_is_left_out_counts_each_sample_once(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = dataset / "train-000000.tar"
+    members = members_of(path)
+    rewrite_tar(path, [*members, *members[:2]])
+    trust(path)
+    n = len(members) // 2
+    stage_dataset(dataset, dataset.parent / "staged", SIZE, max_skipped=n)
+    assert f"{n} samples were left out, {n} may be" in caplog.text
+
+
 def test_fewer_samples_than_promised(dataset: Path) -> None:
     path = dataset / "val-000000.tar"
     rewrite_tar(path, members_of(path)[:4])
