@@ -49,7 +49,7 @@ def test_progress_speed_and_pictures_appear_and_are_updated(client: FakeClient) 
     page = pages.Page(uuid4())
     progress = Progress("palette", 1000, "images")
     progress.begin(200)
-    time.sleep(0.02)
+    time.sleep(0.02)  # a file's time is that of the last tick, which may lie before the page's
     progress.advance(500, loss=0.25)
     progress.show(np.zeros((4, 4, 3), np.uint8))
     page.refresh()
@@ -77,6 +77,7 @@ def test_other_steps_and_older_files_are_not_shown(client: FakeClient) -> None:
 @pytest.mark.parametrize("names", [(), ("evaluate",)])
 def test_the_evaluation_is_a_table(client: FakeClient, names: tuple[str, ...]) -> None:
     page = pages.Page(uuid4(), names)
+    time.sleep(0.02)  # a file's time is that of the last tick, which may lie before the page's
     found = {"method": "invfusion", "degradation": "matrix", "value": 16.0, "low": 15.5, "high": 16.5}
     pages.EVALUATION.parent.mkdir()
     records = [found | {"metric": "psnr"}, found | {"metric": "fid", "value": None}, found | {"metric": "other"}]
