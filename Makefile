@@ -45,7 +45,7 @@ figure: setup  ## make a figure of the paper: make figure F=4
 	@$(BIN)/python -m flows.table --name figure_$(shell printf %02d $(F)) $(EXPERIMENT)
 
 tune: setup  ## find step sizes on the validation split: make tune METHODS="DPS DAPS"; writes reports/tuned.yaml
-	@$(BIN)/python -m components.tune $(METHODS)
+	@$(BIN)/python -m components.evaluation.tune $(METHODS)
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest -q
@@ -63,7 +63,7 @@ bench: setup  ## measure training, sampling and their parts; brings the tables o
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 dry-run: setup  ## build the model and one batch of a profile: make dry-run PROFILE=ffhq64
-	@$(BIN)/python -m components.dry_run $(if $(PROFILE),--profile $(PROFILE))
+	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE))
 
 up: setup  ## start Prefect, MLflow and this machine's worker in the background, and say where
 	@$(BIN)/python -m flows.services up

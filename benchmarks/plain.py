@@ -31,7 +31,7 @@ from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
 from invfusion.rng import generator
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import Heun
 from invfusion.training.augment import augment
 from invfusion.training.schedule import learning_rate
 from invfusion.training.task import Task, draw_class_labels, draw_measurement
@@ -334,7 +334,7 @@ class PlainTrainer:
 
 
 @torch.no_grad()
-def plain_sample(network: PlainDenoiser, measurement: Measurement | None, noise: Tensor, config: HeunConfig) -> Tensor:
+def plain_sample(network: PlainDenoiser, measurement: Measurement | None, noise: Tensor, config: Heun) -> Tensor:
     """Deterministic Heun sampling from standard normal noise (B, C, H, W); the operator is built once per batch."""
     plain = plain_measurement(measurement)
     sigmas = config.levels()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invfusion import rng
 from invfusion.data import Batch
-from invfusion.degradations import FAMILIES, DegradationFamily, MixtureConfig
+from invfusion.degradations import FAMILIES, DegradationFamily, Mixture
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, build_denoiser, denoiser_config
 from invfusion.noise import GaussianNoise
@@ -120,5 +120,5 @@ class Setting:
 def family(kind: str) -> DegradationFamily:
     """A family with the paper's settings, or the training mixture."""
     if kind == "mixture":
-        return MixtureConfig(members=[FAMILIES[name]() for name in MIXTURE])
+        return Mixture(members=[FAMILIES[name]() for name in MIXTURE])
     return FAMILIES[kind]()

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from invfusion.config import Params
+from components.params import Params
 
 
 def pick_device(name: str) -> torch.device:

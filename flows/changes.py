@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from ruamel.yaml import YAML
 
-from invfusion.config import load_params
+from components.params import load_params
 from invfusion.errors import ConfigError
 
 LOCK = Path("state/params.lock")

@@ -5,7 +5,7 @@ from typing import get_args
 
 from prefect import flow
 
-from components.distill import distill as component
+from components.training.distill import distill as component
 from flows import entry
 from invfusion.training.config import DistilledTarget
 

@@ -17,10 +17,10 @@ from urllib.request import urlopen
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
+from components.params import Params, load_params
 from components.tracking import masked
 from flows import leases
 from flows.pages import shown
-from invfusion.config import Params, load_params
 from invfusion.errors import InvFusionError, ServiceError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.evaluate import evaluate as component
+from components.evaluation.evaluate import evaluate as component
 from flows import entry
 
 

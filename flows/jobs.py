@@ -24,14 +24,14 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from pydantic import BaseModel
 
-from components import promotion
 from components.children import child
+from components.params import EvaluateConfig, Params, RegisterConfig, RuntimeConfig, load_params
+from components.registry import promotion
 from flows import entry, records
 from flows.changes import applied, changes_of, filled
 from flows.mending import mend
 from flows.pages import shown
 from flows.reproduce import PARAMS, dvc_command, dvc_environment, stale, use_profile
-from invfusion.config import EvaluateConfig, Params, RegisterConfig, RuntimeConfig, load_params
 from invfusion.errors import ServiceError
 from invfusion.models import Variant
 from invfusion.training.config import DistillConfig, DistilledTarget, TrainConfig

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.oracle import oracle as component
+from components.oracle.oracle import oracle as component
 from flows import entry
 
 

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.register import register as component
+from components.registry.register import register as component
 from flows import entry
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.report import report as component
+from components.reporting.report import report as component
 from flows import entry
 
 

@@ -26,10 +26,10 @@ from prefect.settings import PREFECT_API_URL
 
 from components import tracking
 from components.children import child
-from components.register import SUMMARY
+from components.params import Params, load_params
+from components.registry.register import SUMMARY
 from flows import entry
 from flows.mending import mend
-from invfusion.config import Params, load_params
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
 
@@ -89,7 +89,7 @@ def check_data(params: Params) -> None:
     if shards.exists() or is_tracked(shards):
         return
     raise DataError(
-        f"{shards} does not exist: {RESTORE}, `python -m components.build_dataset` builds one from your images"
+        f"{shards} does not exist: {RESTORE}, `python -m components.data.build_dataset` builds one from your images"
     )
 
 

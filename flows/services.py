@@ -23,8 +23,8 @@ from urllib.request import urlopen
 import psutil
 
 from components import tracking
+from components.params import Params, load_params
 from flows import entry
-from invfusion.config import Params, load_params
 from invfusion.errors import ServiceError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.stage import stage as component
+from components.data.stage import stage as component
 from flows import entry
 
 

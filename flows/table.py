@@ -1,7 +1,7 @@
 """Make a table or figure of the paper: `make table T=3`, `make figure F=4`.
 
-DVC first brings the pipeline's own models up to date, as far as the table uses them; then `components.table` trains
-what else is missing, evaluates and writes reports/tables/. measurements.dvc versions the frozen measurement sets.
+DVC first brings the pipeline's own models up to date, as far as the table uses them; then `components.reporting.table`
+trains what else is missing, evaluates and writes reports/tables/. measurements.dvc versions the frozen measurement sets.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.experiments import experiment_names, load_experiment
-from components.table import SETS
-from components.table import table as component
-from components.zoo import pipeline_models
+from components.params import Params
+from components.reporting.experiments import experiment_names, load_experiment
+from components.reporting.table import SETS
+from components.reporting.table import table as component
+from components.training.zoo import pipeline_models
 from flows import entry
 from flows.reproduce import PARAMS, checked_params, dvc_environment, run_stale
-from invfusion.config import Params
 from invfusion.errors import DataError, InvFusionError
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.train import VARIANTS
-from components.train import train as component
+from components.training.train import VARIANTS
+from components.training.train import train as component
 from flows import entry
 from invfusion.training.config import TrainedVariant
 

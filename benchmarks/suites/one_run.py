@@ -15,7 +15,7 @@ from benchmarks.setting import MIXTURE, Setting
 from invfusion import rng
 from invfusion.data import Batch
 from invfusion.models import compile_network
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import Heun
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.ema import EMA
 from invfusion.training.step import Stepper
@@ -24,8 +24,8 @@ from invfusion.training.step import Stepper
 STEPS = 48
 WARM_UP = {"plain": 4, "ours": 4, "compiled": 24}
 # The default sampler, and one that warms up.
-SAMPLER = HeunConfig(n_steps=18)
-SHORT = HeunConfig(n_steps=2)
+SAMPLER = Heun(n_steps=18)
+SHORT = Heun(n_steps=2)
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def _sampling(setting: Setting, group: Processes, what: str) -> float:
         compile_network(denoiser)
     noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
 
-    def sample(kind: str, config: HeunConfig) -> None:
+    def sample(kind: str, config: Heun) -> None:
         measurement = setting.measurement(kind, n, group.rank)
         if what == "plain":
             plain_sample(plain, measurement, noise, config)

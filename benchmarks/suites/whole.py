@@ -19,7 +19,7 @@ from invfusion.data import StagedDataset, TrainingStream
 from invfusion.data.build import BuildConfig, build_dataset
 from invfusion.data.sources.base import Listing, SourceImage
 from invfusion.data.staging import stage_dataset
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import Heun
 from invfusion.training.distributed import Processes
 from invfusion.training.loop import train
 
@@ -115,7 +115,7 @@ def _plain_run(setting: Setting, dataset: StagedDataset) -> Callable[[], Any]:
 
 
 def _sampling_runs(setting: Setting, n: int) -> dict[str, Callable[[], Any]]:
-    denoiser, sampler = setting.denoiser("invfusion").eval(), HeunConfig(n_steps=LEVELS)
+    denoiser, sampler = setting.denoiser("invfusion").eval(), Heun(n_steps=LEVELS)
     noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
     # Blur is the family in the middle: dearer than masks, cheaper than matrices.
     measurement = setting.measurement("strided_motion_blur", n)

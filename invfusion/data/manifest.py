@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise DataError(
             f"{path} does not exist: {RESTORE}, or build one with "
-            f"`python -m components.build_dataset --out {folder} ...`"
+            f"`python -m components.data.build_dataset --out {folder} ...`"
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a dataset manifest ({_first_problem(error)}): rebuild the dataset") from error

@@ -5,12 +5,12 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from invfusion.degradations.base import DegradationFamily
-from invfusion.degradations.mixture import Family, MixtureConfig
+from invfusion.degradations.mixture import Family, Mixture
 
 FAMILIES: dict[str, type[DegradationFamily]] = {
     family.model_fields["kind"].default: family for family in get_args(Family)
 }
 
-DegradationConfig = Annotated[Family | MixtureConfig, Field(discriminator="kind")]
+AnyFamily = Annotated[Family | Mixture, Field(discriminator="kind")]
 
-__all__ = ["FAMILIES", "DegradationConfig", "DegradationFamily", "Family", "MixtureConfig"]
+__all__ = ["FAMILIES", "AnyFamily", "DegradationFamily", "Family", "Mixture"]

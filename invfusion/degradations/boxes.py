@@ -10,7 +10,7 @@ from invfusion.degradations.base import DegradationFamily, checked_sides
 from invfusion.operators.masks import MaskOperator
 
 
-class BoxOutpaintingConfig(DegradationFamily):
+class BoxOutpainting(DegradationFamily):
     """Only a random rectangle is visible. Source: paper A.3.4."""
 
     kind: Literal["box_outpainting"] = "box_outpainting"
@@ -19,7 +19,7 @@ class BoxOutpaintingConfig(DegradationFamily):
         return MaskOperator(image_shape, rectangles(batch_size, image_shape, generator))
 
 
-class BoxInpaintingConfig(DegradationFamily):
+class BoxInpainting(DegradationFamily):
     """A random rectangle, of the same law as in out-painting, is missing. Source: paper section 5."""
 
     kind: Literal["box_inpainting"] = "box_inpainting"

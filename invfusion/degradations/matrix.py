@@ -10,7 +10,7 @@ from invfusion.degradations.base import DegradationFamily, checked_sides
 from invfusion.operators.matrix import MatrixOperator
 
 
-class RandomMatrixConfig(DegradationFamily):
+class RandomMatrix(DegradationFamily):
     """Per sample, m ~ Uniform{min_rows, ..., max_rows} standard normal rows, each scaled to unit norm.
 
     Rows m.. up to max_rows are zero, so that samples share one measurement length. Source: paper A.3.3.

@@ -7,25 +7,18 @@ import torch
 from pydantic import Field, model_validator
 
 from invfusion.degradations.base import DegradationFamily
-from invfusion.degradations.boxes import BoxInpaintingConfig, BoxOutpaintingConfig
-from invfusion.degradations.matrix import RandomMatrixConfig
-from invfusion.degradations.motion_blur import StridedMotionBlurConfig
-from invfusion.degradations.null import NullConfig
-from invfusion.degradations.patches import PatchInpaintingConfig
+from invfusion.degradations.boxes import BoxInpainting, BoxOutpainting
+from invfusion.degradations.matrix import RandomMatrix
+from invfusion.degradations.motion_blur import StridedMotionBlur
+from invfusion.degradations.null import Null
+from invfusion.degradations.patches import PatchInpainting
 from invfusion.operators.base import LinearOperator
 
 # Being in this union enrols a family everywhere: in params.yaml, in FAMILIES and in the contract tests.
-Family = (
-    PatchInpaintingConfig
-    | StridedMotionBlurConfig
-    | RandomMatrixConfig
-    | BoxOutpaintingConfig
-    | BoxInpaintingConfig
-    | NullConfig
-)
+Family = PatchInpainting | StridedMotionBlur | RandomMatrix | BoxOutpainting | BoxInpainting | Null
 
 
-class MixtureConfig(DegradationFamily):
+class Mixture(DegradationFamily):
     """Each draw takes ONE member, with probability proportional to its weight (default: equal)."""
 
     kind: Literal["mixture"] = "mixture"

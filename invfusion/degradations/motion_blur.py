@@ -14,7 +14,7 @@ from invfusion.operators.convolution import CUTOFF, StridedConvolution
 Intensity = Annotated[float, Field(ge=0, le=1)]
 
 
-class StridedMotionBlurConfig(DegradationFamily):
+class StridedMotionBlur(DegradationFamily):
     """A motion kernel as large as the image, smoothed by a Gaussian of std = stride, then every stride-th pixel.
 
     The stride is uniform over `strides` and shared by one draw; kernels are per sample, with camera-shake intensity

@@ -9,7 +9,7 @@ from invfusion.degradations.base import DegradationFamily, checked_sides
 from invfusion.operators.null import NullOperator
 
 
-class NullConfig(DegradationFamily):
+class Null(DegradationFamily):
     """Every draw is the operator H in R^(0 x D). Source: paper 3.4 and A.3."""
 
     kind: Literal["null"] = "null"

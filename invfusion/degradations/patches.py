@@ -11,7 +11,7 @@ from invfusion.degradations.base import DegradationFamily, checked_sides
 from invfusion.operators.masks import MaskOperator
 
 
-class PatchInpaintingConfig(DegradationFamily):
+class PatchInpainting(DegradationFamily):
     """Square patches of one size are visible, each with probability p.
 
     Per sample, size, p ~ U(0, max_visible) and patches are drawn again until some patch is visible. Sizes are the

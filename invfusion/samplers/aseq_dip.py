@@ -15,7 +15,7 @@ from invfusion.samplers.base import Follows, SampleOutput, Sampler
 WEIGHT_STD = 0.02
 
 
-class ASeqDIPConfig(Sampler):
+class ASeqDIP(Sampler):
     """Autoencoding sequential deep image prior, with a network of its own for each image; no denoiser and no noise.
 
     From z = H_pinv y, n_outer times: take n_inner steps of Adam on |H f(z) - y|^2 + weight |f(z) - z|^2 (means, pixels

@@ -21,7 +21,7 @@ from invfusion.samplers.base import (
 ODE_SIGMA_MIN = 0.01
 
 
-class DAPSConfig(RestoringSampler):
+class DAPS(RestoringSampler):
     """At each level: solve the probability-flow ODE from x_t to x_ode, draw x_0, add the noise of the next level.
 
     x_0 is drawn by unadjusted Langevin steps for the density exp(-|Hx - y|^2 / 2 tau^2 - |x - x_ode|^2 / 2 sigma^2).

@@ -21,7 +21,7 @@ from invfusion.samplers.base import (
 )
 
 
-class DDNMConfig(RestoringSampler):
+class DDNM(RestoringSampler):
     """Each estimate of the clean image takes over the part that the measurement determines, then noise is added back.
 
     Noisy measurements are corrected along every singular vector only as far as the noise level allows, and bring their

@@ -22,7 +22,7 @@ from invfusion.samplers.base import (
 
 
 class _DDRM(RestoringSampler):
-    """The algorithm; `DDRMConfig` and `UnrolledDDRMConfig` differ by the network that they are for."""
+    """The algorithm; `DDRM` and `UnrolledDDRM` differ by the network that they are for."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
     requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"spectral"})
@@ -77,7 +77,7 @@ class _DDRM(RestoringSampler):
         return free - H.H_pinv(H.H(free)) + torch.where(sigma_y <= t, above, below)
 
 
-class DDRMConfig(_DDRM):
+class DDRM(_DDRM):
     """Denoising diffusion restoration: y replaces the denoiser's estimate along every singular vector of H.
 
     Along one of singular value q, H_pinv y has the noise s = sigma_y / q. While the level t is above s, the next state
@@ -91,7 +91,7 @@ class DDRMConfig(_DDRM):
     kind: Literal["ddrm"] = "ddrm"
 
 
-class UnrolledDDRMConfig(_DDRM):
+class UnrolledDDRM(_DDRM):
     """DDRM in a few steps, for a network that was trained through all of them at once (paper, appendix D.5)."""
 
     kind: Literal["unrolled_ddrm"] = "unrolled_ddrm"

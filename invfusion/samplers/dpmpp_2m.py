@@ -14,7 +14,7 @@ from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutput
 
 
-class DPMpp2MConfig(EDMGrid):
+class DPMpp2M(EDMGrid):
     """The probability-flow ODE in log sigma, with the denoiser extrapolated from two levels; n_steps network calls.
 
     Works for conditional and unconditional denoisers. Source: Lu et al. 2022, Algorithm 2, in EDM's terms.

@@ -20,7 +20,7 @@ from invfusion.samplers.base import (
 )
 
 
-class DPSConfig(RestoringSampler):
+class DPS(RestoringSampler):
     """After each ancestral step, x moves by zeta against the gradient of |y - H D(x)|, the norm of each image's own.
 
      The steps are DDPM's, and zeta is the weight of the gradient with respect to the variance-preserving x, divided by

@@ -14,7 +14,7 @@ from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutput, fresh_noise
 
 
-class HeunConfig(EDMGrid):
+class Heun(EDMGrid):
     """Heun's method on the probability-flow ODE, with optional churn; 2 * n_steps - 1 network calls.
 
     Churn (`S_churn` > 0) raises the noise level by fresh noise before a step, where the level lies in [S_min, S_max].

@@ -11,7 +11,7 @@ from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, Follows, RestoringSampler
 
 
-class InDIConfig(RestoringSampler):
+class InDI(RestoringSampler):
     """From H_pinv y plus a little noise, each step goes the share delta / t of the way to the network's estimate.
 
     For models trained by `InDILoss` with the same epsilon: the network sees x_t and, in the place of sigma, t from 1 to

@@ -29,7 +29,7 @@ class Fit:
     std: float
 
 
-class MGPSConfig(RestoringSampler):
+class MGPS(RestoringSampler):
     """Midpoint guidance: x_t given x_s is drawn through x_m with m well below t, where p(y | x_m) is known better.
 
     p(x_m | x_s, y) is approximated by a diagonal Gaussian that Adam fits to the prior's transition and to the potential

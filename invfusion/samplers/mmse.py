@@ -12,7 +12,7 @@ from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, Follows, SampleOutput, Sampler
 
 
-class MMSEConfig(Sampler):
+class MMSE(Sampler):
     """D(sigma * noise; sigma, y, H): at a high noise level the input tells nothing, so the estimate is E[x | y].
 
     With a diffusion model this is the paper's Eq. 8, with the distilled model the estimator trained by Eq. 7. The

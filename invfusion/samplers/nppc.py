@@ -13,7 +13,7 @@ from invfusion.operators import Measurement
 from invfusion.samplers.base import BoundDenoiser, Follows, SampleOutput, Sampler
 
 
-class NPPCConfig(Sampler):
+class NPPC(Sampler):
     """Neural posterior principal components in one call of the distilled `nppc` model.
 
     x is the posterior mean; `components` are orthonormal, sorted by the standard deviation along each, `stds`.

@@ -19,7 +19,7 @@ from invfusion.samplers.base import (
 )
 
 
-class PiGDMConfig(RestoringSampler):
+class PiGDM(RestoringSampler):
     """x_0 given x_t is taken for N(D, r^2 I) with r^2 = sigma^2 / (1 + sigma^2), which makes p(y | x_t) a Gaussian.
 
     The guidance is r^2 times its score: (dD/dx)^T H^T (H H^T + sigma_y^2 / r^2)^-1 (y - H D). It does not change with

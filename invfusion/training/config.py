@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from invfusion.degradations import DegradationConfig
-from invfusion.degradations.boxes import BoxInpaintingConfig
+from invfusion.degradations import AnyFamily
+from invfusion.degradations.boxes import BoxInpainting
 from invfusion.diffusion.losses import DiffusionLoss, InDILoss, NPPCLoss
 from invfusion.errors import ConfigError
 from invfusion.models.config import Variant
@@ -91,19 +91,19 @@ class DistillTarget(Config):
     student: StudentConfig | None = None
 
 
-class MMSEConfig(DistillTarget):
+class MMSEDistillation(DistillTarget):
     """One-step posterior mean (Eq. 7), on the teacher's own degradations."""
 
 
-class NPPCConfig(DistillTarget):
+class NPPCDistillation(DistillTarget):
     """Posterior mean and leading principal components (section 5), by default for in-painting of a single area."""
 
     n_components: Size = 5
-    degradation: DegradationConfig = BoxInpaintingConfig()
+    degradation: AnyFamily = BoxInpainting()
     loss: NPPCLoss = NPPCLoss()
 
 
-class UnrolledConfig(DistillTarget):
+class UnrolledDDRMDistillation(DistillTarget):
     """A diffusion model, `start`, trained on through `n_steps` steps of DDRM with this eta (appendix D.5)."""
 
     start: Variant = "unconditional"
@@ -119,9 +119,9 @@ class DistillConfig(Config):
 
     targets: list[DistilledTarget] = Field(default=["mmse", "nppc"])
     teacher: Literal["invfusion", "palette"] = "invfusion"
-    mmse: MMSEConfig = MMSEConfig()
-    nppc: NPPCConfig = NPPCConfig()
-    unrolled_ddrm: UnrolledConfig = UnrolledConfig()
+    mmse: MMSEDistillation = MMSEDistillation()
+    nppc: NPPCDistillation = NPPCDistillation()
+    unrolled_ddrm: UnrolledDDRMDistillation = UnrolledDDRMDistillation()
 
     def model_before(self, target: DistilledTarget) -> Variant:
         """The diffusion model that a target starts from."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invfusion.diffusion.losses import Condition, LossOutput, Network, squared_error, standard_normal
 from invfusion.operators.base import Measurement
-from invfusion.samplers.ddrm import UnrolledDDRMConfig
+from invfusion.samplers.ddrm import UnrolledDDRM
 from invfusion.schema import Config
 
 
@@ -19,7 +19,7 @@ class UnrolledDDRMLoss(Config):
     """
 
     kind: Literal["unrolled_ddrm"] = "unrolled_ddrm"
-    sampler: UnrolledDDRMConfig = UnrolledDDRMConfig()
+    sampler: UnrolledDDRM = UnrolledDDRM()
 
     trains_log_variance: ClassVar[bool] = False
 

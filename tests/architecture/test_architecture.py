@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from invfusion.config import load_params
+from components.params import load_params
 from invfusion.degradations import FAMILIES
 from invfusion.operators import OPERATORS
 from invfusion.samplers import SAMPLERS

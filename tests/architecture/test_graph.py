@@ -15,13 +15,13 @@ PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
 # What changes no output: the reading of params.yaml, messages, the record of runs, the file formats' plumbing.
 NEUTRAL = {
     "components.children",
-    "components.costs",
+    "components.evaluation.costs",
     "components.device",
-    "components.grids",
+    "components.training.grids",
     "components.progress",
-    "components.sharing",
+    "components.evaluation.sharing",
     "components.tracking",
-    "invfusion.config",
+    "components.params",
     "invfusion.data.files",
     "invfusion.data.manifest",
     "invfusion.errors",

@@ -18,7 +18,7 @@ from invfusion.models import Variant, build_denoiser, denoiser_config
 from invfusion.models.attention import neighbourhood_mask
 from invfusion.operators.base import Measurement
 from invfusion.operators.masks import MaskOperator
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import Heun
 from invfusion.training.distributed import Processes
 from invfusion.training.ema import EMA
 from invfusion.training.step import Stepper
@@ -80,7 +80,7 @@ def test_updates_and_averages(kind: str) -> None:
 def test_samples() -> None:
     denoiser = SETTING.denoiser("invfusion").eval()
     measurement, noise = SETTING.measurement("strided_motion_blur", 2), SETTING.images(2)
-    sampler = HeunConfig(n_steps=4)
+    sampler = Heun(n_steps=4)
     ours = sampler.sample(denoiser, measurement, noise, generators=rng.generators(0, "way", range(2))).x
     plain = plain_sample(PlainDenoiser(denoiser), measurement, noise, sampler)
     torch.testing.assert_close(plain, ours, rtol=1e-3, atol=1e-3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from components.evaluation_records import file_name
+from components.evaluation.records import file_name
 
 FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting")
 PSNR = {

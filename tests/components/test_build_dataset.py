@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.build_dataset import main
+from components.data.build_dataset import main
 from invfusion.data.images import open_image, to_array
 from invfusion.data.manifest import read_manifest
 from invfusion.data.shards import read_shard

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.calibration import LEVELS, judge_components, judge_draws, reliability
+from components.evaluation.calibration import LEVELS, judge_components, judge_draws, reliability
 from invfusion.codec import encode
 from invfusion.metrics import uniformity_gap
 from invfusion.rng import generator

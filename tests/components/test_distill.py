@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_training import ARCHITECTURE, RecordingRun, make_params, read_json, workplace
 
-from components.distill import distill, starting_point, task_of
-from components.train import LOGS, MODELS
-from invfusion.config import Params
+from components.params import Params
+from components.training.distill import distill, starting_point, task_of
+from components.training.train import LOGS, MODELS
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.models import build_denoiser, load_denoiser, save_denoiser

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from components.dry_run import dry_run, profile_path
-from invfusion.config import load_params
+from components.params import load_params
+from components.training.dry_run import dry_run, profile_path
 
 
 def test_the_default_profile_tries_every_family(caplog: pytest.LogCaptureFixture) -> None:

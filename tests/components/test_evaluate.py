@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components import evaluate as component
-from components import measurement_sets, restoring, tracking
-from components.evaluate import evaluate
-from components.evaluation_records import file_name
-from components.measurement_sets import frozen, measure
-from components.methods import columns, trained_models
-from components.sharing import claim
+from components import tracking
+from components.evaluation import evaluate as component
+from components.evaluation import measurement_sets, restoring
+from components.evaluation.evaluate import evaluate
+from components.evaluation.measurement_sets import frozen, measure
+from components.evaluation.methods import columns, trained_models
+from components.evaluation.records import file_name
+from components.evaluation.sharing import claim
+from components.params import Params, load_params
 from invfusion.codec import decode
-from invfusion.config import Params, load_params
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
@@ -29,7 +30,7 @@ from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_d
 from invfusion.noise import GaussianNoise, PoissonNoise
 from invfusion.operators import MatrixOperator, operator_from_spec
 from invfusion.rng import generator
-from invfusion.samplers import DDRMConfig, HeunConfig, SampleOutput
+from invfusion.samplers import DDRM, Heun, SampleOutput
 
 PROJECT = Path(__file__).parents[2]
 SIZE, N = 8, 16
@@ -79,7 +80,7 @@ def make_params(**changes: object) -> Params:
             FAMILIES["matrix"](min_rows=2, max_rows=16),
             FAMILIES["box_inpainting"](),
         ],
-        "sampler": HeunConfig(n_steps=3),
+        "sampler": Heun(n_steps=3),
         "bootstrap_resamples": 20,
         "calibration_images": 10,
         "calibration_draws": 4,
@@ -368,13 +369,13 @@ def test_a_batch_belongs_to_one_process(tmp_path: Path) -> None:
 
 
 def test_diverged_images_are_counted_and_left_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(self: DDRMConfig, *arguments: object) -> SampleOutput:
+    def diverge(self: DDRM, *arguments: object) -> SampleOutput:
         output = real(self, *arguments)
         output.x[0] = torch.nan
         return output
 
-    real = DDRMConfig._sample
-    monkeypatch.setattr(DDRMConfig, "_sample", diverge)
+    real = DDRM._sample
+    monkeypatch.setattr(DDRM, "_sample", diverge)
     families = [FAMILIES["matrix"](min_rows=3, max_rows=9)]
     once = {"families": families, "n_unconditional": 0, "calibration_images": 0}
     evaluate(make_params(methods=["DDRM", "H_pinv y"], **once))

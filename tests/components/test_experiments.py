@@ -9,10 +9,12 @@ import pytest
 import tiny_training
 from tiny_training import read_json, workplace
 
-from components import experiments, restoring, table, tables, train, tune, zoo
-from components.claims import findings
-from components.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
-from invfusion.config import Params
+from components.evaluation import restoring, tune
+from components.params import Params
+from components.reporting import experiments, table, tables
+from components.reporting.claims import findings
+from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
+from components.training import train, zoo
 from invfusion.errors import CheckpointError, ConfigError, DataError
 from invfusion.samplers import SAMPLERS
 
@@ -157,7 +159,7 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
     def launch(told: Params, name: str, module: str, arguments: Sequence[str]) -> None:
         start = Path(arguments[2]) if len(arguments) > 1 else None
         wanted = zoo.Wanted.of(told, arguments[0], start)
-        assert (module, wanted.home.name) == ("components.zoo", name)
+        assert (module, wanted.home.name) == ("components.training.zoo", name)
         assert told.train.lr == 0.0123
         started.append(arguments[0])
         train.run(wanted.params, wanted.variant, wanted.task, wanted.denoiser, train.Places.under(wanted.home))

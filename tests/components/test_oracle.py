@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from tiny_training import make_params, workplace
 
-from components import oracle as component
-from components import oracle_records
-from components.oracle import oracle, samplers_to_judge
-from components.oracle_records import Record
-from invfusion.config import Params
+from components.oracle import records as oracle_records
+from components.oracle.oracle import oracle, samplers_to_judge
+from components.oracle.oracle import oracle as component
+from components.oracle.records import Record
+from components.params import Params
 from invfusion.oracle import DECOYS
-from invfusion.samplers import SAMPLERS, HeunConfig
+from invfusion.samplers import SAMPLERS, Heun
 
 pytest.importorskip("sklearn")
 
@@ -116,7 +116,7 @@ def test_other_code_or_settings_are_computed_anew(finished: tuple[Path, list[Rec
 
 def test_samplers_that_are_not_listed_run_at_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(component, "SAMPLERS", SAMPLERS)
-    chosen = samplers_to_judge([HeunConfig(n_steps=3)])
+    chosen = samplers_to_judge([Heun(n_steps=3)])
     kinds = [sampler.kind for sampler in chosen]
     assert kinds.count("heun") == 1
     assert set(kinds) == {k for k, s in SAMPLERS.items() if s.follows in ("posterior", "approximation")}

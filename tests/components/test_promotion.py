@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from fake_evaluation import records
 
-from components import promotion, tracking
-from components.gates import packed
-from invfusion.config import GatesConfig, load_params
+from components import tracking
+from components.params import GatesConfig, load_params
+from components.registry import promotion
+from components.registry.gates import packed
 from invfusion.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,11 @@ import pytest
 import torch
 from fake_evaluation import FAMILIES, record, records, write_run
 
-from components import gates, promotion, tracking
-from components import register as step
-from components.restoration_model import read_labels
-from invfusion.config import GatesConfig, load_params
+from components import tracking
+from components.params import GatesConfig, load_params
+from components.registry import gates, promotion
+from components.registry import register as step
+from components.registry.restoration_model import read_labels
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fake_evaluation import NO_WEIGHTS, record, records, write_run
 
-from components import report as step
-from components import tables
-from components.tables import Paper
-from invfusion.config import load_params
+from components.params import load_params
+from components.reporting import report as step
+from components.reporting import tables
+from components.reporting.tables import Paper
 from invfusion.errors import DataError
 from invfusion.noise import GaussianNoise
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from components import build_dataset
-from components.stage import stage
+from components.data import build_dataset
+from components.data.stage import stage
 from invfusion.data import StagedDataset
 from invfusion.errors import DataError
 
@@ -30,7 +30,7 @@ def test_stage_says_what_it_did(params: SimpleNamespace, caplog: pytest.LogCaptu
         stage(params)
     assert staged == Path("artifacts/staged")
     assert sum(len(StagedDataset(staged, split)) for split in ("train", "val", "test")) == 60
-    first, second = (r.getMessage() for r in caplog.records if r.name == "components.stage")
+    first, second = (r.getMessage() for r in caplog.records if r.name == "components.data.stage")
     assert "0 shards were already staged" in first
     assert f"{len(list(Path('data/mine').glob('*.tar')))} shards were already staged" in second
 

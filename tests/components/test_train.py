@@ -16,9 +16,9 @@ import torch
 from tiny_training import PROJECT, RecordingRun, make_params, read_json, workplace
 
 from components import children
-from components import train as component
-from components.train import LOGS, MODELS, STATE, pick_device, train
-from invfusion.config import load_params
+from components.params import load_params
+from components.training import train as component
+from components.training.train import LOGS, MODELS, STATE, pick_device, train
 from invfusion.errors import CheckpointError, DataError, InvFusionError, NonFiniteError
 from invfusion.models import load_denoiser
 from invfusion.training.lock import exclusive
@@ -216,7 +216,7 @@ class TestLaunch:
 
 
 def test_the_command_line_reports_errors_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "components.train", "--variant", "palette", "--params", "missing.yaml"]
+    command = [sys.executable, "-m", "components.training.train", "--variant", "palette", "--params", "missing.yaml"]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.strip().startswith("error: missing.yaml: no such file")

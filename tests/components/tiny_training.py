@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from components import tracking
-from components.train import STAGED
-from invfusion.config import Params, load_params
+from components.params import Params, load_params
+from components.training.train import STAGED
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.models import PRESETS, DenoiserConfig, LevelConfig

@@ -9,7 +9,7 @@ from invfusion.degradations import FAMILIES
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
-from invfusion.samplers import FEW_STEP, SAMPLERS, SamplerConfig
+from invfusion.samplers import FEW_STEP, SAMPLERS, AnySampler
 
 SHAPE = (3, 8, 8)
 SETTINGS = {
@@ -154,7 +154,7 @@ def test_a_lacking_capability_is_named(kind: str) -> None:
 
 
 def test_it_is_a_member_of_the_union(kind: str) -> None:
-    adapter: TypeAdapter = TypeAdapter(SamplerConfig)
+    adapter: TypeAdapter = TypeAdapter(AnySampler)
     assert adapter.validate_python({"kind": kind}) == SAMPLERS[kind]()
     with pytest.raises(ValidationError):
         adapter.validate_python({"kind": kind, "unknown": 1})

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from components.params import Params, load_params
 from flows import changes
 from flows.jobs import EvaluateChanges, ParamsChanges, TrainChanges
-from invfusion.config import Params, load_params
 from invfusion.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from components.params import load_params
 from flows import entry
 from flows.reproduce import PARAMS, check_data, time_table, use_profile
-from invfusion.config import load_params
 from invfusion.errors import ConfigError, DataError, ServiceError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ stages:
   stage:
     cmd: python -m flows.stage
     deps:
-    - path: components/stage.py
+    - path: components/data/stage.py
       hash: md5
       md5: 6fd0d1e0b1b0d5a3e0b4c0e6b0e6d0a1
       size: 1234

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from invfusion.config import load_params
+from components.params import load_params
 from invfusion.errors import ConfigError
 
 DEFAULT = Path(__file__).resolve().parents[2] / "params.yaml"

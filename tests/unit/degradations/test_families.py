@@ -4,11 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from invfusion.degradations import FAMILIES, MixtureConfig
-from invfusion.degradations.boxes import BoxInpaintingConfig, BoxOutpaintingConfig, rectangles
-from invfusion.degradations.matrix import RandomMatrixConfig
-from invfusion.degradations.motion_blur import StridedMotionBlurConfig
-from invfusion.degradations.patches import PatchInpaintingConfig, patch_sizes
+from invfusion.degradations import FAMILIES, Mixture
+from invfusion.degradations.boxes import BoxInpainting, BoxOutpainting, rectangles
+from invfusion.degradations.matrix import RandomMatrix
+from invfusion.degradations.motion_blur import StridedMotionBlur
+from invfusion.degradations.patches import PatchInpainting, patch_sizes
 from invfusion.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def largest_patch(mask: torch.Tensor) -> int:
 
 def test_patches_follow_the_paper_law_at_64_pixels() -> None:
     n = 3000
-    mask = PatchInpaintingConfig().sample(n, (3, 64, 64), seeded()).mask
+    mask = PatchInpainting().sample(n, (3, 64, 64), seeded()).mask
     assert bool(mask.flatten(1).any(dim=1).all())
     assert abs(mask.mean().item() - 0.078) < 0.012
     # Reference shares of sizes 1, 2, ..., 64; a draw of one small patch reads as itself at these sizes.
@@ -38,7 +38,7 @@ def test_patches_follow_the_paper_law_at_64_pixels() -> None:
 
 
 def test_visible_share_is_bounded_where_patches_are_many() -> None:
-    visible = PatchInpaintingConfig(max_visible=0.3).sample(400, (1, 64, 64), seeded()).mask.flatten(1).mean(dim=1)
+    visible = PatchInpainting(max_visible=0.3).sample(400, (1, 64, 64), seeded()).mask.flatten(1).mean(dim=1)
     small = visible[visible < 0.35]
     assert 0.1 < small.median() < 0.2
 
@@ -51,7 +51,7 @@ def test_patch_sizes_divide_both_sides() -> None:
 
 
 def test_matrix_rows_have_unit_norm_and_uniform_count() -> None:
-    matrix = RandomMatrixConfig().sample(600, (1, 8, 8), seeded()).matrix
+    matrix = RandomMatrix().sample(600, (1, 8, 8), seeded()).matrix
     norms = matrix.norm(dim=2)
     rows = (norms > 0).sum(dim=1)
     assert matrix.shape == (600, 128, 64)
@@ -77,24 +77,24 @@ def test_boxes_have_the_reference_size() -> None:
 
 
 def test_box_inpainting_is_the_complement_of_out_painting() -> None:
-    inside = BoxOutpaintingConfig().sample(4, (3, 8, 12), seeded()).mask
-    outside = BoxInpaintingConfig().sample(4, (3, 8, 12), seeded()).mask
+    inside = BoxOutpainting().sample(4, (3, 8, 12), seeded()).mask
+    outside = BoxInpainting().sample(4, (3, 8, 12), seeded()).mask
     assert torch.equal(inside + outside, torch.ones_like(inside))
 
 
 def test_stride_is_uniform_and_shared_by_a_draw() -> None:
-    strides = [StridedMotionBlurConfig().sample(1, (1, 8, 8), seeded(i)).stride for i in range(150)]
+    strides = [StridedMotionBlur().sample(1, (1, 8, 8), seeded(i)).stride for i in range(150)]
     assert all(35 <= strides.count(s) <= 65 for s in (2, 4, 8))
 
 
 def test_strides_that_do_not_fit_the_image_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[8\] .* 4x12"):
-        StridedMotionBlurConfig(strides=(2, 8)).sample(1, (3, 4, 12), seeded())
+        StridedMotionBlur(strides=(2, 8)).sample(1, (3, 4, 12), seeded())
 
 
 def test_mixture_draws_members_by_weight() -> None:
     members = [FAMILIES["null"](), FAMILIES["box_outpainting"]()]
-    even, uneven = MixtureConfig(members=members), MixtureConfig(members=members, weights=[3.0, 1.0])
+    even, uneven = Mixture(members=members), Mixture(members=members, weights=[3.0, 1.0])
     g = seeded()
     for mixture, share in ((even, 0.5), (uneven, 0.75)):
         kinds = [mixture.sample(1, (1, 2, 2), g).kind for _ in range(600)]
@@ -104,14 +104,14 @@ def test_mixture_draws_members_by_weight() -> None:
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
-        (PatchInpaintingConfig, {"max_visible": 0}),
-        (RandomMatrixConfig, {"min_rows": 9, "max_rows": 8}),
-        (StridedMotionBlurConfig, {"strides": []}),
-        (StridedMotionBlurConfig, {"intensity": (0.7, 0.2)}),
-        (MixtureConfig, {"members": []}),
-        (MixtureConfig, {"members": [{"kind": "null"}], "weights": [1.0, 1.0]}),
-        (MixtureConfig, {"members": [{"kind": "null"}], "weights": [0.0]}),
-        (MixtureConfig, {"members": [{"kind": "nul"}]}),
+        (PatchInpainting, {"max_visible": 0}),
+        (RandomMatrix, {"min_rows": 9, "max_rows": 8}),
+        (StridedMotionBlur, {"strides": []}),
+        (StridedMotionBlur, {"intensity": (0.7, 0.2)}),
+        (Mixture, {"members": []}),
+        (Mixture, {"members": [{"kind": "null"}], "weights": [1.0, 1.0]}),
+        (Mixture, {"members": [{"kind": "null"}], "weights": [0.0]}),
+        (Mixture, {"members": [{"kind": "nul"}]}),
     ],
 )
 def test_senseless_parameters_are_refused(family: type, fields: dict[str, object]) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from invfusion.degradations.motion_blur import StridedMotionBlurConfig
+from invfusion.degradations.motion_blur import StridedMotionBlur
 from invfusion.degradations.motion_kernel import motion_kernels, sample_paths, smooth
 
 SIZES = [(8, 8), (9, 9), (8, 13), (15, 8), (32, 17), (8, 256), (256, 8), (100, 37), (256, 256)]
@@ -87,7 +87,7 @@ def test_smoothing_has_the_stride_as_standard_deviation() -> None:
 
 @pytest.mark.parametrize(("h", "w"), [(8, 8), (8, 256), (24, 16), (256, 8), (256, 256)])
 def test_the_family_works_at_every_size(h: int, w: int) -> None:
-    operator = StridedMotionBlurConfig().sample(2, (3, h, w), seeded())
+    operator = StridedMotionBlur().sample(2, (3, h, w), seeded())
     assert operator.kernel.shape == (2, h, w)
     torch.testing.assert_close(operator.kernel.sum(dim=(1, 2)), torch.ones(2))
     assert bool((operator.norm > 0).all())

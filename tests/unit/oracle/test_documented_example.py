@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny_priors import draws_of, mixture
 
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import Heun
 
 pytest.importorskip("sklearn")
 PAGE = Path(__file__).parents[3] / "docs/oracle.md"
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[3] / "docs/oracle.md"
 
 def test_a_user_s_sampler_goes_through_the_oracle(capsys: pytest.CaptureFixture[str]) -> None:
     def my_sampler(denoiser: Any, measurement: Any, noise: Any, generators: Any) -> Any:
-        return HeunConfig(n_steps=48).sample(denoiser, measurement, noise, generators=generators).x
+        return Heun(n_steps=48).sample(denoiser, measurement, noise, generators=generators).x
 
     found = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None

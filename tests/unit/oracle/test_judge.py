@@ -5,13 +5,13 @@ import torch
 from tiny_priors import draws_of, mixture
 
 from invfusion.degradations import FAMILIES
-from invfusion.degradations.boxes import BoxOutpaintingConfig
+from invfusion.degradations.boxes import BoxOutpainting
 from invfusion.errors import ConfigError, ShapeError
 from invfusion.operators import Measurement
 from invfusion.oracle import DECOYS, ExactDenoiser, GaussianMixture, Oracle, draw_measurements, exact_sampler
 from invfusion.oracle.distances import sliced_wasserstein_squared, unit_directions
 from invfusion.rng import generator, generators
-from invfusion.samplers import HeunConfig
+from invfusion.samplers import Heun
 
 SHAPE = (1, 4, 4)
 
@@ -50,20 +50,20 @@ def test_decoys_are_caught(prior: GaussianMixture, oracle: Oracle, name: str) ->
 
 
 def test_heun_with_the_exact_conditional_denoiser_reaches_the_floor(prior: GaussianMixture, oracle: Oracle) -> None:
-    denoiser, sampler = ExactDenoiser(prior), HeunConfig(n_steps=64)
+    denoiser, sampler = ExactDenoiser(prior), Heun(n_steps=64)
     verdict = oracle.judge(lambda m, noise, way: sampler.sample(denoiser, m, noise, generators=way).x)
     assert verdict.scores["sliced_wasserstein"].ratio <= 1.1
     assert verdict.passes
 
 
 def test_heun_without_the_measurement_is_caught(prior: GaussianMixture, oracle: Oracle) -> None:
-    denoiser, sampler = ExactDenoiser(prior), HeunConfig(n_steps=16)
+    denoiser, sampler = ExactDenoiser(prior), Heun(n_steps=16)
     verdict = oracle.judge(lambda _, noise, way: sampler.sample(denoiser, None, noise, generators=way).x)
     assert verdict.scores["sliced_wasserstein"].ratio > 3
 
 
 def test_measurements_leave_something_open(prior: GaussianMixture) -> None:
-    class AllVisible(BoxOutpaintingConfig):
+    class AllVisible(BoxOutpainting):
         def sample(self, batch_size, image_shape, generator):
             return FAMILIES["matrix"](min_rows=64, max_rows=64).sample(batch_size, image_shape, generator)
 

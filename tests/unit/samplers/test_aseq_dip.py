@@ -4,7 +4,7 @@ from gaussian import GaussianDenoiser, way
 
 from invfusion.operators import MaskOperator, Measurement
 from invfusion.rng import generator
-from invfusion.samplers import ASeqDIPConfig
+from invfusion.samplers import ASeqDIP
 from invfusion.samplers.aseq_dip import UNet
 
 
@@ -19,7 +19,7 @@ def test_it_fits_the_measurement_and_fills_in_what_is_hidden() -> None:
     x = smooth_images(1)
     mask = (torch.rand(1, 1, 16, 16, generator=generator(0, "mask")) > 1 / 12).float()
     measurement = Measurement.of(x, MaskOperator((3, 16, 16), mask))
-    sampler = ASeqDIPConfig(n_outer=60, n_inner=2, lr=3e-3, width=12)
+    sampler = ASeqDIP(n_outer=60, n_inner=2, lr=3e-3, width=12)
     restored = sampler.sample(GaussianDenoiser(), measurement, torch.zeros_like(x), generators=way(1)).x
     error = (restored - x).square()
     assert float((error * mask).mean()) < 0.01
@@ -33,7 +33,7 @@ def test_it_starts_from_the_measurement_in_units_of_0_to_1(monkeypatch: pytest.M
     measurement = Measurement.of(x, MaskOperator((3, 16, 16), torch.ones(1, 1, 16, 16)))
     inputs = []
     monkeypatch.setattr(UNet, "forward", lambda self, z: (inputs.append(z), z * self.out.bias.mean().exp())[1])
-    output = ASeqDIPConfig(n_outer=1, n_inner=1, lr=1e-9).sample(
+    output = ASeqDIP(n_outer=1, n_inner=1, lr=1e-9).sample(
         GaussianDenoiser(), measurement, torch.zeros_like(x), generators=way(1)
     )
     torch.testing.assert_close(inputs[0], (x + 1) / 2)

@@ -6,9 +6,9 @@ from gaussian import GaussianDenoiser, half_mask, measured, noise, way
 
 from invfusion.errors import OperatorError
 from invfusion.operators import LinearOperator, MaskOperator, Measurement
-from invfusion.samplers import DDNMConfig, DDRMConfig, MMSEConfig, PiGDMConfig, Sampler
+from invfusion.samplers import DDNM, DDRM, MMSE, PiGDM, Sampler
 
-SPECTRAL = [DDRMConfig(n_steps=3), DDNMConfig(n_steps=3), PiGDMConfig(n_steps=3)]
+SPECTRAL = [DDRM(n_steps=3), DDNM(n_steps=3), PiGDM(n_steps=3)]
 
 
 class Opaque(MaskOperator):
@@ -47,8 +47,8 @@ def test_an_operator_without_a_pseudo_inverse_is_refused() -> None:
     with pytest.raises(
         OperatorError, match="'ddrm' requires 'pinv': a measurement whose operator has an exact pseudo-i"
     ):
-        DDRMConfig().sample(GaussianDenoiser(), measurement, noise(2), generators=way(2))
-    assert MMSEConfig().sample(GaussianDenoiser(), measurement, noise(2), generators=way(2)).nfe == 1
+        DDRM().sample(GaussianDenoiser(), measurement, noise(2), generators=way(2))
+    assert MMSE().sample(GaussianDenoiser(), measurement, noise(2), generators=way(2)).nfe == 1
 
 
 def test_the_spectrum_of_an_opaque_operator_cannot_be_had() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invfusion.diffusion.schedules import ddpm_ladder
 from invfusion.rng import randn
-from invfusion.samplers import DPSConfig
+from invfusion.samplers import DPS
 
 
 def variance_preserving(problem: Problem, start: Tensor, n_steps: int, zeta: float) -> Tensor:
@@ -36,7 +36,7 @@ def variance_preserving(problem: Problem, start: Tensor, n_steps: int, zeta: flo
 def test_it_is_the_published_algorithm_in_other_coordinates(name: str, sigma_y: float) -> None:
     problem = Problem.of(name, sigma_y)
     start = randn(SHAPE, way(3)).double()
-    sampler = DPSConfig(n_steps=50, zeta=0.3 * float(problem.q.max()))
+    sampler = DPS(n_steps=50, zeta=0.3 * float(problem.q.max()))
     denoiser = ExactDenoiser()
     output = sampler.sample(denoiser, problem.measurement(3), start, generators=way(3))
     expected = variance_preserving(problem, start.flatten(1), 50, 0.3)
@@ -50,7 +50,7 @@ def test_the_step_means_the_same_on_an_operator_of_another_scale() -> None:
     one = problem.measurement(2)
     two = type(one)(2 * one.y, type(one.operator)(SHAPE, 2 * one.operator.matrix), one.sigma_y)
     start = randn(SHAPE, way(2)).double()
-    x, same = (DPSConfig(n_steps=20).sample(ExactDenoiser(), m, start, generators=way(2)).x for m in (one, two))
+    x, same = (DPS(n_steps=20).sample(ExactDenoiser(), m, start, generators=way(2)).x for m in (one, two))
     torch.testing.assert_close(x, same)
 
 
@@ -58,11 +58,7 @@ def test_it_pulls_samples_towards_the_measurement() -> None:
     problem, start = Problem.of("mask", 0.0), randn(SHAPE, way(32)).double()
 
     def residual(zeta: float) -> float:
-        x = (
-            DPSConfig(n_steps=200, zeta=zeta)
-            .sample(ExactDenoiser(), problem.measurement(32), start, generators=way(32))
-            .x
-        )
+        x = DPS(n_steps=200, zeta=zeta).sample(ExactDenoiser(), problem.measurement(32), start, generators=way(32)).x
         return float((x.view(-1, N) @ problem.A.T - problem.y).norm(dim=1).mean())
 
     assert residual(0.5) < 0.1 * residual(0.0)

@@ -8,7 +8,7 @@ from gaussian import SHAPE, measured, noise, way
 
 from invfusion.errors import OperatorError
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
-from invfusion.samplers import DPSConfig, HeunConfig
+from invfusion.samplers import DPS, Heun
 
 
 def test_a_model_loaded_and_used_in_inference_mode_can_be_differentiated(tmp_path: Path) -> None:
@@ -21,10 +21,10 @@ def test_a_model_loaded_and_used_in_inference_mode_can_be_differentiated(tmp_pat
     with torch.no_grad():
         fresh.net.patch_out.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     save_denoiser(fresh, tmp_path / "model", {})
-    sampler = DPSConfig(n_steps=3)
+    sampler = DPS(n_steps=3)
     with torch.inference_mode():
         denoiser, measurement = load_denoiser(tmp_path / "model"), measured(2)[1]
-        HeunConfig(n_steps=2).sample(denoiser, measurement, noise(2), generators=way(2))
+        Heun(n_steps=2).sample(denoiser, measurement, noise(2), generators=way(2))
         actual = sampler.sample(denoiser, measurement, noise(2), generators=way(2)).x
     expected = sampler.sample(fresh.eval(), measured(2)[1], noise(2), generators=way(2)).x
     torch.testing.assert_close(actual, expected)
@@ -34,4 +34,4 @@ def test_a_model_loaded_and_used_in_inference_mode_can_be_differentiated(tmp_pat
 def test_a_denoiser_without_gradients_is_refused_at_its_first_call() -> None:
     _, measurement = measured(2)
     with pytest.raises(OperatorError, match="autograd cannot differentiate function"):
-        DPSConfig(n_steps=3).sample(lambda x, *_: x.detach() / 2, measurement, noise(2), generators=way(2))
+        DPS(n_steps=3).sample(lambda x, *_: x.detach() / 2, measurement, noise(2), generators=way(2))

@@ -9,7 +9,7 @@ from gaussian import SHAPE, VARIANCE, GaussianDenoiser, half_mask, noise, way
 from invfusion.diffusion.schedules import ddpm_sigmas
 from invfusion.operators import Measurement
 from invfusion.rng import generators, randn
-from invfusion.samplers import MGPSConfig
+from invfusion.samplers import MGPS
 from invfusion.samplers.base import BoundDenoiser
 from invfusion.samplers.mgps import Fit, divergence_gradient
 
@@ -28,15 +28,15 @@ def shrinkage(sigma: float) -> float:
 def test_nfe_is_that_of_the_paper() -> None:
     """1764: per transition a denoised state, a midpoint's and the gradient steps; the read-out is the last state's."""
     denoiser = GaussianDenoiser()
-    output = MGPSConfig().sample(denoiser, same_pixels(1), noise(1), generators=way(1))
+    output = MGPS().sample(denoiser, same_pixels(1), noise(1), generators=way(1))
     assert output.nfe == denoiser.calls == 1764
 
 
 def test_levels_are_the_papers_and_fewer_end_at_the_same_noise() -> None:
     even = torch.linspace(0, 999, 300, dtype=torch.float64).long().tolist()
-    assert MGPSConfig().times() == even[2:]
+    assert MGPS().times() == even[2:]
     for n_levels in (4, 16, 30):
-        times = MGPSConfig(n_levels=n_levels).times()
+        times = MGPS(n_levels=n_levels).times()
         assert (times[0], times[-1], len(times)) == (6, 999, n_levels - 2)
 
 
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_the_divergence(seed: int) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def closed_form(sampler: MGPSConfig, sigma: float, seen: bool) -> tuple[float, float]:
+def closed_form(sampler: MGPS, sigma: float, seen: bool) -> tuple[float, float]:
     """Mean and variance of a pixel's output, with every fit at its optimum: the product of prior and potential."""
     sigmas = ddpm_sigmas()
     times = sampler.times()
@@ -79,7 +79,7 @@ def closed_form(sampler: MGPSConfig, sigma: float, seen: bool) -> tuple[float, f
 @pytest.mark.parametrize("sigma_y", [0.0, 0.2])
 def test_its_law_is_that_of_exact_fits(sigma_y: float) -> None:
     """Enough gradient steps bring the fits to their optimum, whose law is a recursion of numbers."""
-    n, sampler = 24, MGPSConfig(n_levels=24, n_gradient_steps=60, n_gradient_steps_boosted=150, lr=0.02)
+    n, sampler = 24, MGPS(n_levels=24, n_gradient_steps=60, n_gradient_steps_boosted=150, lr=0.02)
     measurement = same_pixels(n, sigma_y)
     x = sampler.sample(GaussianDenoiser(), measurement, noise(n), generators=way(n)).x
     visible = measurement.operator.H(torch.ones_like(x)) > 0
@@ -94,8 +94,8 @@ def test_its_own_bias() -> None:
     posterior's: the prior's transition to x_m takes D(x_s) for x_0, so it is too narrow, and y counts too little.
     """
     exact_mean, exact_std = 0.6 * VARIANCE / (VARIANCE + 0.04), math.sqrt(VARIANCE * 0.04 / (VARIANCE + 0.04))
-    mean, variance = closed_form(MGPSConfig(), 0.2, seen=True)
+    mean, variance = closed_form(MGPS(), 0.2, seen=True)
     assert mean / exact_mean == pytest.approx(0.91, abs=0.01)
     assert math.sqrt(variance) / exact_std == pytest.approx(1.45, abs=0.02)
-    _, hidden = closed_form(MGPSConfig(), 0.2, seen=False)
+    _, hidden = closed_form(MGPS(), 0.2, seen=False)
     assert math.sqrt(hidden) == pytest.approx(math.sqrt(VARIANCE), rel=0.03)

@@ -4,7 +4,7 @@ from gaussian import SHAPE, GaussianDenoiser, noise, way
 
 from invfusion.errors import OperatorError
 from invfusion.rng import generators, randn
-from invfusion.samplers import NPPCConfig
+from invfusion.samplers import NPPC
 
 
 class ComponentDenoiser:
@@ -16,7 +16,7 @@ class ComponentDenoiser:
 
 
 def test_directions_are_orthonormal_and_sorted_by_std() -> None:
-    output = NPPCConfig().sample(ComponentDenoiser(), None, noise(4), generators=way(4))
+    output = NPPC().sample(ComponentDenoiser(), None, noise(4), generators=way(4))
     flat = output.components.flatten(2)
     torch.testing.assert_close(flat @ flat.mT, torch.eye(3).expand(4, 3, 3), rtol=0, atol=1e-5)
     assert output.stds.shape == (4, 3)
@@ -28,4 +28,4 @@ def test_directions_are_orthonormal_and_sorted_by_std() -> None:
 
 def test_a_model_without_components_is_refused() -> None:
     with pytest.raises(OperatorError, match="'nppc' requires 'components'"):
-        NPPCConfig().sample(GaussianDenoiser(), None, noise(2), generators=way(2))
+        NPPC().sample(GaussianDenoiser(), None, noise(2), generators=way(2))

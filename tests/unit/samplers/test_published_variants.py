@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.rng import randn
-from invfusion.samplers import DAPSConfig, DDNMConfig, DDRMConfig, DPSConfig, PiGDMConfig, Sampler
+from invfusion.samplers import DAPS, DDNM, DDRM, DPS, PiGDM, Sampler
 
 
 def draw(sampler: Sampler, n: int, sigma_y: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -27,16 +27,16 @@ def rmse(error: Tensor) -> float:
 
 def test_ddrm_erases_noisy_pixels() -> None:
     _, measurement = measured(16, sigma_y=0.1)
-    sampler = DDRMConfig(variant="published")
+    sampler = DDRM(variant="published")
     restored = sampler.sample(GaussianDenoiser(), measurement, noise(16), generators=way(16)).x
     assert float(measurement.operator.H(restored).abs().max()) < 1e-5
-    assert rmse(draw(DDRMConfig(), 64, sigma_y=0.1)[0]) == pytest.approx(0.12, abs=0.01)
+    assert rmse(draw(DDRM(), 64, sigma_y=0.1)[0]) == pytest.approx(0.12, abs=0.01)
 
 
 def test_ddrm_without_noise_is_the_original() -> None:
     _, measurement = measured(4)
     first, second = (
-        DDRMConfig(variant=variant).sample(GaussianDenoiser(), measurement, noise(4), generators=way(4)).x
+        DDRM(variant=variant).sample(GaussianDenoiser(), measurement, noise(4), generators=way(4)).x
         for variant in ("original", "published")
     )
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
@@ -44,20 +44,20 @@ def test_ddrm_without_noise_is_the_original() -> None:
 
 def test_ddnm_draws_too_little_noise() -> None:
     for variant, std in (("original", 0.425), ("published", 0.315)):
-        error, hidden = draw(DDNMConfig(variant=variant), 64)
+        error, hidden = draw(DDNM(variant=variant), 64)
         assert rmse(error) < 1e-5
         assert float(hidden.std()) == pytest.approx(std, abs=0.01)
 
 
 def test_pigdm_is_deterministic() -> None:
-    error, hidden = draw(PiGDMConfig(variant="published"), 64)
+    error, hidden = draw(PiGDM(variant="published"), 64)
     assert rmse(error) < 1e-3
     assert float(hidden.std()) == pytest.approx(0.489, abs=0.015)
 
 
 def test_daps_forgets_the_measurement_at_the_last_level() -> None:
-    assert rmse(draw(DAPSConfig(n_levels=20, variant="published"), 8)[0]) == pytest.approx(0.1, abs=0.02)
-    assert rmse(draw(DAPSConfig(n_levels=20), 8)[0]) == pytest.approx(0.01, abs=0.003)
+    assert rmse(draw(DAPS(n_levels=20, variant="published"), 8)[0]) == pytest.approx(0.1, abs=0.02)
+    assert rmse(draw(DAPS(n_levels=20), 8)[0]) == pytest.approx(0.01, abs=0.003)
 
 
 def test_dps_has_one_weight_at_all_levels() -> None:
@@ -73,14 +73,12 @@ def test_dps_has_one_weight_at_all_levels() -> None:
         z = randn(tuple(x.shape[1:]), draws) if t > 0 else 0
         old = (1 - shrinkage) * state / sigma
         state = shrinkage * state + math.sqrt(t**2 - c**2) * old + c * z - 0.5 * gradient
-    sampler = DPSConfig(n_steps=12, variant="published")
+    sampler = DPS(n_steps=12, variant="published")
     output = sampler.sample(GaussianDenoiser(), measurement, noise(2), generators=way(2))
     torch.testing.assert_close(output.x, state, rtol=1e-4, atol=1e-4)
 
 
 def test_pigdm_weighs_noise_by_the_prior_left() -> None:
     """The original trusts a noisy measurement less the lower the noise level; the published one never changes."""
-    original, published = (
-        draw(PiGDMConfig(variant=variant), 32, sigma_y=0.3)[0] for variant in ("original", "published")
-    )
+    original, published = (draw(PiGDM(variant=variant), 32, sigma_y=0.3)[0] for variant in ("original", "published"))
     assert abs(rmse(original) - rmse(published)) > 0.01

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from invfusion.diffusion.schedules import ddpm_ladder, edm_sigmas
 from invfusion.samplers import (
-    DAPSConfig,
-    DDNMConfig,
-    DDRMConfig,
-    DPMpp2MConfig,
-    HeunConfig,
-    InDIConfig,
-    MMSEConfig,
-    PiGDMConfig,
-    UnrolledDDRMConfig,
+    DAPS,
+    DDNM,
+    DDRM,
+    MMSE,
+    DPMpp2M,
+    Heun,
+    InDI,
+    PiGDM,
+    UnrolledDDRM,
 )
 
 EYE = torch.eye(N, dtype=torch.float64)
@@ -68,7 +68,7 @@ def noise_along(problem: Problem) -> Tensor:
     return torch.where(problem.q > 0, problem.sigma_y / problem.q.clamp(min=1e-9), math.inf)
 
 
-@pytest.mark.parametrize("sampler", [DDRMConfig(n_steps=8), UnrolledDDRMConfig(n_steps=5, eta=0.6, eta_b=0.9)])
+@pytest.mark.parametrize("sampler", [DDRM(n_steps=8), UnrolledDDRM(n_steps=5, eta=0.6, eta_b=0.9)])
 def test_ddrm(problem: Problem, sampler) -> None:
     """Kawar et al. 2022, Eqs. 7 and 8, coordinate by coordinate."""
     eta, eta_b, keep = sampler.eta, sampler.eta_b, math.sqrt(1 - sampler.eta**2)
@@ -93,7 +93,7 @@ def test_ddrm(problem: Problem, sampler) -> None:
 
 def test_ddnm(problem: Problem) -> None:
     """Wang et al. 2023: Algorithm 1 without noise, Eqs. 17 and 51 with noise."""
-    sampler = DDNMConfig(n_steps=8)
+    sampler = DDNM(n_steps=8)
     eta, keep = sampler.eta, math.sqrt(1 - sampler.eta**2)
     s, seen = noise_along(problem), problem.q > 0
     sigmas = edm_sigmas(sampler.n_steps).tolist()
@@ -115,7 +115,7 @@ def test_ddnm(problem: Problem) -> None:
     assert_law(sampler, problem, expected, 8)
 
 
-@pytest.mark.parametrize("sampler", [DDRMConfig(), DDNMConfig(n_steps=20)], ids=lambda sampler: sampler.kind)
+@pytest.mark.parametrize("sampler", [DDRM(), DDNM(n_steps=20)], ids=lambda sampler: sampler.kind)
 @pytest.mark.parametrize("name", ["mask", "blur", "matrix"])
 def test_without_noise_the_measurement_is_met_exactly(name: str, sampler) -> None:
     problem = Problem.of(name, 0.0)
@@ -128,7 +128,7 @@ def test_without_noise_the_measurement_is_met_exactly(name: str, sampler) -> Non
 def test_pigdm_meets_a_noiseless_measurement_almost(name: str) -> None:
     """Its last correction is that of the residual at sigma = 0.01, through a Jacobian that is nearly the identity."""
     problem = Problem.of(name, 0.0)
-    mean, covariance, _ = law(PiGDMConfig(), ExactDenoiser(), problem.measurement)
+    mean, covariance, _ = law(PiGDM(), ExactDenoiser(), problem.measurement)
     torch.testing.assert_close(problem.A @ mean, problem.y, rtol=0, atol=2e-3)
     assert float((problem.A @ covariance @ problem.A.T).abs().max()) < 2e-4
 
@@ -136,7 +136,7 @@ def test_pigdm_meets_a_noiseless_measurement_almost(name: str) -> None:
 @pytest.mark.parametrize("eta", [None, 0.4])
 def test_pigdm(problem: Problem, eta: float | None) -> None:
     """Song et al. 2023, Algorithm 1, in variance-preserving coordinates."""
-    sampler = PiGDMConfig(n_steps=8, eta=eta)
+    sampler = PiGDM(n_steps=8, eta=eta)
     eta, A, y = 1.0 if eta is None else eta, problem.A, problem.y
     sigmas = ddpm_ladder(8)
     a = 1 / (1 + sigmas**2)
@@ -158,7 +158,7 @@ def test_pigdm(problem: Problem, eta: float | None) -> None:
 
 def test_daps(problem: Problem) -> None:
     """Zhang et al. 2024, Algorithm 1: Euler, then Langevin, then noise."""
-    sampler = DAPSConfig(n_levels=3, n_ode_steps=2, n_langevin_steps=3, lr=2e-5)
+    sampler = DAPS(n_levels=3, n_ode_steps=2, n_langevin_steps=3, lr=2e-5)
     A, y = problem.A, problem.y
     sigmas = edm_sigmas(3, 100, 0.1).tolist()
     expected = Law(torch.zeros(N).double(), sigmas[0] * EYE)
@@ -188,7 +188,7 @@ def test_daps_langevin_reaches_its_stationary_law() -> None:
     Along a singular vector of precision p, the variance is 1 / p / (1 - lr p / 2).
     """
     problem = Problem.of("matrix", 0.3)
-    sampler = DAPSConfig(n_levels=1, n_ode_steps=1, n_langevin_steps=400, lr=9e-3, tau=0.3)
+    sampler = DAPS(n_levels=1, n_ode_steps=1, n_langevin_steps=400, lr=9e-3, tau=0.3)
     mean, covariance, _ = law(sampler, ExactDenoiser(covariance=1e-12 * EYE), problem.measurement)
     seen, sigma = problem.q > 0.4 * problem.q.max(), 100.0
     assert int(seen.sum()) >= 4
@@ -201,9 +201,9 @@ def test_daps_langevin_reaches_its_stationary_law() -> None:
 @pytest.mark.parametrize(
     ("sampler", "nfe", "tolerance"),
     [
-        (HeunConfig(n_steps=64), 127, 5e-3),
-        (HeunConfig(n_steps=64, S_churn=20, S_max=50), 127, 2e-2),
-        (DPMpp2MConfig(n_steps=100), 100, 5e-3),
+        (Heun(n_steps=64), 127, 5e-3),
+        (Heun(n_steps=64, S_churn=20, S_max=50), 127, 2e-2),
+        (DPMpp2M(n_steps=100), 100, 5e-3),
     ],
     ids=["heun", "heun with churn", "dpmpp_2m"],
 )
@@ -228,7 +228,7 @@ def test_dpmpp_is_of_second_order() -> None:
     mean, covariance = prior()
 
     def error(n: int) -> float:
-        sampler = DPMpp2MConfig(n_steps=n, sigma_min=0.3, sigma_max=3)
+        sampler = DPMpp2M(n_steps=n, sigma_min=0.3, sigma_max=3)
         _, actual, _ = law(sampler, ExactDenoiser(), lambda _: None)
         G, _ = affine_denoiser(0.3, mean, covariance)
         # The flow keeps the law: from 3 I to this, and D at the end.
@@ -242,7 +242,7 @@ def test_dpmpp_is_of_second_order() -> None:
 def test_mmse_is_the_posterior_mean() -> None:
     problem = Problem.of("matrix", 0.1)
     exact_mean, _ = problem.posterior()
-    mean, covariance, nfe = law(MMSEConfig(), ExactDenoiser(*problem.posterior()), problem.measurement)
+    mean, covariance, nfe = law(MMSE(), ExactDenoiser(*problem.posterior()), problem.measurement)
     torch.testing.assert_close(mean, exact_mean, rtol=0, atol=1e-3)
     assert float(covariance.abs().max()) < 1e-3
     assert nfe == 1
@@ -262,7 +262,7 @@ def test_indi_carries_its_start_to_the_posterior_mean_or_to_the_prior() -> None:
             kept = 1 - t[0].double() * hidden.view(1, 1, 4, 4)
             return x_t * v * kept / (v * kept**2 + (epsilon * t[0]) ** 2)
 
-    mean, covariance, nfe = law(InDIConfig(n_steps=2000, epsilon=epsilon), Exact(), problem.measurement)
+    mean, covariance, nfe = law(InDI(n_steps=2000, epsilon=epsilon), Exact(), problem.measurement)
     assert nfe == 2000
     torch.testing.assert_close(covariance.diagonal() * hidden, v * hidden, rtol=0.01, atol=0.02)
     torch.testing.assert_close(mean * hidden, 0 * mean)
@@ -277,4 +277,4 @@ def test_indi_takes_the_steps_of_its_algorithm(problem: Problem) -> None:
     for t in (1.0, 0.8, 0.6, 0.4, 0.2):
         G, g = affine_denoiser(t, *prior())
         expected.step(d / t * G + (1 - d / t) * EYE, d / t * g, 0 * EYE)
-    assert_law(InDIConfig(n_steps=5), problem, expected, 5)
+    assert_law(InDI(n_steps=5), problem, expected, 5)

@@ -7,7 +7,7 @@ from invfusion.degradations import FAMILIES
 from invfusion.diffusion.losses import Condition
 from invfusion.operators import Measurement
 from invfusion.rng import generator, generators, randn
-from invfusion.samplers import UnrolledDDRMConfig
+from invfusion.samplers import UnrolledDDRM
 from invfusion.training.unrolled import UnrolledDDRMLoss
 
 SHAPE = (3, 8, 8)
@@ -38,7 +38,7 @@ def test_its_gradient_passes_through_every_step() -> None:
     """The derivative of the whole loss, by finite differences in float64."""
     x, condition = case()
     network = Shrinker().double()
-    loss = UnrolledDDRMLoss(sampler=UnrolledDDRMConfig(n_steps=3))
+    loss = UnrolledDDRMLoss(sampler=UnrolledDDRM(n_steps=3))
 
     def value() -> Tensor:
         return loss(network, x, condition, generator(0, "noise")).per_sample.mean()
@@ -55,7 +55,7 @@ def test_its_gradient_passes_through_every_step() -> None:
 def test_the_network_is_told_all_but_the_measurement() -> None:
     x, condition = case(2)
     network = Shrinker()
-    UnrolledDDRMLoss(sampler=UnrolledDDRMConfig(n_steps=2))(network, x, condition, generator(0, "noise"))
+    UnrolledDDRMLoss(sampler=UnrolledDDRM(n_steps=2))(network, x, condition, generator(0, "noise"))
     assert network.given == [(None, condition.class_labels, None)] * 2
 
 
@@ -65,7 +65,7 @@ def test_training_lowers_the_error_of_its_restorations() -> None:
     network = Shrinker()
     with torch.no_grad():
         network.a.fill_(0.5)
-    loss = UnrolledDDRMLoss(sampler=UnrolledDDRMConfig(n_steps=5))
+    loss = UnrolledDDRMLoss(sampler=UnrolledDDRM(n_steps=5))
     adam = torch.optim.Adam(network.parameters(), lr=0.3)
     errors = []
     for step in range(30):

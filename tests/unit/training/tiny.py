@@ -20,7 +20,7 @@ from invfusion.data import StagedDataset
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
-from invfusion.degradations.mixture import MixtureConfig
+from invfusion.degradations.mixture import Mixture
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser
 from invfusion.noise import GaussianNoise
@@ -57,9 +57,7 @@ CONFIG = OptimisationConfig(
     log_images=16,
     sample_grid_images=1000,
 )
-FAMILY = MixtureConfig(
-    members=[FAMILIES[kind]() for kind in ("patch_inpainting", "strided_motion_blur", "matrix", "null")]
-)
+FAMILY = Mixture(members=[FAMILIES[kind]() for kind in ("patch_inpainting", "strided_motion_blur", "matrix", "null")])
 TASK = Task(
     loss=DiffusionLoss(),
     degradation=FAMILY,

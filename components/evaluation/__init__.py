@@ -1,0 +1,1 @@
+"""From models to restorations, and from these to records."""

@@ -1,0 +1,81 @@
+"""The methods of an evaluation: what params.methods describes, on one kind of measurements."""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+
+from components.params import UNCONDITIONAL, Params
+from invfusion.degradations import DegradationFamily
+from invfusion.samplers import Sampler
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trained model and the sampler that reads it out; neither for H_pinv(y) itself.
+
+    extra_draws: further samples of the images that are shown, and of those on which calibration is judged.
+    """
+
+    name: str
+    model: str | None = None
+    sampler: Sampler | None = None
+    extra_draws: int = 0
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether its images follow a distribution, so that sets of them can be compared (posterior means do not)."""
+        return self.sampler is not None and self.sampler.follows != "mean"
+
+    @property
+    def claims_posterior(self) -> bool:
+        """Whether it draws from the posterior, if only approximately, so that its spread can be judged."""
+        return self.sampler is not None and self.sampler.follows in ("posterior", "approximation")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measurement set and what restores it; without a family nothing is measured, and images are generated."""
+
+    family: DegradationFamily | None
+    methods: tuple[Method, ...] = field(default=())
+
+    @property
+    def kind(self) -> str:
+        return UNCONDITIONAL if self.family is None else str(type(self.family).model_fields["kind"].default)
+
+
+def columns(params: Params, models: Collection[str]) -> list[Column]:
+    """The families of params.evaluate in turn, then generation, each with its methods whose models are at hand."""
+    families: list[DegradationFamily | None] = [*params.evaluate.families]
+    if params.evaluate.n_unconditional >= 2:
+        families.append(None)
+    found = [Column(family, tuple(_methods(params, models, Column(family).kind))) for family in families]
+    return [column for column in found if column.methods]
+
+
+def _methods(params: Params, models: Collection[str], kind: str) -> Iterable[Method]:
+    for name in params.evaluate.methods:
+        config = params.methods[name]
+        if config.on(kind) and (config.model is None or config.model in models):
+            sampler = config.sampler_for(kind, params.evaluate.sampler)
+            method = Method(name, config.model, sampler, config.extra_draws)
+            yield replace(method, extra_draws=_extra_draws(params, method, kind))
+
+
+def _extra_draws(params: Params, method: Method, kind: str) -> int:
+    """What the galleries show and calibration needs."""
+    if kind == UNCONDITIONAL:
+        return 0
+    judged = method.claims_posterior and params.evaluate.calibration_images > 0
+    return max(method.extra_draws, params.evaluate.calibration_draws - 1 if judged else 0)
+
+
+def trained_models(params: Params) -> list[str]:
+    """The models that params train; methods that need others are left out."""
+    found: list[str] = [*params.train.variants, *params.distill.targets]
+    for name in params.evaluate.methods:
+        if (model := params.methods[name].model) not in (None, *found):
+            log.info("%s is left out: its model '%s' is neither in train.variants nor in distill.targets", name, model)
+    return found

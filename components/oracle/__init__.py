@@ -1,0 +1,1 @@
+"""Samplers and models judged where the truth is known."""

@@ -1,0 +1,416 @@
+"""The typed image of `params.yaml`: read once, validated whole, then each object receives its own section.
+
+YAML is read as version 1.2, so that `5e-5` is a number. A wrong file gives one `ConfigError` that names every wrong key
+and the nearest valid one.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from invfusion.degradations import AnyFamily
+from invfusion.diffusion.losses import DiffusionLoss
+from invfusion.errors import ConfigError
+from invfusion.models.config import DenoiserConfig, Variant
+from invfusion.models.presets import PRESETS, denoiser_config
+from invfusion.noise import GaussianNoise, Levels, NoiseConfig
+from invfusion.samplers import AnySampler, Heun
+from invfusion.schema import Config
+from invfusion.training.config import DistillConfig, OptimisationConfig, TrainConfig
+
+# The measurement set that measures nothing, from which images are generated.
+UNCONDITIONAL = "unconditional"
+
+
+class DataConfig(Config):
+    """Which dataset: its name, the folder of its shards, the image shape they must hold, and how many samples may be
+    left out because they are missing or damaged."""
+
+    name: str
+    shards: Path
+    image_size: int = Field(ge=8, le=1024)
+    channels: Literal[3] = 3
+    max_skipped: int = Field(default=0, ge=0)
+
+
+class ModelConfig(Config):
+    """Which architecture: a preset, and which of its levels carry InvFusion blocks (the paper's Table 8)."""
+
+    preset: str
+    invfusion_levels: Literal["all"] | list[int] = "all"
+    n_classes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _known_preset(self) -> Self:
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset '{self.preset}'{_nearest(self.preset, list(PRESETS))}")
+        return self
+
+
+class MethodConfig(Config):
+    """One way to restore: a trained model, and the sampler that reads it out.
+
+    model: a folder of artifacts/models. sampler: `evaluate.sampler` where there is a model and none is named; without
+    either, the method is H_pinv(y) itself. restores: the kinds of families that it is for. generates: whether it also
+    generates images from nothing (Table 4). extra_draws: further samples of the images that are shown.
+    tuned: {kind of family: {setting: value}}, in place of the sampler's own there.
+    """
+
+    model: str | None = None
+    sampler: AnySampler | None = None
+    restores: Literal["all"] | list[str] = "all"
+    generates: bool = False
+    extra_draws: int = Field(default=0, ge=0)
+    tuned: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.sampler is not None and self.sampler.uses_denoiser and self.model is None:
+            raise ValueError(f"the sampler '{self.sampler.kind}' reads out a model: name it under 'model'")
+        tunable = () if self.sampler is None else self.sampler.tunable
+        for kind, values in self.tuned.items():
+            for name in values:
+                if name not in tunable:
+                    raise ValueError(
+                        f"tuned.{kind}: '{name}' is no setting that can be tuned{_nearest(name, list(tunable))}"
+                    )
+            self.sampler_for(kind, Heun())
+        return self
+
+    def on(self, kind: str) -> bool:
+        """Whether it restores the measurements of this kind of family."""
+        if kind == UNCONDITIONAL:
+            return self.generates
+        return self.restores == "all" or kind in self.restores
+
+    def sampler_for(self, kind: str, house: Heun) -> AnySampler | None:
+        """The sampler on this kind of family; `house` is `evaluate.sampler`."""
+        if self.sampler is None:
+            return house if self.model is not None else None
+        return type(self.sampler).model_validate(self.sampler.model_dump() | self.tuned.get(kind, {}))
+
+
+class EvaluateConfig(Config):
+    """The frozen measurement sets, and how the models are judged on them.
+
+    methods: names of `methods`, in order. precision: of the networks' weights and arithmetic in sampling.
+    """
+
+    split: Literal["train", "val", "test"] = "test"
+    n_images: int = Field(default=10_000, ge=2)
+    n_unconditional: int = Field(default=10_000, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    noise: NoiseConfig = GaussianNoise()
+    families: list[AnyFamily] = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
+    sampler: Heun = Heun()
+    guidance: float = Field(default=1.0, ge=0)
+    bootstrap_resamples: int = Field(default=1000, ge=10)
+    calibration_images: int = Field(default=500, ge=0)
+    calibration_draws: int = Field(default=8, ge=2)
+    weights_dir: Path = Path("weights")
+
+
+class TablesConfig(Config):
+    """The paper's tables, of which experiments/ holds one file each. max_images: of each, where it has more."""
+
+    max_images: int = Field(default=10_000, ge=2)
+
+
+class TuneConfig(Config):
+    """How step sizes are tuned: on so many images of the validation split, by this metric of the evaluation."""
+
+    n_images: int = Field(default=128, ge=2)
+    metric: str = "psnr"
+
+
+class ReportConfig(Config):
+    """What the report shows."""
+
+    gallery_images: int = Field(default=6, ge=1)
+
+
+class GatesConfig(Config):
+    """What a challenger must fulfil to become champion."""
+
+    max_consistency_mse: float
+    min_psnr_gain_over_palette: float
+    min_psnr_gain_over_champion: float
+    max_std_ratio: float = Field(default=2.0, ge=1)
+    max_calibration_gap: float = Field(default=0.2, ge=0, le=1)
+
+
+class RegisterConfig(Config):
+    """The registered model and the gates of its promotion."""
+
+    name: str
+    gates: GatesConfig
+
+
+class PriorConfig(Config):
+    """A prior with known posteriors, fitted to the training images, which are averaged down to its size.
+
+    n_components: 1 for a Gaussian; rank: of the covariances; floor: the least variance of any direction.
+    """
+
+    name: str
+    image_size: int = Field(ge=4)
+    channels: Literal[1, 3] = 1
+    n_components: int = Field(ge=1)
+    rank: int = Field(ge=1)
+    floor: float = Field(default=1e-3, gt=0)
+
+
+class OracleTrainingConfig(OptimisationConfig):
+    """Small models trained on draws of the first prior, and how they are judged.
+
+    widths: of the InvFusion models, the other variants have the last one; depth: layers of their one level;
+    checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
+    """
+
+    widths: list[Annotated[int, Field(ge=24, multiple_of=24)]] = Field(min_length=1)
+    depth: int = Field(default=2, ge=1)
+    sigma_y: Levels
+    loss: DiffusionLoss = DiffusionLoss()
+    checkpoints: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    distill_images: int = Field(ge=1)
+    n_components: int = Field(default=3, ge=1)
+    n_test: int = Field(default=256, ge=2)
+    n_steps: int = Field(default=18, ge=1)
+
+
+class OracleConfig(Config):
+    """Samplers and models judged on priors whose posteriors are known.
+
+    samplers: settings to run; every registered sampler that is not listed runs with its own defaults.
+    """
+
+    priors: list[PriorConfig] = Field(min_length=1)
+    families: list[AnyFamily] = Field(min_length=1)
+    sigma_y: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    n_measurements: int = Field(default=6, ge=2)
+    n_samples: int = Field(default=512, ge=8)
+    samplers: list[AnySampler] = Field(default=[])
+    training: OracleTrainingConfig
+
+
+class RuntimeConfig(Config):
+    """Operational knobs, which change no result but for rounding: no stage depends on them.
+
+    processes: that share training's batches and evaluation's, each with a GPU of its own. "auto" is one on a GPU; on a
+    CPU as many as find a core and a micro-batch, since small networks gain more from processes than from threads.
+    workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
+    networks through torch.compile; worth its minutes of compilation in long runs only. activation_checkpointing: less
+    memory in training, for about a third more arithmetic.
+    """
+
+    device: str = "auto"
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    workers: int = Field(default=0, ge=0)
+    draw_threads: int = Field(default=1, ge=0)
+    attention_backend: Literal["auto", "natten", "flex", "sdpa"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    mlflow_uri: str = "sqlite:///mlflow.db"
+
+    @property
+    def n_devices(self) -> int:
+        """The GPUs that a job needs."""
+        return 1 if self.processes == "auto" else self.processes
+
+
+class Params(Config):
+    """One experiment: every scientific value of the pipeline."""
+
+    seed: int = Field(ge=0)
+    data: DataConfig
+    degradation: AnyFamily
+    noise: NoiseConfig = GaussianNoise()
+    model: ModelConfig
+    train: TrainConfig
+    distill: DistillConfig
+    methods: dict[str, MethodConfig]
+    evaluate: EvaluateConfig
+    tables: TablesConfig = TablesConfig()
+    tune: TuneConfig = TuneConfig()
+    report: ReportConfig
+    register_: RegisterConfig = Field(alias="register")
+    oracle: OracleConfig
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        for name in self.evaluate.methods:
+            if name not in self.methods:
+                raise ValueError(f"evaluate.methods: unknown method '{name}'{_nearest(name, list(self.methods))}")
+        if self.distill.teacher not in self.train.variants:
+            raise ValueError(
+                f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}"
+            )
+        if "unrolled_ddrm" in self.distill.targets and self.distill.unrolled_ddrm.start not in self.train.variants:
+            raise ValueError(
+                f"distill.unrolled_ddrm.start '{self.distill.unrolled_ddrm.start}' is not among train.variants "
+                f"{self.train.variants}"
+            )
+        image_shape = self.denoiser_config("invfusion").image_shape
+        trained = (self.degradation, self.distill.nppc.degradation)
+        for family in (*trained, *self.evaluate.families):
+            family.check(image_shape)
+        _check_noise(self.noise, "noise", trained)
+        _check_noise(self.evaluate.noise, "evaluate.noise", self.evaluate.families)
+        return self
+
+    def denoiser_config(self, variant: Variant, **overrides: Any) -> DenoiserConfig:
+        """The architecture of one variant. Raises `ConfigError` where the preset cannot take the image size."""
+        levels = self.model.invfusion_levels
+        config = denoiser_config(
+            self.model.preset,
+            variant,
+            image_size=self.data.image_size,
+            channels=self.data.channels,
+            invfusion_levels=levels if levels == "all" else tuple(levels),
+            n_classes=self.model.n_classes,
+            **overrides,
+        )
+        everywhere = config.model_copy(update={"invfusion_levels": "all"})
+        indices = range(len(config.levels))
+        # One architecture has one name, so that a model of it is found again.
+        is_same = all(config.has_invfusion_blocks(i) == everywhere.has_invfusion_blocks(i) for i in indices)
+        return everywhere if is_same else config
+
+
+def _check_noise(noise: NoiseConfig, key: str, families: Sequence[AnyFamily]) -> None:
+    bad = [family.kind for family in families if noise.needs_nonnegative and not family.is_nonnegative]
+    if bad:
+        raise ValueError(
+            f"{key}: '{noise.kind}' noise is defined for operators without negative entries; "
+            f"leave out {', '.join(bad)}, or choose kind: gaussian"
+        )
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and validate one experiment.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
+    """
+    return params_from(read_values(path), str(path))
+
+
+def read_values(path: Path | str) -> dict[str, Any]:
+    """The content of a YAML file of sections. Raises `ConfigError` where it is missing or not YAML."""
+    path = Path(path)
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the project's root, or name a params file") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
+    return values
+
+
+def params_from(values: Mapping[str, Any], source: str) -> Params:
+    """Validate the values of one experiment; `source` is named where they are wrong."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{source}: {error.error_count()} wrong parameter(s)\n{problems}") from None
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic error: the dotted key, what is wrong, and the nearest valid key for a typo."""
+    location = problem["loc"]
+    key = _without_tags(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(str(location[-1]), _keys_at(Params, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    if problem["type"] == "union_tag_invalid":
+        expected = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
+        return f"{key}.kind: unknown kind '{problem['ctx']['tag']}'{_nearest(problem['ctx']['tag'], expected)}"
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return f"{key}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _nearest(wrong: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid are {', '.join(valid)}"
+
+
+def _without_tags(location: tuple[int | str, ...]) -> str:
+    """The key as the user wrote it: pydantic's locations contain the tag of a union member, the file does not."""
+    shown: list[str] = []
+    current: Any = Params
+    for part in location:
+        tagged = _union_member(current, part)
+        if tagged is not None:
+            current = tagged
+            continue
+        shown.append(str(part))
+        current = _child(current, part)
+    return ".".join(shown)
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys of the section at a location of pydantic's error."""
+    current: Any = model
+    for part in location:
+        current = _union_member(current, part) or _child(current, part)
+    return [field.alias or name for name, field in current.model_fields.items()] if _is_model(current) else []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _plain(annotation: Any) -> Any:
+    """Strip `Annotated` wrappers."""
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _union_member(annotation: Any, tag: int | str) -> Any:
+    """The member of a tagged union whose kind is `tag`, or None."""
+    return next(
+        (
+            member
+            for member in _members(annotation)
+            if _is_model(member) and "kind" in member.model_fields and member.model_fields["kind"].default == tag
+        ),
+        None,
+    )
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union, those of unions within it too; none where it is no union."""
+    annotation = _plain(annotation)
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return []
+    return [member for part in typing.get_args(annotation) for member in _members(part) or [_plain(part)]]
+
+
+def _child(annotation: Any, part: int | str) -> Any:
+    """The annotation of a field of a model, or of an element of a list."""
+    annotation = _plain(annotation)
+    if _is_model(annotation):
+        by_key = {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
+        return by_key.get(str(part))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((_child(m, part) for m in typing.get_args(annotation) if _child(m, part) is not None), None)
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict:
+        return arguments[1]
+    return arguments[0] if arguments else None

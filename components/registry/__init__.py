@@ -1,0 +1,1 @@
+"""From models and records to registered versions."""

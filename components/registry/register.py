@@ -1,0 +1,233 @@
+"""Register the trained model in MLflow and decide by the gates whether it becomes the champion.
+
+The registry is rebuilt from files: a version is keyed by the hash of its checkpoints, so registering the same ones
+again adds nothing, and a clone without a registry makes one. The decision is stored with the version and is
+not taken again while checkpoints, evaluation and gates stay the same; so an alias moved by hand stays where it is.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from components.params import Params, load_params
+from components.registry.gates import Gate, Record, judge, packed
+from components.registry.promotion import PROMOTED, move, present
+from components.tracking import Package, Registry, Version, git_revision
+from invfusion.data.manifest import read_manifest
+from invfusion.errors import CheckpointError, DataError, InvFusionError
+from invfusion.operators import spec_to_json
+from invfusion.rng import generator, generators, randn
+
+log = logging.getLogger(__name__)
+
+MODELS = Path("artifacts/models")
+EVALUATION = Path("reports/evaluation.json")
+SUMMARY = Path("reports/registration.json")
+# The model that restores, and its distilled companions where they were trained.
+MEMBERS = ("invfusion", "mmse", "nppc")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "pandas")
+LICENCE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` did."""
+
+    name: str
+    version: str
+    checkpoint: str
+    is_new: bool
+    is_champion: bool
+    gates: tuple[Gate, ...]
+
+    def __str__(self) -> str:
+        state = "champion" if self.is_champion else "not the champion"
+        lines = [f"models:/{self.name}/{self.version}: {state}{'' if self.is_new else ' (registered before)'}"]
+        return "\n".join(lines + [f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.reason}" for g in self.gates])
+
+
+def register(params: Params) -> Registration:
+    """Register artifacts/models once, give it the alias `challenger`, and `champion` where every gate passes.
+
+    Reads reports/evaluation.json; writes reports/registration.json (no run ids, no times).
+
+    Raises:
+        CheckpointError: there is no trained InvFusion model.
+        DataError: the evaluation is missing.
+        ServiceError: MLflow does not answer.
+    """
+    checkpoints = find_checkpoints(MODELS)
+    checkpoint = checkpoint_hash(checkpoints)
+    records = read_records(EVALUATION)
+    registry = Registry(params, params.register_.name)
+    known = registry.find(checkpoint)
+    version = known or registry.add(
+        package(params, checkpoints), describe(params, checkpoint, records), metrics_of(records)
+    )
+    gates = decide(registry, version, records, params)
+    champion = registry.holder("champion")
+    is_champion = champion is not None and champion.number == version.number
+    result = Registration(registry.name, version.number, checkpoint, known is None, is_champion, tuple(gates))
+    write_summary(result)
+    log.info("%s", result)
+    return result
+
+
+# The decision.
+
+
+def decide(registry: Registry, version: Version, records: list[Record], params: Params) -> list[Gate]:
+    """The gates of a version: as decided before for the same evaluation and gates, or judged now."""
+    basis = _sha256(json.dumps([records, params.register_.gates.model_dump()], sort_keys=True).encode())
+    if version.tags.get("decided_on") == basis:
+        return [Gate(**gate) for gate in json.loads(version.tags["gates"])]
+    champion = present(registry)
+    is_champion = champion is not None and champion.number == version.number
+    gates = judge(records, params, None if is_champion else champion)
+    registry.tag(version, {"metrics": packed(records), "measurements": measurements_hash(records)})
+    registry.give("challenger", version)
+    if all(gate.passed for gate in gates) and not is_champion:
+        move(registry, champion, version.number, PROMOTED, "every gate passed when it was registered")
+    # Last, so that a crash in between leads to a fresh decision.
+    registry.tag(version, {"gates": json.dumps([asdict(gate) for gate in gates]), "decided_on": basis})
+    return gates
+
+
+# The model and what is stored with it.
+
+
+def find_checkpoints(folder: Path) -> dict[str, Path]:
+    """The checkpoint folders that make the registered model."""
+    if not (folder / "invfusion" / "model.safetensors").exists():
+        raise CheckpointError(f"{folder / 'invfusion'} holds no trained model; run `dvc repro train@invfusion` first")
+    return {name: folder / name for name in MEMBERS if (folder / name / "model.safetensors").exists()}
+
+
+def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
+    """The sha256 of the weights and architectures; where and when they were made does not count."""
+    digest = hashlib.sha256()
+    for name, folder in sorted(checkpoints.items()):
+        for file in ("config.json", "model.safetensors"):
+            digest.update(f"{name}/{file} {_sha256((folder / file).read_bytes())}\n".encode())
+    return digest.hexdigest()
+
+
+def read_records(path: Path) -> list[Record]:
+    """The flat list of evaluation records."""
+    try:
+        records: list[Record] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); run `dvc repro evaluate` first") from error
+    return records
+
+
+def metrics_of(records: Iterable[Record]) -> dict[str, float]:
+    """The evaluation as MLflow metrics named method/degradation/metric."""
+    return {f"{r['method']}/{r['degradation']}/{r['metric']}": r["value"] for r in records if r["value"] is not None}
+
+
+def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
+    """The facts that travel with a version as its tags."""
+    manifest = json.loads((MODELS / "invfusion" / "manifest.json").read_text())
+    return {
+        "checkpoint": checkpoint,
+        "data.name": params.data.name,
+        "data.digest": str(manifest.get("data_digest", "unknown")),
+        "git.revision": git_revision(),
+        "data.licence": data_licence(params),
+        "measurements": measurements_hash(records),
+        "metrics": packed(records),
+        "params": params.model_dump_json(by_alias=True, exclude={"runtime"}),
+        "degradation": params.degradation.model_dump_json(),
+        "noise": params.noise.model_dump_json(),
+        "licence": LICENCE,
+    }
+
+
+def measurements_hash(records: Iterable[Record]) -> str:
+    """One hash for all the frozen measurement sets of an evaluation."""
+    hashes = sorted({r["measurements_sha256"] for r in records if r["measurements_sha256"]})
+    return _sha256("\n".join(hashes).encode())
+
+
+def data_licence(params: Params) -> str:
+    """As the dataset's manifest states it; a model may be registered where the shards are not."""
+    try:
+        return read_manifest(params.data.shards).licence
+    except DataError:
+        return "unknown"
+
+
+def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
+    """The model as MLflow packs it: checkpoints, the library, and an example request."""
+    import invfusion
+
+    return Package(
+        code=Path(__file__).with_name("restoration_model.py"),
+        library=Path(invfusion.__file__).parent,
+        checkpoints=checkpoints,
+        columns=[
+            ("y", "array<double>", True),
+            ("operator", "string", True),
+            ("sigma_y", "array<double>", False),
+            ("class_labels", "array<long>", False),
+        ],
+        parameters={
+            "method": "sample",
+            "n_steps": params.evaluate.sampler.n_steps,
+            "seed": 0,
+            "n_samples": 1,
+            "guidance": float(params.evaluate.guidance),
+        },
+        example=example_request(params),
+        # MLflow runs the example while it logs the model: one network call, not a whole trajectory.
+        example_parameters={"method": "mmse"},
+        requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+    )
+
+
+def example_request(params: Params) -> dict[str, Any]:
+    """One measurement of a noise image by an operator of the first evaluated family."""
+    shape = (params.data.channels, params.data.image_size, params.data.image_size)
+    operator = params.evaluate.families[0].sample(
+        batch_size=1, image_shape=shape, generator=generator(params.seed, "register/operator")
+    )
+    x = randn(shape, generators(params.seed, "register/image", [0])).clip(-1, 1)
+    return {"y": operator.H(x).double().flatten().tolist(), "operator": spec_to_json(operator.to_spec())}
+
+
+def write_summary(result: Registration) -> None:
+    """reports/registration.json: the decision without anything that differs between two registries' histories."""
+    content = {
+        "model": result.name,
+        "checkpoint": result.checkpoint,
+        "passed": all(gate.passed for gate in result.gates),
+        "gates": [asdict(gate) for gate in result.gates],
+    }
+    SUMMARY.parent.mkdir(parents=True, exist_ok=True)
+    SUMMARY.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def main() -> None:
+    """Register what was trained; components.registry.promotion promotes and rolls back by hand."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        register(load_params())
+    except InvFusionError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The code of the registered model: it turns measurements and an operator into images.
+
+    model = mlflow.pyfunc.load_model("models:/invfusion@champion")
+    family = FAMILIES["strided_motion_blur"]()
+    operator = family.sample(batch_size=4, image_shape=(3, 16, 16), generator=generator(0, "H"))
+    request = {"y": operator.H(x).flatten().tolist(), "operator": spec_to_json(operator.to_spec())}
+    images = model.predict(request, params={"method": "sample", "seed": 1})   # (4, 3, 16, 16) float32 in [-1, 1]
+
+Input: a dict as above, or a DataFrame whose rows are such requests. Columns:
+    y           the measurements of the B operators, flattened in C order: B * prod(M) numbers in pixel units ([-1, 1])
+    operator    the JSON text of an operator's spec (`invfusion.operators.spec_to_json`)
+    sigma_y     optional, B noise standard deviations; 0 where absent
+    class_labels  optional, B integers, for a class-conditional model
+Parameters: `method` ("sample", "mmse" or "nppc"), `n_steps`, `seed`, `n_samples`, `guidance`.
+Output: images (B, C, H, W) of all rows together; (B, n_samples, C, H, W) where n_samples > 1; for "nppc" a dict of
+`mean` (B, C, H, W), `components` (B, K, C, H, W), unit directions, and `stds` (B, K), the deviation along each.
+
+Through HTTP (`mlflow models serve`) the same columns travel as {"dataframe_records": [request], "params": {...}}.
+An image does not depend on its neighbours in the request. MLflow runs this file as a script when the model is loaded.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel
+from torch import Tensor
+
+from invfusion.diffusion.guidance import GuidedDenoiser
+from invfusion.errors import InvFusionError, ShapeError
+from invfusion.models import load_denoiser
+from invfusion.operators import Measurement, operator_from_spec, spec_from_json
+from invfusion.rng import generators, randn
+from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
+
+MAX_IMAGES = 256
+MAX_STEPS = 1000
+METHODS = ("sample", "mmse", "nppc")
+
+Outputs = dict[str, Tensor]
+
+
+class RestorationModel(PythonModel):
+    """Holds the checkpoint folders and loads each on its first use."""
+
+    def load_context(self, context: Any) -> None:
+        """Find the checkpoints; the main one is loaded now, so that a broken model shows at once."""
+        self.folders = {name: Path(path) for name, path in context.artifacts.items()}
+        self.defaults = dict(context.model_config["parameters"])
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.loaded: dict[str, Any] = {}
+        self.denoiser("invfusion")
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
+        """Restore the rows of `model_input`; see the head of this file.
+
+        Raises:
+            MlflowException: the request is wrong; one sentence says what (HTTP status 400).
+        """
+        settings = {**self.defaults, **(params or {})}
+        try:
+            check_settings(settings)
+            rows = [self.restore(row, settings) for row in model_input.to_dict(orient="records")]
+        except InvFusionError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        joined = {name: torch.cat([row[name] for row in rows]).cpu().numpy() for name in rows[0]}
+        return joined if len(joined) > 1 else joined["images"]
+
+    def denoiser(self, name: str) -> Any:
+        """One of the models in the package, on the device."""
+        if name not in self.loaded:
+            if name not in self.folders:
+                raise ShapeError(
+                    f"this model was registered without '{name}'; it has {', '.join(sorted(self.folders))}"
+                )
+            self.loaded[name] = load_denoiser(self.folders[name], device=self.device)
+        return self.loaded[name]
+
+    @torch.inference_mode()
+    def restore(self, row: Mapping[str, Any], settings: Mapping[str, Any]) -> Outputs:
+        """One request: B measurements of one operator batch."""
+        model = self.denoiser("invfusion")
+        image_shape = tuple(model.image_shape)
+        n_samples = int(settings["n_samples"])
+        measurement = read_measurement(row, image_shape, n_samples).to(self.device)
+        labels = read_labels(row, len(measurement.y) // n_samples, n_samples, model.n_classes)
+        labels = labels if labels is None else labels.to(self.device)
+        if settings["method"] == "nppc":
+            return self.principal_components(measurement, labels)
+        if settings["method"] == "mmse":
+            return {"images": self.mmse(measurement, labels)}
+        images = self.sample(measurement, labels, settings)
+        return {"images": images if n_samples == 1 else images.reshape(-1, n_samples, *image_shape)}
+
+    def sample(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
+        """Draw from the posterior with the deterministic Heun sampler."""
+        denoiser = self.denoiser("invfusion")
+        if settings["guidance"] != 1 and labels is not None:
+            denoiser = GuidedDenoiser(denoiser, settings["guidance"])
+        sampler = Heun(n_steps=int(settings["n_steps"]))
+        return self.run(sampler, denoiser, measurement, labels, int(settings["seed"])).x
+
+    def mmse(self, measurement: Measurement, labels: Tensor | None) -> Tensor:
+        """The posterior mean in one step: from the distilled model (Eq. 7) or else the diffusion model (Eq. 8)."""
+        name = "mmse" if "mmse" in self.folders else "invfusion"
+        return self.run(MMSE(), self.denoiser(name), measurement, labels, seed=0).x
+
+    def principal_components(self, measurement: Measurement, labels: Tensor | None) -> Outputs:
+        """The posterior mean with the directions of largest uncertainty (paper, section 5)."""
+        output = self.run(NPPC(), self.denoiser("nppc"), measurement, labels, seed=0)
+        assert output.components is not None
+        assert output.stds is not None
+        return {"mean": output.x, "components": output.components, "stds": output.stds}
+
+    def run(
+        self, sampler: Sampler, denoiser: Any, measurement: Measurement, labels: Tensor | None, seed: int
+    ) -> SampleOutput:
+        """Run a sampler with noise that depends on the seed and the sample's position in the row alone."""
+        shape = measurement.operator.image_shape
+        draws = generators(seed, "restore", range(measurement.operator.batch_size))
+        noise = randn(shape, draws, device=self.device)
+        return sampler.sample(denoiser, measurement, noise, generators=draws, class_labels=labels)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse parameters out of range before any work."""
+    if settings["method"] not in METHODS:
+        raise ShapeError(f"method must be one of {', '.join(METHODS)}, got {settings['method']!r}")
+    if not 1 <= settings["n_steps"] <= MAX_STEPS:
+        raise ShapeError(f"n_steps must be between 1 and {MAX_STEPS}, got {settings['n_steps']}")
+    if not 1 <= settings["n_samples"] <= MAX_IMAGES:
+        raise ShapeError(f"n_samples must be between 1 and {MAX_IMAGES}, got {settings['n_samples']}")
+    if settings["method"] != "sample" and settings["n_samples"] != 1:
+        raise ShapeError(f"method '{settings['method']}' has one answer; n_samples must be 1")
+    if not math.isfinite(settings["guidance"]) or settings["guidance"] < 0:
+        raise ShapeError(f"guidance must be a number >= 0, got {settings['guidance']}")
+
+
+def read_measurement(row: Mapping[str, Any], image_shape: tuple[int, ...], n_samples: int) -> Measurement:
+    """The measurements of one request, each repeated `n_samples` times.
+
+    Raises:
+        InvFusionError: the operator is malformed or does not fit the model, or y does not fit the operator.
+    """
+    operator = operator_from_spec(spec_from_json(row["operator"]))
+    if operator.image_shape != image_shape:
+        raise ShapeError(f"the operator is for images {operator.image_shape}, this model restores {image_shape}")
+    batch = operator.batch_size
+    if not 1 <= batch * n_samples <= MAX_IMAGES:
+        raise ShapeError(f"a request may ask for 1 to {MAX_IMAGES} images, this one asks for {batch} x {n_samples}")
+    shape = (batch, *operator.measurement_shape)
+    y = numbers(row["y"], math.prod(shape), f"y of {batch} operators with measurements {operator.measurement_shape}")
+    given = optional(row, "sigma_y")
+    sigma_y = torch.zeros(batch) if given is None else numbers(given, batch, "sigma_y")
+    if bool((sigma_y < 0).any()):
+        raise ShapeError(f"sigma_y must not be negative, got {sigma_y.tolist()}")
+    repeated = [i for i in range(batch) for _ in range(n_samples)]
+    return Measurement(y.reshape(shape), operator, sigma_y).select(repeated)
+
+
+def read_labels(row: Mapping[str, Any], batch: int, n_samples: int, n_classes: int) -> Tensor | None:
+    """Class labels (batch * n_samples,) long, or None where the request has none.
+
+    Raises:
+        ShapeError: they are no classes of the model, which has classes 0 to n_classes - 1.
+    """
+    given = optional(row, "class_labels")
+    if given is None:
+        return None
+    if not n_classes:
+        raise ShapeError("this model knows no classes: leave class_labels out")
+    labels = numbers(given, batch, "class_labels")
+    if not bool(((labels == labels.round()) & (labels >= 0) & (labels < n_classes)).all()):
+        raise ShapeError(f"class_labels must be whole numbers from 0 to {n_classes - 1}, got {labels.tolist()}")
+    return labels.long().repeat_interleave(n_samples)
+
+
+def optional(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column that may be absent; a table fills the gaps of its rows with None or NaN."""
+    value = row.get(name)
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def numbers(values: Any, count: int, noun: str) -> Tensor:
+    """`count` finite numbers as a float32 tensor; lists and arrays of any nesting are flattened."""
+    try:
+        flat = torch.from_numpy(np.array(values, dtype=np.float32).reshape(-1))
+    except (TypeError, ValueError):
+        raise ShapeError(f"{noun} must be a list of numbers") from None
+    if len(flat) != count:
+        raise ShapeError(f"{noun} must hold {count} numbers, got {len(flat)}")
+    if not bool(torch.isfinite(flat).all()):
+        raise ShapeError(f"{noun} holds a number that is not finite")
+    return flat
+
+
+mlflow.models.set_model(RestorationModel())

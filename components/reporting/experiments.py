@@ -1,0 +1,195 @@
+"""The paper's experiments, one file each under experiments/: which rows, families, noise, metrics and how many images.
+
+An experiment changes the parameters at hand: with params.yaml it runs at the scale of the default dataset, with a
+profile of the paper at the paper's. How each method samples stands in params.methods, once for all experiments.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from components.params import UNCONDITIONAL, Params, params_from, read_values
+from invfusion.degradations import FAMILIES
+from invfusion.errors import ConfigError
+from invfusion.schema import Config
+from invfusion.training.config import DistilledTarget, TrainedVariant
+
+FOLDER = Path("experiments")
+MAIN_FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix")
+# ImageNet's settings in the paper, for any dataset with classes.
+LABEL_DROPOUT, GUIDANCE = 0.1, 2.0
+
+# What MLflow takes as a name.
+NAME = re.compile(r"[\w\-. :/]+")
+
+Kind = Annotated[str, Field(pattern="|".join(f"^{kind}$" for kind in (*FAMILIES, UNCONDITIONAL)))]
+
+
+class Row(Config):
+    """A row that is not simply a method of params.methods: the method it is like, and what differs.
+
+    model: a key of the experiment's `models`; sampler: settings of the sampler, or with a `kind` another one;
+    paper: its name in paper_tables.csv.
+    """
+
+    method: str
+    model: str | None = None
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    paper: str | None = None
+
+
+class Model(Config):
+    """A model that is trained for the experiment: which variant or target, and the parameters that differ."""
+
+    train: TrainedVariant | DistilledTarget
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class ClaimConfig(Config):
+    """An ordering that the paper claims: row `better` has the better `metric` than the rows `than` (default: all).
+
+    on: kinds of families (default: all). than_metric: the others' metric, where it is another. within: the two differ
+    by no more than this, instead of being ordered.
+    """
+
+    text: str
+    better: str
+    than: list[str] = Field(default_factory=list)
+    metric: str
+    than_metric: str | None = None
+    on: list[Kind] = Field(default_factory=list)
+    within: float | None = Field(default=None, ge=0)
+
+
+class Experiment(Config):
+    """One table or figure of the paper.
+
+    shows: what is made of the results. table, dataset: its number, and its data there (paper_tables.csv).
+    groups: {group of rows: names of rows}, in the paper's order; a name that `rows` does not explain is a method's.
+    families: the columns, "unconditional" for images generated from nothing. params: changes to the parameters.
+    class_conditional: as on ImageNet, with labels and guidance.
+    """
+
+    title: str
+    table: str
+    dataset: str
+    shows: Literal["table", "gallery", "components", "samples", "curve"] = "table"
+    n_images: int = Field(default=10_000, ge=2)
+    families: list[Kind] = Field(default=list(MAIN_FAMILIES), min_length=1)
+    metrics: list[str] = Field(min_length=1)
+    groups: dict[str, list[str]]
+    rows: dict[str, Row] = Field(default_factory=dict)
+    models: dict[str, Model] = Field(default_factory=dict)
+    class_conditional: bool = False
+    params: dict[str, Any] = Field(default_factory=dict)
+    claims: list[ClaimConfig] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _rows_are_known(self) -> Self:
+        for name in self.names:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"the row '{name}' has a name that the record of runs refuses: letters, numbers, _-. :/"
+                )
+        for claim in self.claims:
+            for name in (claim.better, *claim.than):
+                if name not in self.names:
+                    raise ValueError(f"a claim is about the row '{name}', which the experiment does not have")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """All rows in order."""
+        return [name for names in self.groups.values() for name in names]
+
+    def row(self, name: str) -> Row:
+        """What a row is."""
+        return self.rows.get(name, Row(method=name))
+
+    def applied(self, params: Params, n_classes: int = 0) -> Params:
+        """The parameters of this experiment; n_classes: of the dataset.
+
+        Raises:
+            ConfigError: the parameters cannot be changed so.
+        """
+        values = params.model_dump(mode="json", by_alias=True)
+        n_images = min(self.n_images, params.tables.max_images)
+        changes: dict[str, Any] = {
+            "evaluate": {
+                "n_images": n_images,
+                "n_unconditional": n_images if UNCONDITIONAL in self.families else 0,
+                "families": [_family(params, kind) for kind in self.families if kind != UNCONDITIONAL]
+                or values["evaluate"]["families"],
+                "methods": self.names,
+                "calibration_images": 0,
+            }
+        }
+        if self.class_conditional:
+            if n_classes == 0:
+                raise ConfigError(
+                    f"table {self.table} ({self.dataset}) is class-conditional, but the dataset '{params.data.name}' "
+                    "has no class labels: choose one that has, as folders named by class"
+                )
+            changes |= {"model": {"n_classes": n_classes}, "train": {"label_dropout": LABEL_DROPOUT}}
+            changes["evaluate"]["guidance"] = GUIDANCE
+        values = merged(merged(values, changes), self.params)
+        values["methods"] = {name: self._method(params, name) for name in self.names}
+        return params_from(values, f"experiment '{self.title}'")
+
+    def _method(self, params: Params, name: str) -> dict[str, Any]:
+        row = self.row(name)
+        if row.method not in params.methods:
+            raise ConfigError(
+                f"experiment '{self.title}': params.methods has no '{row.method}'; describe it there, with its sampler"
+            )
+        method = params.methods[row.method].model_dump(mode="json")
+        if row.model is not None:
+            method["model"] = row.model
+        if row.sampler:
+            own = {} if "kind" in row.sampler else method["sampler"] or {}
+            method |= {"sampler": {**own, **row.sampler}, "extra_draws": 0}
+        return method
+
+
+def _family(params: Params, kind: str) -> dict[str, Any]:
+    """The settings of a family as the evaluation has them, else as training has them, else its own."""
+    known = [*params.evaluate.families, *getattr(params.degradation, "members", [params.degradation])]
+    family = next((f for f in known if f.kind == kind), None) or FAMILIES[kind]()
+    return family.model_dump(mode="json")
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with some of them changed; a section with another `kind` is replaced as a whole."""
+    result = dict(values)
+    for key, change in changes.items():
+        old = result.get(key)
+        nested = isinstance(change, Mapping) and isinstance(old, Mapping) and "kind" not in change
+        result[key] = merged(old, change) if nested else change  # type: ignore[arg-type]
+    return result
+
+
+def experiment_names() -> list[str]:
+    """All experiments: table_01, ..., figure_03, ..."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment of a name such as table_03.
+
+    Raises:
+        ConfigError: there is none of that name, or its file is wrong.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        close = difflib.get_close_matches(name, experiment_names(), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(experiment_names())}"
+        raise ConfigError(f"unknown experiment '{name}': {hint}")
+    try:
+        return Experiment.model_validate(read_values(path))
+    except ValidationError as error:
+        problems = "\n".join(f"  {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ConfigError(f"{path}: {error.error_count()} wrong value(s)\n{problems}") from None

@@ -1,0 +1,117 @@
+"""Pictures of restorations that `components/evaluation/evaluate.py` left on disk."""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from components.evaluation.records import file_name
+from components.reporting import figures, tables
+from components.reporting.figures import Tiles
+
+# Column heads of the galleries, where the table's name is too long.
+COLUMN_TITLES = {
+    "Palette MMSE": "Palette\none step",
+    "InvFusion MMSE": "InvFusion\none step",
+    "MMSE": "InvFusion\ndistilled",
+    "NPPC": "NPPC\nmean",
+}
+
+
+def gallery(path: Path, restorations: Path, degradation: str) -> Path:
+    """Rows are held-out images; columns are the truth, the measurement, and every method, in the tables' order."""
+    folder = restorations / degradation
+    truth = load_file(folder / "truth.safetensors")["images"]
+    columns = [Tiles("Truth", list(truth / 255)), measured_column(folder)]
+    shown: dict[str, Any] = json.loads((restorations / "index.json").read_text())
+    for method in tables.ordered(set(shown[degradation]["methods"]) - {"H_pinv y"}, tables.METHODS):
+        columns += method_columns(method, load_file(folder / f"{file_name(method)}.safetensors"), truth)
+    columns += spread_column(folder / "invfusion.safetensors")
+    return figures.gallery(path, columns)
+
+
+def samples(path: Path, restorations: Path, methods: list[str]) -> Path:
+    """Images that were generated from nothing, one column per method."""
+    columns = [
+        Tiles(
+            wrapped(tables.label(method)),
+            list(load_file(restorations / f"{file_name(method)}.safetensors")["images"] / 255),
+        )
+        for method in methods
+    ]
+    return figures.gallery(path, columns)
+
+
+def components(path: Path, folder: Path, method: str) -> Path:
+    """The posterior mean, its principal directions, and the mean moved along each."""
+    found = load_file(folder / f"{file_name(method)}.safetensors")
+    columns = [Tiles("Truth", list(load_file(folder / "truth.safetensors")["images"] / 255))]
+    columns.append(measured_column(folder))
+    columns.append(Tiles("mean", list(unit(found["mean"]))))
+    for k in range(found["components"].shape[1]):
+        columns += direction_columns(k, found["mean"], found["components"][:, k], found["stds"][:, k])
+    return figures.gallery(path, columns)
+
+
+def measured_column(folder: Path) -> Tiles:
+    """The measurements as images."""
+    return Tiles("H†y", list(load_file(folder / "measured.safetensors")["images"] / 255))
+
+
+def wrapped(title: str) -> str:
+    """A title in lines that fit above a picture."""
+    return "\n".join(textwrap.wrap(title, 14))
+
+
+def method_columns(method: str, found: Mapping[str, figures.Array], truth: figures.Array) -> list[Tiles]:
+    """The restorations of one method, for InvFusion also a second draw."""
+    diverged = found.get("diverged", np.zeros(len(truth), bool))
+    columns = [restored(COLUMN_TITLES.get(method, wrapped(tables.label(method))), found["images"], truth, diverged)]
+    if method == "InvFusion" and "draws" in found:
+        columns.append(restored("InvFusion\nanother draw", found["draws"][:, 0], truth, diverged))
+    return columns
+
+
+def spread_column(path: Path) -> list[Tiles]:
+    """Where the draws of InvFusion differ: their standard deviation, mean over the channels."""
+    found = load_file(path) if path.exists() else {}
+    if "std" not in found:
+        return []
+    std = found["std"].mean(axis=1, keepdims=True)
+    top = max(float(std.max()), 1e-6)
+    return [Tiles(f"InvFusion std\n0 to {top:.2g}", list(std / top))]
+
+
+def restored(title: str, images: figures.Array, truth: figures.Array, diverged: figures.Array) -> Tiles:
+    """Images uint8 (g, C, H, W) with their PSNR."""
+    error = np.square(images.astype(np.float64) - truth).mean(axis=(1, 2, 3))
+    psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-9))
+    captions = [
+        "diverged" if lost else "exact" if e == 0 else f"{p:.1f}"
+        for p, e, lost in zip(psnr, error, diverged, strict=True)
+    ]
+    return Tiles(title, list(images / 255), captions)
+
+
+def direction_columns(k: int, mean: figures.Array, direction: figures.Array, std: figures.Array) -> list[Tiles]:
+    """One direction, contrast enhanced, between the mean moved back and forth along it by two standard deviations."""
+    peak = np.abs(direction).max(axis=(1, 2, 3), keepdims=True)
+    step = 2 * std[:, None, None, None] * direction
+    return [
+        Tiles("mean − 2σw" + subscript(k), list(unit(mean - step))),
+        Tiles("w" + subscript(k), list(0.5 + direction / np.maximum(peak, 1e-9) / 2), [f"σ = {s:.2g}" for s in std]),
+        Tiles("mean + 2σw" + subscript(k), list(unit(mean + step))),
+    ]
+
+
+def subscript(k: int) -> str:
+    return str(k + 1).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def unit(x: figures.Array) -> figures.Array:
+    """[-1, 1] to [0, 1] for display."""
+    return np.clip(x / 2 + 0.5, 0, 1)

@@ -1,0 +1,254 @@
+"""Make one table or figure of the paper: train what is missing, evaluate, and write it in the paper's layout.
+
+`python -m components.reporting.table table_03` reads experiments/table_03.yaml and writes reports/tables/table_03.html,
+.md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is not computed anew.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from components import tracking
+from components.evaluation.evaluate import STAGED, Results, forget_unused, prepare
+from components.evaluation.methods import Column, columns
+from components.evaluation.sharing import helpers, is_helper
+from components.params import UNCONDITIONAL, Params, load_params
+from components.reporting import claims, figures, pictures, tables
+from components.reporting.experiments import Experiment, experiment_names, load_experiment
+from components.reporting.pages import Picture, render
+from components.training.zoo import Zoo
+from invfusion.data import StagedDataset
+from invfusion.errors import CheckpointError, InvFusionError
+from invfusion.samplers import Sampler
+
+log = logging.getLogger(__name__)
+
+OUTPUT = Path("artifacts/tables")
+SETS = Path("measurements")
+REPORTS = Path("reports/tables")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a table tells. missing: why rows are not there."""
+
+    name: str
+    experiment: Experiment
+    params: Params
+    plan: Sequence[Column]
+    results: Results
+    missing: Mapping[str, str]
+    trained_images: Mapping[str, int]
+
+
+def table(params: Params, name: str, trains: bool = True) -> Path:
+    """Make one experiment of experiments/; returns the path of its page. Without `trains`, with the models at hand.
+
+    Raises:
+        DataError: the dataset has not been staged, or a frozen measurement set was changed.
+        ConfigError: the experiment cannot be run with these parameters.
+        CheckpointError: none of its models is there.
+    """
+    experiment = load_experiment(name)
+    n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
+    changed = experiment.applied(params, n_classes)
+    zoo = Zoo(name, experiment, changed, trains and not is_helper())
+    models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
+    plan = [column for column in columns(changed, models) if column.kind in experiment.families]
+    _report_missing(name, plan, missing)
+    evaluation = prepare(changed, plan, {m: models[m] for m in _needed(plan)}, OUTPUT / name)
+    evaluation.kept_sets, evaluation.name = SETS, name
+    if is_helper():
+        evaluation.help()
+        return REPORTS / f"{name}.html"
+    with tracking.start_run(changed, "evaluate", name) as run, helpers(params, "components.reporting.table", [name]):
+        results = evaluation.run()
+        forget_unused(name, evaluation.restorer.used)
+        trained = {model: _images_of(folder) for model, folder in models.items()}
+        page = write(Outcome(name, experiment, changed, plan, results, missing, trained))
+        run.log_artifact(page)
+    log.info("%s is at %s", name, page)
+    return page
+
+
+def _needed(plan: Sequence[Column]) -> set[str]:
+    return {method.model for column in plan for method in column.methods if method.model}
+
+
+def _report_missing(name: str, plan: Sequence[Column], missing: Mapping[str, str]) -> None:
+    """Say what is missing, and what can be computed nevertheless.
+
+    Raises:
+        CheckpointError: nothing can.
+    """
+    rows = list(dict.fromkeys(method.name for column in plan for method in column.methods))
+    if missing and not rows:
+        reasons = "; ".join(missing.values())
+        raise CheckpointError(f"nothing can be computed: {reasons}. `make table` without TRAIN=0 trains them")
+    for reason in missing.values():
+        log.warning("%s: %s", name, reason)
+    if missing:
+        log.warning("%s: computed nevertheless: %s", name, ", ".join(rows))
+
+
+def _images_of(folder: Path) -> int:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return int(manifest.get("nimg", 0))
+
+
+# What is written.
+
+
+def write(outcome: Outcome) -> Path:
+    """The page, its Markdown, the pictures, and everything as JSON."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    content = describe(outcome)
+    page = REPORTS / f"{outcome.name}.html"
+    page.write_text(render("table.html.j2", content))
+    (REPORTS / f"{outcome.name}.md").write_text(render("table.md.j2", content))
+    (REPORTS / f"{outcome.name}.json").write_text(json.dumps(as_data(outcome, content), indent=1) + "\n")
+    return page
+
+
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """Everything that the templates show."""
+    experiment, records = outcome.experiment, outcome.results.records
+    paper = tables.PaperTable.load(experiment.table, outcome.params.data.name)
+    names = {name: experiment.row(name).paper or name for name in experiment.names}
+    kinds = [column.kind for column in outcome.plan]
+    return {
+        "heading": heading(outcome.name),
+        "title": experiment.title,
+        "caption": caption(outcome, paper),
+        "table": tables.paper_layout(experiment.groups, kinds, experiment.metrics, records, paper, names),
+        "claims": claims.findings(experiment.claims, experiment.names, kinds, records),
+        "notes": [*outcome.missing.values(), *tables.reasons(records), *frozen_notes(outcome.results)],
+        "costs": outcome.results.costs,
+        "figures": figures_of(outcome, kinds),
+        "settings": settings(outcome),
+    }
+
+
+def heading(name: str) -> str:
+    """table_03 as people say it."""
+    kind, _, number = name.partition("_")
+    return f"{kind.capitalize()} {int(number)}" if number.isdigit() else "Beyond the paper"
+
+
+def caption(outcome: Outcome, paper: tables.PaperTable) -> str:
+    """What was measured on what, and how far that is from the paper's scale."""
+    params, experiment = outcome.params, outcome.experiment
+    noise = "no noise" if params.evaluate.noise.is_absent else params.evaluate.noise.describe()
+    trained = ", ".join(f"{images:,}" for images in sorted(set(outcome.trained_images.values()))) or "no"
+    text = (
+        f"{params.data.name}, {params.data.image_size}×{params.data.image_size} pixels, {params.evaluate.split} split, "
+        f"{params.evaluate.n_images} images; {noise}; models trained on {trained} images."
+    )
+    if paper.dataset:
+        return f"{text} The paper's numbers ({paper.dataset}, {experiment.n_images:,} images) stand below ours."
+    if not experiment.table:
+        return text
+    reduced = " Reduced in images and steps." if params.evaluate.n_images < experiment.n_images else ""
+    return f"{text} The paper's table is on {experiment.dataset}, so its numbers do not stand here.{reduced}"
+
+
+def frozen_notes(results: Results) -> list[str]:
+    """On which measurements all of it was."""
+    found = ", ".join(f"{tables.name_of(kind)} {value[:12]}" for kind, value in results.measurements.items())
+    return [f"Frozen measurements (sha256), the same for every row: {found}."]
+
+
+def settings(outcome: Outcome) -> list[str]:
+    """How each row samples, where it differs from its algorithm's own settings."""
+    methods = [method for column in outcome.plan for method in column.methods if method.sampler is not None]
+    return list(dict.fromkeys(f"{method.name}: {_told(method.sampler)}" for method in methods if method.sampler))
+
+
+def _told(sampler: Sampler) -> str:
+    chosen, own = sampler.model_dump(), type(sampler)().model_dump()
+    changed = [f"{key} {value} instead of {own[key]}" for key, value in chosen.items() if own[key] != value]
+    return f"{chosen['kind']}, {', '.join(changed) or 'its own settings'}"
+
+
+def figures_of(outcome: Outcome, kinds: Sequence[str]) -> list[Picture]:
+    """The pictures, one per degradation."""
+    if outcome.experiment.shows == "curve":
+        return [curve_of(outcome, kinds)]
+    restorations, found = OUTPUT / outcome.name / "restorations", []
+    for kind in kinds:
+        path = REPORTS / f"{outcome.name}_{kind}.png"
+        methods = [method.name for column in outcome.plan if column.kind == kind for method in column.methods]
+        if kind == UNCONDITIONAL:
+            pictures.samples(path, restorations / kind, methods)
+        elif outcome.experiment.shows == "components":
+            pictures.components(path, restorations / kind, methods[0])
+        else:
+            pictures.gallery(path, restorations, kind)
+        found.append(Picture(path, tables.name_of(kind), ""))
+    return found
+
+
+def curve_of(outcome: Outcome, kinds: Sequence[str]) -> Picture:
+    """Each metric against network calls, one line per group of rows, one panel per degradation."""
+    lookup = {(r["method"], r["degradation"], r["metric"]): r for r in outcome.results.records}
+    panels: dict[tuple[str, str], figures.Lines] = {}
+    for metric in tables.at_hand(outcome.experiment.metrics, outcome.results.records):
+        for kind in kinds:
+            lines = {
+                group: [
+                    (r["nfe"], r["value"], r["low"], r["high"])
+                    for name in names
+                    if (r := lookup.get((name, kind, metric))) and tables.has_interval(r)
+                ]
+                for group, names in outcome.experiment.groups.items()
+            }
+            panels[tables.metric_name(metric) + tables.arrow(metric), tables.name_of(kind)] = lines
+    path = REPORTS / f"{outcome.name}.png"
+    figures.against_calls(path, panels)
+    return Picture(path, "Quality against network calls", "")
+
+
+def as_data(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The table for programs."""
+    return {
+        "name": outcome.name,
+        "title": outcome.experiment.title,
+        "caption": content["caption"],
+        "dataset": outcome.params.data.name,
+        "measurements_sha256": outcome.results.measurements,
+        "settings": content["settings"],
+        "missing": dict(outcome.missing),
+        "claims": [asdict(finding) for finding in content["claims"]],
+        "costs": outcome.results.costs,
+        "records": outcome.results.records,
+    }
+
+
+def main() -> None:
+    """Make a table or figure of the paper, or all of them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
+    parser.add_argument("--params", default="params.yaml")
+    parser.add_argument("--no-train", action="store_true", help="use the models at hand; rows without one are left out")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR if is_helper() else logging.INFO, format="%(message)s")
+    failed = []
+    for name in arguments.names or experiment_names():
+        try:
+            table(load_params(arguments.params), name, trains=not arguments.no_train)
+        except InvFusionError as error:
+            failed.append(name)
+            log.error("error: %s: %s", name, error)
+    if failed:
+        sys.exit(
+            f"error: {', '.join(failed)} could not be made; the reasons stand above, and what was computed is kept"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From staged images to models."""

@@ -1,0 +1,63 @@
+"""Pictures of a model in training: a few validation images, measured and restored."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invfusion import codec
+from invfusion.data import StagedDataset
+from invfusion.diffusion.losses import DiffusionLoss, InDILoss
+from invfusion.models import Denoiser
+from invfusion.operators import Measurement
+from invfusion.rng import generator, generators, randn
+from invfusion.samplers import MMSE, Heun, InDI, Sampler
+from invfusion.training.task import Loss, Task
+from invfusion.training.unrolled import UnrolledDDRMLoss
+
+N_IMAGES = 8
+N_STEPS = 8
+SCALE = 4
+
+
+def restoration_grid(dataset: StagedDataset, task: Task, denoiser: Denoiser) -> np.ndarray:
+    """Rows: truth, H_pinv y, restoration; (H, W, C) uint8. Unconditional models show samples alone.
+
+    Diffusion models restore by a few Heun steps, distilled ones in one, the others as they are trained to. Labels are
+    left out.
+    """
+    device = next(denoiser.parameters()).device
+    x = codec.decode(dataset.read(range(min(N_IMAGES, len(dataset))))).to(device)
+    measurement = _measure(task, x)
+    draws = generators(task.seed, "grid/noise", range(len(x)))
+    noise = randn(tuple(x.shape[1:]), draws, device)
+    with torch.inference_mode():
+        restored = _sampler(task.loss).sample(denoiser, measurement, noise, generators=draws).x
+    rows = [restored] if measurement is None else [x, measurement.H_pinv_y, restored]
+    return _tile(torch.stack(rows))
+
+
+def _sampler(loss: Loss) -> Sampler:
+    """What reads out a model that was trained by this loss."""
+    match loss:
+        case DiffusionLoss():
+            return Heun(n_steps=N_STEPS)
+        case InDILoss():
+            return InDI(n_steps=N_STEPS, epsilon=loss.epsilon)
+        case UnrolledDDRMLoss():
+            return loss.sampler
+        case _:
+            return MMSE()
+
+
+def _measure(task: Task, x: Tensor) -> Measurement | None:
+    if task.degradation is None:
+        return None
+    draws = generator(task.seed, "grid/operator")
+    operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws)
+    return task.noise.measure(x, operator.to(x.device), generator(task.seed, "grid/measurement"))
+
+
+def _tile(images: Tensor) -> np.ndarray:
+    """(rows, columns, C, H, W) in [-1, 1] -> one picture (H, W, C) uint8, each pixel enlarged."""
+    picture = codec.encode(images).cpu().permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    return np.asarray(picture.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1))
