@@ -4,6 +4,7 @@ All numbers are float64. A gain maps eigenvalues and the precision p of a noisy 
 factors: with c / (1 + c p), for instance, a filter is the covariance of the image given one of noise level p^(-1/2).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Self
@@ -57,6 +58,15 @@ class LowRank(Covariance):
         """(D, r)."""
         return self.basis.flatten(0, 2)
 
+    @property
+    def size(self) -> int:
+        """D, the numbers in an image."""
+        return self.flat_basis.shape[0]
+
+    def seen_by(self, rows: Tensor) -> Tensor:
+        """Matrices (B, m, D) times U, (B, m, r)."""
+        return rows @ self.flat_basis
+
     def excess(self, p: Tensor, gain: Gain) -> tuple[Tensor, Tensor]:
         """What gain gives along the basis beyond that of the floor, (B, r), and that of the floor, (B,)."""
         floor = gain(self.floor, p)
@@ -70,10 +80,10 @@ class LowRank(Covariance):
 
     def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
         excess, floor = self.excess(p, gain)
-        return excess.sum(1) / len(self.flat_basis) + floor
+        return excess.sum(1) / self.size + floor
 
     @classmethod
-    def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
+    def fit(cls, deviations: Tensor, rank: int, floor: float) -> "LowRank":
         """The leading principal components of deviations from the mean, (N, C, H, W); the rest of the variance is
         spread evenly over all directions, and nowhere is there less than `floor`.
 
@@ -82,6 +92,8 @@ class LowRank(Covariance):
         n, shape = len(deviations), deviations.shape[1:]
         flat = deviations.flatten(1)
         size = flat.shape[1]
+        if shape[0] > 1 and torch.equal(deviations, deviations[:, :1].expand_as(deviations)):
+            return cls._fit_grey(deviations, rank, floor)
         if not 1 <= rank <= min(n - 1, size):
             raise ConfigError(
                 f"{n} images of {size} numbers have at most {min(n - 1, size)} principal components, and the rank "
@@ -91,6 +103,51 @@ class LowRank(Covariance):
         left = (flat.square().sum() / n - values.sum()).clamp(min=0) / max(size - rank, 1)
         bottom = left.clamp(min=floor)
         return cls(vectors.T.reshape(rank, *shape).permute(1, 2, 3, 0), (values - bottom).clamp(min=0), bottom)
+
+    @classmethod
+    def _fit_grey(cls, deviations: Tensor, rank: int, floor: float) -> "Grey":
+        channels, pixels = deviations.shape[1], deviations[0, 0].numel()
+        one = cls.fit(math.sqrt(channels) * deviations[:, :1], min(rank, pixels), floor)
+        # The variance that is left out is spread over the colours too.
+        left = (one.floor - floor).clamp(min=0) * (pixels - len(one.variances)) / max(channels * pixels - rank, 1)
+        bottom = left.clamp(min=floor)
+        return Grey(one.basis, (one.variances + one.floor - bottom).clamp(min=0), bottom, channels)
+
+
+class Grey(LowRank):
+    """Low rank where the channels are copies of one another: c c^T (x) U diag(v) U^T + floor I with c = (1, ..., 1) / C^0.5.
+
+    Operators that treat the channels alike then see the grey image and, apart from it, colours of variance `floor`.
+    basis: (1, H, W, r); n_channels: C, at least two.
+    """
+
+    def __init__(self, basis: Tensor, variances: Tensor, floor: Tensor, n_channels: int) -> None:
+        super().__init__(basis, variances, floor)
+        self.n_channels = n_channels
+
+    @property
+    def grey(self) -> LowRank:
+        """The covariance of c^T x, images of one channel."""
+        return LowRank(self.basis, self.variances, self.floor)
+
+    @property
+    def flat_basis(self) -> Tensor:
+        return self.basis.flatten(0, 2).repeat(self.n_channels, 1) / math.sqrt(self.n_channels)
+
+    @property
+    def size(self) -> int:
+        return self.n_channels * self.basis[..., 0].numel()
+
+    def seen_by(self, rows: Tensor) -> Tensor:
+        folded = rows.unflatten(2, (self.n_channels, -1)).sum(2)
+        return folded @ self.basis.flatten(0, 2) / math.sqrt(self.n_channels)
+
+    def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
+        excess, floor = self.excess(p, gain)
+        basis, flat = self.basis.flatten(0, 2), x.sum(-3).flatten(-2)
+        along = flat @ basis * aligned(excess / self.n_channels, flat.ndim)
+        grey = (along @ basis.mT).view(*x.shape[:-3], 1, *x.shape[-2:])
+        return grey + aligned(floor[:, None, None, None], x.ndim) * x
 
 
 def _leading(flat: Tensor, rank: int) -> tuple[Tensor, Tensor]:

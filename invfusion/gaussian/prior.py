@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invfusion.errors import CheckpointError, ConfigError, ShapeError
-from invfusion.gaussian.covariance import Covariance, LowRank, Stationary
+from invfusion.gaussian.covariance import Covariance, Grey, LowRank, Stationary
 from invfusion.gaussian.posterior import GaussianPosterior
 from invfusion.operators.base import Measurement
 
@@ -109,8 +109,12 @@ class GaussianPrior(nn.Module):
         kind = kinds.get(frozenset(rest))
         if "mean" not in tensors or kind is None or tensors["mean"].ndim != 3:
             raise CheckpointError(f"a Gaussian prior is not made of the tensors {sorted(tensors)}")
-        width = {"width": tensors["mean"].shape[2]} if kind is Stationary else {}
-        return cls(tensors["mean"], kind(**rest, **width), data)
+        channels, _, width = tensors["mean"].shape
+        if kind is Stationary:
+            return cls(tensors["mean"], Stationary(**rest, width=width), data)
+        if len(rest["basis"]) != channels:
+            return cls(tensors["mean"], Grey(**rest, n_channels=channels), data)
+        return cls(tensors["mean"], LowRank(**rest), data)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Covariance, LowRank, given_noisy, half_weights
+from invfusion.gaussian.covariance import Covariance, Grey, LowRank, given_noisy, half_weights
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
@@ -80,23 +80,21 @@ class Dense(Solver):
 
     @torch.no_grad()
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        basis, operator = self.low_rank.flat_basis, self.operator
+        operator, device = self.operator, self.noise.device
         if isinstance(operator, MaskOperator):
             assert self.entries is not None
-            real = torch.arange(self.entries.shape[1], device=basis.device) < n_measured(operator)[:, None]
-            return basis[self.entries] * real[..., None], torch.diag_embed(real.double()), (~real).double()
+            real = torch.arange(self.entries.shape[1], device=device) < n_measured(operator)[:, None]
+            return self.low_rank.flat_basis[self.entries] * real[..., None], torch.diag_embed(real.double()), (~real).double()
         if isinstance(operator, MatrixOperator):
-            seen, gram = operator.matrix @ basis, operator.matrix @ operator.matrix.mT
+            seen, gram = self.low_rank.seen_by(operator.matrix), operator.matrix @ operator.matrix.mT
             empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).double()
             if full_rank(gram + torch.diag_embed(empty)):
                 return seen, gram, empty
             return seen, gram, self._projector()
         b, m = operator.batch_size, torch.Size(operator.measurement_shape).numel()
-        images = self.low_rank.basis.permute(3, 0, 1, 2).expand(b, -1, -1, -1, -1)
-        seen = operator.H(images).flatten(2).mT
-        units = torch.eye(m, dtype=torch.float64, device=basis.device).view(m, *operator.measurement_shape)
+        units = torch.eye(m, dtype=torch.float64, device=device).view(m, *operator.measurement_shape)
         gram = operator.H(operator.H_adjoint(units.expand(b, *units.shape))).flatten(2)
-        return seen, (gram + gram.mT) / 2, self._projector()
+        return seen_basis(self.low_rank, operator).flatten(2).mT, (gram + gram.mT) / 2, self._projector()
 
     def _projector(self) -> Tensor:
         """I - H H_pinv, (B, m, m)."""
@@ -150,7 +148,7 @@ class _DenseSystem(System):
         excess, floor = low_rank.excess(self.p, lambda c, p: given_noisy(c, p).square())
         squared = (parts.seen * excess[:, None]) @ parts.seen.mT + floor[:, None, None] * parts.gram
         taken = (torch.cholesky_inverse(self.factor) * squared).sum((1, 2))
-        return low_rank.mean_of(self.p, given_noisy) - taken / len(low_rank.flat_basis)
+        return low_rank.mean_of(self.p, given_noisy) - taken / low_rank.size
 
     def log_determinant(self) -> Tensor:
         pivots = self.factor.diagonal(dim1=-2, dim2=-1)
@@ -158,6 +156,18 @@ class _DenseSystem(System):
         outside = self.outside.diagonal(dim1=-2, dim2=-1).sum(1)
         rank = pivots.shape[1] - outside
         return 2 * pivots.log().sum(1) - outside * (self.scale + self.parts.noise).log() + rank * LOG_2_PI
+
+
+def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
+    """H U, (B, r, *M)."""
+    images = covariance.flat_basis.mT.view(-1, *operator.image_shape)
+    if isinstance(operator, StridedConvolution):
+        # The spectra of the basis are the same for all samples.
+        s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
+        z = torch.fft.rfft2(images).unflatten(-2, (s, m))
+        folded = (z * operator.spectra.forward[:, None]).mean(dim=-3)
+        return torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+    return operator.H(images.expand(operator.batch_size, *images.shape))
 
 
 def measured_entries(operator: LinearOperator) -> Tensor | None:
@@ -201,8 +211,7 @@ class Woodbury(Solver):
                 masks = operator.mask.expand(-1, *operator.image_shape).flatten(1)
                 self.seen_share = torch.stack([(basis * mask[:, None]).T @ basis for mask in masks])
             else:
-                images = covariance.basis.permute(3, 0, 1, 2).expand(operator.batch_size, -1, -1, -1, -1)
-                self.seen = operator.H(images)
+                self.seen = seen_basis(covariance, operator)
                 self.seen_share = self.gram(lambda q: 1 / q) if self.is_flat else self.seen.new_empty(0)
 
     def gram(self, gain: GainOfSingular) -> Tensor:
@@ -251,7 +260,7 @@ class _WoodburySystem(System):
     def variance(self) -> Tensor:
         """The floor's part by the operator's singular values, the rest by the diagonal of the factor's inverse."""
         parts, low_rank, p = self.parts, self.parts.low_rank, self.p
-        size = len(low_rank.flat_basis)
+        size = low_rank.size
         q2, weights = squared_singular_values(parts.operator)
         share = q2 / (q2 + self.ratio[:, None]).where(q2 > 0, 1)
         taken = self.floor * (weights * share).sum(1)
@@ -289,6 +298,60 @@ def squared_singular_values(operator: LinearOperator) -> tuple[Tensor, Tensor]:
         squares = operator.spectrum[1]
         return squares, squares.new_ones(squares.shape[1])
     raise OperatorError(f"the singular values of the operator '{operator.kind}' are not known")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grey images.
+
+
+class GreyBlocks(Solver):
+    """The grey image by a solver of its own, the colours in closed form; for operators that treat channels alike."""
+
+    def __init__(self, covariance: Grey, operator: LinearOperator, noise: Tensor) -> None:
+        super().__init__(covariance, operator, noise)
+        self.grey_covariance = covariance
+        _, h, w = operator.image_shape
+        one = type(operator).from_tensors((1, h, w), operator.tensors(), operator.attributes())
+        self.grey = solver_for(covariance.grey, one, noise)
+
+    def at(self, p: Tensor) -> System:
+        return _GreySystem(self, self.grey.at(p), p)
+
+
+class _GreySystem(System):
+    def __init__(self, parts: GreyBlocks, grey: System, p: Tensor) -> None:
+        self.parts, self.grey = parts, grey
+        self.floor = given_noisy(parts.grey_covariance.floor, p)
+
+    def solve(self, r: Tensor) -> Tensor:
+        # H is linear and alike in all channels, so the channels' mean is the grey image's, up to a factor.
+        mean = r.mean(2, keepdim=True)
+        floor, noise = self.floor, self.parts.noise
+
+        def inverse(q: Tensor) -> Tensor:
+            return 1 / (aligned_to(floor, q) * q.square() + aligned_to(noise, q))
+
+        return self.grey.solve(mean) + self.parts.operator.spectral(r - mean, inverse)
+
+    @torch.no_grad()
+    def variance(self) -> Tensor:
+        n = self.parts.operator.image_shape[0]
+        q2, weights = self._singular_values()
+        seen = self.floor[:, None] * q2
+        taken = (weights * self.floor[:, None] * seen / (seen + self.parts.noise[:, None]).where(q2 > 0, 1)).sum(1)
+        colours = self.floor - taken / (self.parts.grey_covariance.size / n)
+        return (self.grey.variance() + (n - 1) * colours) / n
+
+    def log_determinant(self) -> Tensor:
+        n = self.parts.operator.image_shape[0]
+        q2, weights = self._singular_values()
+        logs = (self.floor[:, None] * q2 + self.parts.noise[:, None]).log() + LOG_2_PI
+        return self.grey.log_determinant() + (n - 1) * (weights * logs.where(q2 > 0, 0)).sum(1)
+
+    def _singular_values(self) -> tuple[Tensor, Tensor]:
+        """Squared singular values of one channel, and how often each counts."""
+        q2, weights = squared_singular_values(self.parts.operator)
+        return q2, weights / self.parts.operator.image_shape[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -393,6 +456,8 @@ def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) 
     """The cheapest solver; the operator in float64."""
     if not isinstance(covariance, LowRank):
         return ConjugateGradients(covariance, operator, noise)
+    if isinstance(covariance, Grey) and isinstance(operator, MaskOperator | StridedConvolution):
+        return GreyBlocks(covariance, operator, noise)
     measured = torch.Size(operator.measurement_shape).numel()
     if isinstance(operator, MaskOperator):
         measured = int(n_measured(operator).max())
