@@ -4,10 +4,9 @@ All numbers are float64. A gain maps eigenvalues and the precision p of a noisy 
 factors: with c / (1 + c p), for instance, a filter is the covariance of the image given one of noise level p^(-1/2).
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,9 @@ def given_noisy(c: Tensor, p: Tensor) -> Tensor:
 
 
 class Covariance(nn.Module, ABC):
-    """A covariance of images (C, H, W) with known eigenvalues, all positive."""
+    """A covariance of images (C, H, W) with known eigenvalues, all positive; `tensor_names` are those that define it."""
+
+    tensor_names: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
@@ -43,6 +44,7 @@ class LowRank(Covariance):
     basis: U, (C, H, W, r) with orthonormal columns; variances: v, (r,), not negative; floor: (), positive.
     """
 
+    tensor_names = ("basis", "variances", "floor")
     basis: Tensor
     variances: Tensor
     floor: Tensor
@@ -83,71 +85,98 @@ class LowRank(Covariance):
         return excess.sum(1) / self.size + floor
 
     @classmethod
-    def fit(cls, deviations: Tensor, rank: int, floor: float) -> "LowRank":
+    def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
         """The leading principal components of deviations from the mean, (N, C, H, W); the rest of the variance is
         spread evenly over all directions, and nowhere is there less than `floor`.
 
         That is the maximum of the likelihood where the floor does not bind. Source: Tipping & Bishop 1999.
         """
-        n, shape = len(deviations), deviations.shape[1:]
-        flat = deviations.flatten(1)
-        size = flat.shape[1]
-        if shape[0] > 1 and torch.equal(deviations, deviations[:, :1].expand_as(deviations)):
-            return cls._fit_grey(deviations, rank, floor)
-        if not 1 <= rank <= min(n - 1, size):
-            raise ConfigError(
-                f"{n} images of {size} numbers have at most {min(n - 1, size)} principal components, and the rank "
-                f"is {rank}; lower the rank or give more images"
-            )
+        shape, flat = deviations.shape[1:], deviations.flatten(1)
+        check_rank(len(flat), flat.shape[1], rank)
         values, vectors = _leading(flat, rank)
-        left = (flat.square().sum() / n - values.sum()).clamp(min=0) / max(size - rank, 1)
-        bottom = left.clamp(min=floor)
+        bottom = left_out(deviations, values, floor)
         return cls(vectors.T.reshape(rank, *shape).permute(1, 2, 3, 0), (values - bottom).clamp(min=0), bottom)
 
-    @classmethod
-    def _fit_grey(cls, deviations: Tensor, rank: int, floor: float) -> "Grey":
-        channels, pixels = deviations.shape[1], deviations[0, 0].numel()
-        one = cls.fit(math.sqrt(channels) * deviations[:, :1], min(rank, pixels), floor)
-        # The variance that is left out is spread over the colours too.
-        left = (one.floor - floor).clamp(min=0) * (pixels - len(one.variances)) / max(channels * pixels - rank, 1)
-        bottom = left.clamp(min=floor)
-        return Grey(one.basis, (one.variances + one.floor - bottom).clamp(min=0), bottom, channels)
 
+class Coloured(LowRank):
+    """Low rank for each of C uncorrelated combinations of the channels: sum_k c_k c_k^T (x) U_k diag(v_k) U_k^T + floor I.
 
-class Grey(LowRank):
-    """Low rank where the channels are copies of one another: c c^T (x) U diag(v) U^T + floor I with c = (1, ..., 1) / C^0.5.
+    An operator that treats the channels alike then sees C images of one channel, each with a problem of its own, C^2
+    times cheaper in sum. Grey images that are stored as colours have but one combination that varies.
 
-    Operators that treat the channels alike then see the grey image and, apart from it, colours of variance `floor`.
-    basis: (1, H, W, r); n_channels: C, at least two.
+    colours: (C, C) orthogonal, c_k in row k; basis: (1, H, W, r), of all combinations together; variances: (r,);
+    combination: (r,) long, the k that a column of the basis belongs to, in rising order.
     """
 
-    def __init__(self, basis: Tensor, variances: Tensor, floor: Tensor, n_channels: int) -> None:
+    tensor_names = ("colours", "basis", "variances", "combination", "floor")
+    colours: Tensor
+    combination: Tensor
+
+    def __init__(self, colours: Tensor, basis: Tensor, variances: Tensor, combination: Tensor, floor: Tensor) -> None:
         super().__init__(basis, variances, floor)
-        self.n_channels = n_channels
+        self.register_buffer("colours", colours.double(), persistent=False)
+        self.register_buffer("combination", combination, persistent=False)
 
     @property
-    def grey(self) -> LowRank:
-        """The covariance of c^T x, images of one channel."""
-        return LowRank(self.basis, self.variances, self.floor)
+    def blocks(self) -> list[LowRank]:
+        """The covariance of each combination, of images of one channel."""
+        parts = [self.combination == k for k in range(len(self.colours))]
+        return [LowRank(self.basis[..., part], self.variances[part], self.floor) for part in parts]
 
     @property
     def flat_basis(self) -> Tensor:
-        return self.basis.flatten(0, 2).repeat(self.n_channels, 1) / math.sqrt(self.n_channels)
+        weights = self.colours[self.combination]
+        return (weights.T[:, None] * self.basis.flatten(0, 2)).flatten(0, 1)
 
     @property
     def size(self) -> int:
-        return self.n_channels * self.basis[..., 0].numel()
+        return len(self.colours) * self.basis[..., 0].numel()
 
     def seen_by(self, rows: Tensor) -> Tensor:
-        folded = rows.unflatten(2, (self.n_channels, -1)).sum(2)
-        return folded @ self.basis.flatten(0, 2) / math.sqrt(self.n_channels)
+        turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.unflatten(2, (len(self.colours), -1)))
+        return torch.cat([part @ block.flat_basis for part, block in zip(turned, self.blocks, strict=True)], 2)
 
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
-        excess, floor = self.excess(p, gain)
-        basis, flat = self.basis.flatten(0, 2), x.sum(-3).flatten(-2)
-        along = flat @ basis * aligned(excess / self.n_channels, flat.ndim)
-        grey = (along @ basis.mT).view(*x.shape[:-3], 1, *x.shape[-2:])
-        return grey + aligned(floor[:, None, None, None], x.ndim) * x
+        turned = torch.einsum("kc,...chw->...khw", self.colours, x).split(1, -3)
+        filtered = [block.filter(part, p, gain) for block, part in zip(self.blocks, turned, strict=True)]
+        return torch.einsum("kc,...khw->...chw", self.colours, torch.cat(filtered, -3))
+
+    @classmethod
+    def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
+        """The `rank` leading principal components of all combinations together; the rest as in `LowRank`."""
+        n, channels, h, w = deviations.shape
+        check_rank(n, channels * h * w, rank)
+        colours = colour_combinations(deviations)
+        turned = torch.einsum("kc,nchw->nkhw", colours, deviations)
+        found = [_leading(part.flatten(1), min(n - 1, h * w)) for part in turned.unbind(1)]
+        values = torch.cat([v for v, _ in found])
+        kept = values.argsort(descending=True)[:rank].sort().values
+        combination = torch.arange(channels).repeat_interleave(torch.tensor([len(v) for v, _ in found]))[kept]
+        bottom = left_out(deviations, values[kept], floor)
+        basis = torch.cat([u for _, u in found], 1)[:, kept].view(1, h, w, -1)
+        return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)
+
+
+def colour_combinations(deviations: Tensor) -> Tensor:
+    """The uncorrelated combinations of the channels of (N, C, H, W), (C, C), the one that varies most first."""
+    channels = deviations.transpose(0, 1).flatten(1)
+    return torch.linalg.eigh(channels @ channels.T)[1].T.flip(0)
+
+
+def check_rank(n: int, size: int, rank: int) -> None:
+    """Raise `ConfigError` unless n images of `size` numbers have so many principal components."""
+    if not 1 <= rank <= min(n - 1, size):
+        raise ConfigError(
+            f"{n} images of {size} numbers have at most {min(n - 1, size)} principal components, and the rank is "
+            f"{rank}; lower the rank or give more images"
+        )
+
+
+def left_out(deviations: Tensor, values: Tensor, floor: float) -> Tensor:
+    """The variance (N, C, H, W) that leading eigenvalues leave to each other direction, at least `floor`."""
+    size = deviations[0].numel()
+    left = (deviations.square().sum() / len(deviations) - values.sum()).clamp(min=0) / max(size - len(values), 1)
+    return left.clamp(min=floor)
 
 
 def _leading(flat: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -165,37 +194,34 @@ def _leading(flat: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 class Stationary(Covariance):
     """Equal at every pixel, on a torus: a power spectrum for each of C uncorrelated combinations of the channels.
 
-    colours: (C, C) orthogonal, a combination per row; spectrum: (C, H, W//2+1), the variance of each frequency, positive.
-    width: W.
+    colours: (C, C) orthogonal, a combination per row; spectrum: (C, H, W), the variance of each frequency, positive.
     """
 
+    tensor_names = ("colours", "spectrum")
     colours: Tensor
     spectrum: Tensor
 
-    def __init__(self, colours: Tensor, spectrum: Tensor, width: int) -> None:
+    def __init__(self, colours: Tensor, spectrum: Tensor) -> None:
         super().__init__()
-        self.width = width
         self.register_buffer("colours", colours.double(), persistent=False)
         self.register_buffer("spectrum", spectrum.double(), persistent=False)
 
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
-        factors = gain(self.spectrum, p.view(-1, 1, 1, 1))
+        factors = gain(self.spectrum[..., : x.shape[-1] // 2 + 1], p.view(-1, 1, 1, 1))
         z = torch.fft.rfft2(torch.einsum("kc,...chw->...khw", self.colours, x))
         filtered = torch.fft.irfft2(z * aligned(factors, z.ndim), s=x.shape[-2:])
         return torch.einsum("kc,...khw->...chw", self.colours, filtered)
 
     def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
-        factors = gain(self.spectrum, p.view(-1, 1, 1, 1))
-        return (factors * half_weights(self.width, factors)).sum((1, 2, 3)) / (factors[0, :, :, 0].numel() * self.width)
+        return gain(self.spectrum, p.view(-1, 1, 1, 1)).mean((1, 2, 3))
 
     @classmethod
     def fit(cls, deviations: Tensor, floor: float) -> Self:
         """The average periodogram of deviations from the mean, (N, C, H, W), nowhere less than `floor`."""
-        n, c, h, w = deviations.shape
-        channels = deviations.transpose(0, 1).flatten(1)
-        colours = torch.linalg.eigh(channels @ channels.T / channels.shape[1])[1].T.flip(0)
-        z = torch.fft.rfft2(torch.einsum("kc,nchw->nkhw", colours, deviations))
-        return cls(colours, (z.abs().square().mean(0) / (h * w)).clamp(min=floor), w)
+        h, w = deviations.shape[2:]
+        colours = colour_combinations(deviations)
+        z = torch.fft.fft2(torch.einsum("kc,nchw->nkhw", colours, deviations))
+        return cls(colours, (z.abs().square().mean(0) / (h * w)).clamp(min=floor))
 
 
 def half_weights(width: int, like: Tensor) -> Tensor:

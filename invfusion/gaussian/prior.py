@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invfusion.errors import CheckpointError, ConfigError, ShapeError
-from invfusion.gaussian.covariance import Covariance, Grey, LowRank, Stationary
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, Stationary
 from invfusion.gaussian.posterior import GaussianPosterior
 from invfusion.operators.base import Measurement
 
 # No direction has less variance: one grey level of 255, squared.
 FLOOR = (2 / 255) ** 2
+Form = Literal["full", "coloured", "stationary"]
 
 
 class GaussianPrior(nn.Module):
@@ -36,12 +37,20 @@ class GaussianPrior(nn.Module):
 
     @classmethod
     def fit(
-        cls, images: Tensor, *, rank: int | None = None, stationary: bool = False, floor: float = FLOOR, data: str = ""
+        cls,
+        images: Tensor,
+        *,
+        rank: int | None = None,
+        form: Form = "full",
+        floor: float = FLOOR,
+        data: str = "",
     ) -> Self:
         """The best Gaussian for images (N, C, H, W) in [-1, 1].
 
-        rank: how many principal components are kept; None keeps all that the images determine. stationary: a mean per
-        channel and a power spectrum instead. floor: the least variance of any direction, positive.
+        rank: how many principal components are kept; None keeps all that the images determine. form: "full"; "coloured"
+        takes certain combinations of the channels for uncorrelated, and most operators are then several times cheaper;
+        "stationary" has a mean per channel and a power spectrum for each such combination, and no rank. floor: the
+        least variance of any direction, positive. data: names the images.
         Raises `ConfigError` where there are too few images for the rank.
         """
         if images.ndim != 4 or len(images) < 2:
@@ -49,13 +58,14 @@ class GaussianPrior(nn.Module):
         if floor <= 0:
             raise ConfigError(f"the floor of a prior's variances must be positive, got {floor}")
         full = images.double()
-        if stationary:
+        if form == "stationary":
             mean = full.mean((0, 2, 3), keepdim=True)[0].expand(full.shape[1:]).clone()
             return cls(mean, Stationary.fit(full - mean, floor), data)
         mean = full.mean(0)
         if rank is None:
             rank = min(len(full) - 1, mean.numel())
-        return cls(mean, LowRank.fit(full - mean, rank, floor), data)
+        kind = Coloured if form == "coloured" else LowRank
+        return cls(mean, kind.fit(full - mean, rank, floor), data)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,19 +112,11 @@ class GaussianPrior(nn.Module):
     def from_tensors(cls, tensors: Mapping[str, Tensor], data: str = "") -> Self:
         """Take back what `tensors` gave. Raises `CheckpointError` where these are not a prior's."""
         rest = {name: t for name, t in tensors.items() if name != "mean"}
-        kinds: dict[frozenset[str], type[Covariance]] = {
-            frozenset({"basis", "variances", "floor"}): LowRank,
-            frozenset({"colours", "spectrum"}): Stationary,
-        }
+        kinds = {frozenset(kind.tensor_names): kind for kind in (LowRank, Coloured, Stationary)}
         kind = kinds.get(frozenset(rest))
         if "mean" not in tensors or kind is None or tensors["mean"].ndim != 3:
             raise CheckpointError(f"a Gaussian prior is not made of the tensors {sorted(tensors)}")
-        channels, _, width = tensors["mean"].shape
-        if kind is Stationary:
-            return cls(tensors["mean"], Stationary(**rest, width=width), data)
-        if len(rest["basis"]) != channels:
-            return cls(tensors["mean"], Grey(**rest, n_channels=channels), data)
-        return cls(tensors["mean"], LowRank(**rest), data)
+        return cls(tensors["mean"], kind(**rest), data)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""

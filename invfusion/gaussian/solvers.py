@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Covariance, Grey, LowRank, given_noisy, half_weights
+from invfusion.gaussian.covariance import Covariance, Coloured, LowRank, given_noisy, half_weights
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
@@ -301,57 +301,37 @@ def squared_singular_values(operator: LinearOperator) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Grey images.
+# Colours.
 
 
-class GreyBlocks(Solver):
-    """The grey image by a solver of its own, the colours in closed form; for operators that treat channels alike."""
+class Blocks(Solver):
+    """Each combination of the channels by a solver of its own; for operators that treat the channels alike."""
 
-    def __init__(self, covariance: Grey, operator: LinearOperator, noise: Tensor) -> None:
+    def __init__(self, covariance: Coloured, operator: LinearOperator, noise: Tensor) -> None:
         super().__init__(covariance, operator, noise)
-        self.grey_covariance = covariance
-        _, h, w = operator.image_shape
-        one = type(operator).from_tensors((1, h, w), operator.tensors(), operator.attributes())
-        self.grey = solver_for(covariance.grey, one, noise)
+        self.colours = covariance.colours
+        shape = (1, *operator.image_shape[1:])
+        one = type(operator).from_tensors(shape, operator.tensors(), operator.attributes())
+        self.solvers = [solver_for(block, one, noise) for block in covariance.blocks]
 
     def at(self, p: Tensor) -> System:
-        return _GreySystem(self, self.grey.at(p), p)
+        return _BlockSystem(self.colours, [solver.at(p) for solver in self.solvers])
 
 
-class _GreySystem(System):
-    def __init__(self, parts: GreyBlocks, grey: System, p: Tensor) -> None:
-        self.parts, self.grey = parts, grey
-        self.floor = given_noisy(parts.grey_covariance.floor, p)
+class _BlockSystem(System):
+    def __init__(self, colours: Tensor, systems: list[System]) -> None:
+        self.colours, self.systems = colours, systems
 
     def solve(self, r: Tensor) -> Tensor:
-        # H is linear and alike in all channels, so the channels' mean is the grey image's, up to a factor.
-        mean = r.mean(2, keepdim=True)
-        floor, noise = self.floor, self.parts.noise
+        turned = torch.einsum("kc,bncij->bnkij", self.colours, r).split(1, 2)
+        solved = [system.solve(part) for system, part in zip(self.systems, turned, strict=True)]
+        return torch.einsum("kc,bnkij->bncij", self.colours, torch.cat(solved, 2))
 
-        def inverse(q: Tensor) -> Tensor:
-            return 1 / (aligned_to(floor, q) * q.square() + aligned_to(noise, q))
-
-        return self.grey.solve(mean) + self.parts.operator.spectral(r - mean, inverse)
-
-    @torch.no_grad()
     def variance(self) -> Tensor:
-        n = self.parts.operator.image_shape[0]
-        q2, weights = self._singular_values()
-        seen = self.floor[:, None] * q2
-        taken = (weights * self.floor[:, None] * seen / (seen + self.parts.noise[:, None]).where(q2 > 0, 1)).sum(1)
-        colours = self.floor - taken / (self.parts.grey_covariance.size / n)
-        return (self.grey.variance() + (n - 1) * colours) / n
+        return torch.stack([system.variance() for system in self.systems]).mean(0)
 
     def log_determinant(self) -> Tensor:
-        n = self.parts.operator.image_shape[0]
-        q2, weights = self._singular_values()
-        logs = (self.floor[:, None] * q2 + self.parts.noise[:, None]).log() + LOG_2_PI
-        return self.grey.log_determinant() + (n - 1) * (weights * logs.where(q2 > 0, 0)).sum(1)
-
-    def _singular_values(self) -> tuple[Tensor, Tensor]:
-        """Squared singular values of one channel, and how often each counts."""
-        q2, weights = squared_singular_values(self.parts.operator)
-        return q2, weights / self.parts.operator.image_shape[0]
+        return torch.stack([system.log_determinant() for system in self.systems]).sum(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -456,8 +436,8 @@ def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) 
     """The cheapest solver; the operator in float64."""
     if not isinstance(covariance, LowRank):
         return ConjugateGradients(covariance, operator, noise)
-    if isinstance(covariance, Grey) and isinstance(operator, MaskOperator | StridedConvolution):
-        return GreyBlocks(covariance, operator, noise)
+    if isinstance(covariance, Coloured) and isinstance(operator, MaskOperator | StridedConvolution):
+        return Blocks(covariance, operator, noise)
     measured = torch.Size(operator.measurement_shape).numel()
     if isinstance(operator, MaskOperator):
         measured = int(n_measured(operator).max())
