@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Covariance, Coloured, LowRank, given_noisy, half_weights
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, given_noisy, half_weights
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
@@ -28,6 +28,7 @@ from invfusion.rng import generator
 
 # Pivots below this share of the largest are rounding errors of a zero.
 PIVOT_TOLERANCE = 1e-12
+DAMPING = 1e-10
 LOG_2_PI = math.log(2 * math.pi)
 
 GainOfSingular = Callable[[Tensor], Tensor]
@@ -67,9 +68,9 @@ class System(ABC):
 class Dense(Solver):
     """By Cholesky factorisation of n x n systems, n the largest number of measured entries in the batch.
 
-    seen: HU, (B, n, r); gram: H H^T, (B, n, n); outside: the projector onto what lies outside the range of H, (B, n, n),
-    or its diagonal where it is diagonal, (B, n); entries: where the n rows lie in a flat measurement, (B, n), or None
-    where n is its length.
+    seen: HU, (B, n, r); gram: H H^T, (B, n, n); outside: the projector onto what lies outside the range of H,
+    (B, n, n), or its diagonal where it is diagonal, (B, n); entries: where the n rows lie in a flat measurement,
+    (B, n), or None where n is its length.
     """
 
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
@@ -84,7 +85,11 @@ class Dense(Solver):
         if isinstance(operator, MaskOperator):
             assert self.entries is not None
             real = torch.arange(self.entries.shape[1], device=device) < n_measured(operator)[:, None]
-            return self.low_rank.flat_basis[self.entries] * real[..., None], torch.diag_embed(real.double()), (~real).double()
+            return (
+                self.low_rank.flat_basis[self.entries] * real[..., None],
+                torch.diag_embed(real.double()),
+                (~real).double(),
+            )
         if isinstance(operator, MatrixOperator):
             seen, gram = self.low_rank.seen_by(operator.matrix), operator.matrix @ operator.matrix.mT
             empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).double()
@@ -135,7 +140,7 @@ class _DenseSystem(System):
             # What lies outside the range of H is solved apart, so that a system of deficient rank can be factorised.
             self.scale = diagonal.mean(1) if diagonal.shape[1] else diagonal.sum(1)
             self.scale = self.scale.where(self.scale > 0, 1)
-            self.factor = torch.linalg.cholesky(matrix + self.scale[:, None, None] * outside)
+            self.factor = factorised(matrix + self.scale[:, None, None] * outside, self.scale)
             self.outside = outside
 
     def solve(self, r: Tensor) -> Tensor:
@@ -182,6 +187,15 @@ def measured_entries(operator: LinearOperator) -> Tensor | None:
 def n_measured(operator: MaskOperator) -> Tensor:
     """How many entries of the image each mask shows, (B,)."""
     return operator.mask.flatten(1).sum(1).long() * operator.image_shape[0]
+
+
+def factorised(matrix: Tensor, scale: Tensor) -> Tensor:
+    """Cholesky factors (B, n, n); matrices of a condition beyond float64 are damped by `DAMPING` times the scale, (B,)."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not bool(failed.any()):
+        return factor
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.cholesky(matrix + (DAMPING * scale * (failed > 0))[:, None, None] * eye)
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -259,7 +273,7 @@ class _WoodburySystem(System):
     @torch.no_grad()
     def variance(self) -> Tensor:
         """The floor's part by the operator's singular values, the rest by the diagonal of the factor's inverse."""
-        parts, low_rank, p = self.parts, self.parts.low_rank, self.p
+        parts, low_rank = self.parts, self.parts.low_rank
         size = low_rank.size
         q2, weights = squared_singular_values(parts.operator)
         share = q2 / (q2 + self.ratio[:, None]).where(q2 > 0, 1)
@@ -323,7 +337,7 @@ class _BlockSystem(System):
         self.colours, self.systems = colours, systems
 
     def solve(self, r: Tensor) -> Tensor:
-        turned = torch.einsum("kc,bncij->bnkij", self.colours, r).split(1, 2)
+        turned = torch.einsum("kc,bncij->bnkij", self.colours, r).unsqueeze(3).unbind(2)
         solved = [system.solve(part) for system, part in zip(self.systems, turned, strict=True)]
         return torch.einsum("kc,bnkij->bncij", self.colours, torch.cat(solved, 2))
 

@@ -11,6 +11,7 @@ from invfusion.samplers.ddnm import DDNM
 from invfusion.samplers.ddrm import DDRM, UnrolledDDRM
 from invfusion.samplers.dpmpp_2m import DPMpp2M
 from invfusion.samplers.dps import DPS
+from invfusion.samplers.gaussian import GaussianDraws, Wiener
 from invfusion.samplers.heun import Heun
 from invfusion.samplers.indi import InDI
 from invfusion.samplers.mgps import MGPS
@@ -18,7 +19,7 @@ from invfusion.samplers.mmse import MMSE
 from invfusion.samplers.nppc import NPPC
 from invfusion.samplers.pigdm import PiGDM
 
-_Members = Heun | DPMpp2M | MMSE | NPPC | DDRM | DDNM | DPS | PiGDM | DAPS | MGPS | InDI | UnrolledDDRM | ASeqDIP
+_Members = Heun | DPMpp2M | MMSE | NPPC | DDRM | DDNM | DPS | PiGDM | DAPS | MGPS | InDI | UnrolledDDRM | ASeqDIP | Wiener | GaussianDraws
 
 AnySampler = Annotated[_Members, Field(discriminator="kind")]
 
@@ -40,10 +41,12 @@ __all__ = [
     "ASeqDIP",
     "AnySampler",
     "DPMpp2M",
+    "GaussianDraws",
     "Heun",
     "InDI",
     "PiGDM",
     "SampleOutput",
     "Sampler",
     "UnrolledDDRM",
+    "Wiener",
 ]
