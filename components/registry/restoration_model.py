@@ -122,10 +122,7 @@ class RestorationModel(PythonModel):
         self, sampler: Sampler, denoiser: Any, measurement: Measurement, labels: Tensor | None, seed: int
     ) -> SampleOutput:
         """Run a sampler with noise that depends on the seed and the sample's position in the row alone."""
-        shape = measurement.operator.image_shape
-        draws = generators(seed, "restore", range(measurement.operator.batch_size))
-        noise = randn(shape, draws, device=self.device)
-        return sampler.sample(denoiser, measurement, noise, generators=draws, class_labels=labels)
+        return sampler.sample(denoiser, measurement, class_labels=labels, seed=seed)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

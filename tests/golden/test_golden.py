@@ -7,8 +7,8 @@ import cases
 import pytest
 
 STORED: dict[str, dict[str, Any]] = json.loads(cases.FILE.read_text())
-# Relative to the values' own size. Other threads and vector units move the forward pass by 2e-6, a sample by 4e-5 and the
-# update by 3e-3, since Adam's first step turns the sign of even the smallest gradient into a full step.
+# Relative to the values' own size. Other threads and vector units move the forward pass by 2e-6, a sample by 4e-5, and
+# the update by 3e-3, since Adam's first step turns the sign of even the smallest gradient into a full step.
 TOLERANCE = {"denoised": 1e-5, "logvar": 1e-5, "logged": 1e-5, "gradient": 5e-5, "images": 1e-4, "update": 1e-2}
 
 
