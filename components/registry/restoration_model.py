@@ -36,7 +36,6 @@ from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.errors import InvFusionError, ShapeError
 from invfusion.models import load_denoiser
 from invfusion.operators import Measurement, operator_from_spec, spec_from_json
-from invfusion.rng import generators, randn
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
 MAX_IMAGES = 256
