@@ -5,7 +5,7 @@ from noise_data import SIZE, png
 from test_sources import make_folder
 
 from invfusion.data import StagedDataset
-from invfusion.data.build import BuildConfig, build_dataset, split_of
+from invfusion.data.build import Account, BuildConfig, build_dataset, split_of
 from invfusion.data.manifest import Manifest, read_manifest
 from invfusion.data.shards import read_shard
 from invfusion.data.sources.folder import FolderConfig
@@ -14,10 +14,11 @@ from invfusion.data.staging import stage_dataset
 from invfusion.errors import DataError
 
 CONFIG = BuildConfig(name="mine", image_size=SIZE, shard_images=4)
+SKIP = CONFIG.model_copy(update={"on_error": "skip"})
 PATHS = [f"{name}/{i:02d}.png" for name in "ab" for i in range(10)]
 
 
-def build(folder: Path, output: Path, config: BuildConfig = CONFIG) -> tuple[Manifest, list[str]]:
+def build(folder: Path, output: Path, config: BuildConfig = CONFIG) -> tuple[Manifest, Account]:
     return build_dataset(FolderConfig(path=folder, labels=True).open(), output, config)
 
 
@@ -31,9 +32,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_manifest_tells_the_truth(folder: Path, tmp_path: Path) -> None:
-    manifest, problems = build(folder, tmp_path / "out")
+    manifest, account = build(folder, tmp_path / "out")
     assert manifest == read_manifest(tmp_path / "out")
-    assert problems == []
+    assert str(account) == "20 entries: 20 read, 0 skipped"
     assert sum(manifest.n_samples.values()) == 20
     assert manifest.class_names == ["a", "b"]
     keys = {s.key: e.split for e in manifest.shards for s in read_shard(tmp_path / "out" / e.file)}
@@ -89,19 +90,20 @@ def test_a_non_image_is_named_and_nothing_is_written(folder: Path, tmp_path: Pat
 
 def test_skipped_files_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
     (folder / "a" / "notes.txt").write_text("hello")
-    manifest, problems = build(folder, tmp_path / "out", CONFIG.model_copy(update={"on_error": "skip"}))
+    manifest, account = build(folder, tmp_path / "out", SKIP)
     assert manifest.n_skipped == 1
     assert sum(manifest.n_samples.values()) == 20
-    assert len(problems) == 1
-    assert "a/notes.txt is not an image" in problems[0]
+    assert str(account) == "21 entries: 20 read, 1 skipped (1 no known format)"
+    assert len(account.problems) == 1
+    assert "a/notes.txt is not an image" in account.problems[0]
 
 
 def test_nothing_but_non_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "notes.txt").write_text("hello")
     listing = FolderConfig(path=tmp_path / "images").open()
-    with pytest.raises(DataError, match="gave no image; nothing was written"):
-        build_dataset(listing, tmp_path / "out", CONFIG.model_copy(update={"on_error": "skip"}))
+    with pytest.raises(DataError, match=r"gave no image \(1 entries: 0 read, 1 skipped.*; nothing was written"):
+        build_dataset(listing, tmp_path / "out", SKIP)
 
 
 def test_two_images_of_one_key_are_named(folder: Path, tmp_path: Path) -> None:

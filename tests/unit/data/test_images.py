@@ -19,7 +19,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def rgb_of(content: bytes) -> np.ndarray:
-    return np.asarray(to_rgb(open_image(content, "it")))
+    return np.asarray(to_rgb(open_image(content, "it"), "it"))
 
 
 def test_png_round_trip_is_exact() -> None:

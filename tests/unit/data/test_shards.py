@@ -86,7 +86,7 @@ def test_a_class_that_is_no_number(dataset: Path, label: bytes) -> None:
 
 
 def test_a_missing_manifest_names_both_remedies(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest\.json does not exist: .*dvc pull.*components\.build_dataset"):
+    with pytest.raises(DataError, match=r"manifest\.json does not exist: .*dvc pull.*components\.data\.build_dataset"):
         read_manifest(tmp_path)
 
 
