@@ -18,8 +18,8 @@ MAX_PIXELS = 2**26
 # Of a file: far more than any image here, far less than a memory.
 MAX_FILE_BYTES = 2**28
 TOO_LONG = f"more than {MAX_FILE_BYTES >> 20} MiB"
-# Sides of a strip that `adm` enlarges as a whole before it cuts: what lies further out never reaches the square.
-MAX_ASPECT = 4
+# Of a strip that `adm` resizes as a whole before it cuts; no photograph is longer.
+MAX_ASPECT = 16
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 # Pillow knows more, some of which are programs (EPS is run by Ghostscript) or guess at anything (TGA).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")

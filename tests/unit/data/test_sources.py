@@ -1,3 +1,5 @@
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -116,6 +118,105 @@ def test_a_damaged_zip_member_is_no_image(tmp_path: Path) -> None:
     assert second.open().size == (8, 8)
     assert first.reason == "damaged in the zip"
     assert "a.zip: 1.png cannot be read" in first.problem
+
+
+def test_every_member_of_a_zip_is_accounted_for(tmp_path: Path) -> None:
+    path = make_zip(
+        tmp_path / "a.zip", ["encrypted.png", "deflate64.png", "good.png", "../up.png", "/root.png", "x\\y.png"]
+    )
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "good.png")
+        archive.writestr("folder/", "")
+        archive.writestr("folder\\", "")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("good.png", png(9))
+    content = bytearray(path.read_bytes())
+    for name, local, central, value in [(b"encrypted.png", 6, 8, 1), (b"deflate64.png", 8, 10, 9)]:
+        content[content.index(name) - 30 + local] |= value
+        content[content.rindex(name) - 46 + central] |= value
+    path.write_bytes(content)
+    listing = ZipConfig(path=path).open()
+    images, skipped = divide(listing)
+    assert [image.key for image in images] == ["good", "good", "x/y"]
+    assert images[0].content != images[1].content
+    assert sorted(item.reason for item in skipped) == [
+        "a link",
+        "compressed in a way that cannot be read here; zip it anew",
+        "encrypted",
+        *["its name points out of its folder"] * 2,
+    ]
+    assert listing.n_images == len(images) + len(skipped) == 8
+
+
+def test_a_zip_whose_names_are_not_what_it_says(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", ["Mü.png", "b.png"])
+    path.write_bytes(path.read_bytes().replace("ü".encode(), b"\xff\xfe"))
+    with pytest.raises(DataError, match=r"a\.zip is not a zip that can be read: .*utf-8"):
+        ZipConfig(path=path).open()
+
+
+def make_tar(path: Path, keys: list[str], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:
+        for i, key in enumerate(keys):
+            info = tarfile.TarInfo(f"{key}.png")
+            info.size = len(png(i))
+            archive.addfile(info, io.BytesIO(png(i)))
+    return path
+
+
+def test_compressed_tars_lie_beside_others(tmp_path: Path) -> None:
+    for name, mode in [
+        ("a.tar", "w"),
+        ("b.tar.gz", "w:gz"),
+        ("c.TGZ", "w:gz"),
+        ("d.tar.xz", "w:xz"),
+        ("e.tar.bz2", "w:bz2"),
+    ]:
+        make_tar(tmp_path / name, [name[0]], mode)
+    (tmp_path / "f.tar.zst").write_bytes(b"(\xb5/\xfd")
+    (tmp_path / "sizes.json").write_text("{}")
+    images, skipped = divide(ShardsConfig(path=tmp_path).open())
+    assert [image.key for image in images] == ["a", "b", "c", "d", "e"]
+    assert [item.reason for item in skipped] == ["no tar", "a damaged tar"]
+    assert "f.tar.zst is damaged or cut short after the beginning" in skipped[1].problem
+
+
+@pytest.mark.parametrize(
+    "tars",
+    [
+        {"train-0.tar": ["1"], "test-0.tar": ["2"]},
+        {"train0000.tar": ["1"], "TEST0000.tar.gz": ["2"]},
+        {"train/0.tar": ["1"], "Test/0.tar": ["2"]},
+        {"sets/training/0.tar": ["1"], "sets/testing/0.tar": ["2"]},
+        {"photos.tar": ["train/1", "test/2"]},
+        {"photos.tar": ["./train\\1", "./test\\2"]},
+    ],
+)
+def test_splits_of_tars_are_found(tmp_path: Path, tars: dict[str, list[str]]) -> None:
+    for name, keys in tars.items():
+        make_tar(tmp_path / "tars" / name, keys)
+    images = read(ShardsConfig(path=tmp_path / "tars").open())
+    assert {image.key[-1]: image.split for image in images} == {"1": "train", "2": "test"}
+
+
+@pytest.mark.parametrize(
+    ("tars", "message"),
+    [
+        ({"imagenet-train-0.tar": ["1"], "imagenet-val-0.tar": ["2"]}, "look like splits and are not named so"),
+        ({"a.tar": ["pets/train/1", "pets/test/2"]}, "looks like a split and is not the first"),
+        ({"a.tar": ["train/1", "2"]}, "some keys lie in a split folder and some do not"),
+        ({"a.tar": ["train/1"], "b.tar": ["2"]}, "some keys lie in a split folder and some do not"),
+        ({"test/train-0.tar": ["1"]}, "is named by several splits"),
+    ],
+)
+def test_splits_of_tars_elsewhere_are_refused(tmp_path: Path, tars: dict[str, list[str]], message: str) -> None:
+    for name, keys in tars.items():
+        make_tar(tmp_path / "tars" / name, keys)
+    with pytest.raises(DataError, match=message):
+        list(ShardsConfig(path=tmp_path / "tars").open().images)
 
 
 def test_shards_keep_keys_labels_and_splits(dataset: Path) -> None:
