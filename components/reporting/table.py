@@ -1,7 +1,8 @@
 """Make one table or figure of the paper: train what is missing, evaluate, and write it in the paper's layout.
 
 `python -m components.reporting.table table_03` reads experiments/table_03.yaml and writes reports/tables/table_03.html,
-.md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is not computed anew.
+.md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is not
+computed anew.
 """
 
 import argparse
