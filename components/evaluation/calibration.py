@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.evaluation.records import tidy
+from components.records import tidy
 from invfusion.codec import decode
 from invfusion.metrics import coverage, cumulative, ranks, spread_and_error, tarp_ranks
 from invfusion.rng import generator

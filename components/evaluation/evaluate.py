@@ -76,7 +76,6 @@ from components.evaluation.methods import Column, Method, columns, trained_model
 from components.evaluation.records import (
     SET_METRICS,
     Cell,
-    Record,
     Recorder,
     file_name,
     unavailable,
@@ -87,6 +86,7 @@ from components.evaluation.restoring import STATE, Restored, Restorer, Tools
 from components.evaluation.sharing import helpers, is_helper
 from components.params import Params, load_params
 from components.progress import Progress
+from components.records import Record
 from invfusion.codec import decode
 from invfusion.data import StagedDataset
 from invfusion.degradations import FAMILIES
@@ -123,13 +123,7 @@ def evaluate(params: Params) -> Path:
         results = evaluation.run()
         write_records(results.records, RECORDS, METRICS)
         write_costs(results.costs, COSTS)
-        run.log_metrics(
-            {
-                f"{r['method']}/{r['degradation']}/{r['metric']}": r["value"]
-                for r in results.records
-                if r["value"] is not None
-            }
-        )
+        run.log_metrics({"/".join(r.key): r.value for r in results.records if r.value is not None})
         run.log_artifact(RECORDS)
     forget_unused(NAME, evaluation.restorer.used)
     log.info("%d records in %s", len(results.records), RECORDS)
@@ -201,7 +195,7 @@ class Results:
     records: list[Record] = field(default_factory=list)
     costs: list[dict[str, Any]] = field(default_factory=list)
     measurements: dict[str, str] = field(default_factory=dict)
-    calibration: list[Record] = field(default_factory=list)
+    calibration: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass

@@ -3,14 +3,16 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from components import records as record_files
+from components.records import Record, available, tidy
 from invfusion.metrics import (
     FeatureStatistics,
     frechet_distance_from,
@@ -22,7 +24,6 @@ from invfusion.metrics import (
 )
 from invfusion.rng import generator
 
-Record = dict[str, Any]
 # name -> values of n images, (n, ...)
 Values = Mapping[str, Tensor]
 
@@ -87,7 +88,7 @@ class Recorder:
         exact = int(values.isinf().sum())
         values = values.clamp(max=psnr_ceiling(cell.image_shape)) if name == "psnr" else values
         low, high = mean_interval(values, self.resamples, self._generator(cell))
-        return record(cell, name, float(values.mean()), low, high) | ({"n_exact": exact} if exact else {})
+        return replace(record(cell, name, float(values.mean()), low, high), n_exact=exact)
 
     def _frechet(self, cell: Cell, name: str, features: str, values: Tensor) -> Record:
         distance = frechet_distance_from(FeatureStatistics.of(self.references[features]))
@@ -119,26 +120,25 @@ def record(cell: Cell, metric: str, value: float, low: float, high: float) -> Re
     """One record with numbers; a number that is not finite says so in place of its value."""
     if not math.isfinite(value):
         return unavailable(cell, metric, f"not finite ({value}): the restorations hold infinite or undefined pixels")
-    return _head(cell, metric) | {"value": tidy(value), "low": tidy(low), "high": tidy(high)} | _tail(cell)
+    return _made(cell, metric, value=tidy(value), low=tidy(low), high=tidy(high))
 
 
 def unavailable(cell: Cell, metric: str, reason: str) -> Record:
     """One record of a number that could not be computed."""
-    return _head(cell, metric) | {"value": None, "low": None, "high": None} | _tail(cell) | {"unavailable": reason}
+    return _made(cell, metric, value=None, low=None, high=None, unavailable=reason)
 
 
-def _head(cell: Cell, metric: str) -> Record:
-    return {"method": cell.method, "degradation": cell.degradation, "metric": metric}
-
-
-def _tail(cell: Cell) -> Record:
-    tail = {"n": cell.n, "nfe": cell.nfe, "measurements_sha256": cell.measurements_sha256}
-    return tail | ({"n_diverged": cell.n_diverged} if cell.n_diverged else {})
-
-
-def tidy(value: float) -> float:
-    """Six significant digits: what a reader can use, and the same text on every run."""
-    return float(f"{value:.6g}")
+def _made(cell: Cell, metric: str, **numbers: Any) -> Record:
+    return Record(
+        method=cell.method,
+        degradation=cell.degradation,
+        metric=metric,
+        n=cell.n,
+        nfe=cell.nfe,
+        measurements_sha256=cell.measurements_sha256,
+        n_diverged=cell.n_diverged,
+        **numbers,
+    )
 
 
 def file_name(method: str) -> str:
@@ -146,16 +146,12 @@ def file_name(method: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
 
 
-def write_records(records: Iterable[Record], flat: Path, nested: Path) -> None:
+def write_records(records: Sequence[Record], flat: Path, nested: Path) -> None:
     """Write the flat list, and the available numbers as {degradation: {method: {metric: value}}}."""
-    records = list(records)
-    tree: dict[str, dict[str, dict[str, float]]] = {}
-    for r in records:
-        if r["value"] is not None:
-            tree.setdefault(r["degradation"], {}).setdefault(r["method"], {})[r["metric"]] = r["value"]
-    flat.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(r) for r in records)
-    flat.write_text(f"[\n{lines}\n]\n")
+    record_files.write_records(records, flat)
+    tree: dict[str, dict[str, dict[str, float | None]]] = {}
+    for r in available(records):
+        tree.setdefault(r.degradation, {}).setdefault(r.method, {})[r.metric] = r.value
     nested.write_text(json.dumps(tree, indent=1) + "\n")
 
 

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from components.evaluation.evaluate import MODELS, Evaluation, forget_unused, prepare
 from components.evaluation.measurement_sets import MeasurementSet
 from components.evaluation.methods import Column, Method, columns
-from components.evaluation.records import Cell, Record, Recorder
+from components.evaluation.records import Cell, Recorder
 from components.evaluation.restoring import Restored
 from components.params import UNCONDITIONAL, Params, load_params
 from components.reporting import tables
@@ -94,9 +94,7 @@ def _value(
     name = evaluation.restorer.params.tune.metric
     shape = tuple(evaluation.dataset.image_shape)
     cell = Cell(method.name, measured.degradation, restored.values, restored.nfe, measured.sha256, shape)
-    records: list[Record] = recorder.records(cell)
-    value = next((r["value"] for r in records if r["metric"] == name), None)
-    return float(value) if value is not None else None
+    return next((record.value for record in recorder.records(cell) if record.metric == name), None)
 
 
 def best(trials: Sequence[Trial], metric: str) -> dict[str, dict[str, dict[str, float]]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.code import code_digest
-from components.evaluation.records import tidy
+from components.records import tidy
 from invfusion.metrics import coverage, cumulative
 from invfusion.oracle import Verdict
 from invfusion.schema import Config
