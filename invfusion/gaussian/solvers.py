@@ -190,7 +190,7 @@ def n_measured(operator: MaskOperator) -> Tensor:
 
 
 def factorised(matrix: Tensor, scale: Tensor) -> Tensor:
-    """Cholesky factors (B, n, n); matrices of a condition beyond float64 are damped by `DAMPING` times the scale, (B,)."""
+    """Cholesky factors (B, n, n); a matrix of a condition beyond float64 is damped by `DAMPING` times its scale (B,)."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
         return factor

@@ -18,6 +18,9 @@ class _OfPrior(Sampler):
     requires: ClassVar[frozenset[str]] = frozenset({"prior"})
     uses_denoiser: ClassVar[bool] = False
 
+    def check_pairing(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
+        """Nothing to refuse: a prior uses every measurement, whatever its model is told."""
+
     @staticmethod
     def _posterior(denoiser: DenoiserLike, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
         prior = denoiser if isinstance(denoiser, GaussianPrior) else denoiser.prior  # type: ignore[attr-defined] # CAPABILITIES
