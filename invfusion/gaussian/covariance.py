@@ -44,7 +44,7 @@ class LowRank(Covariance):
     basis: U, (C, H, W, r) with orthonormal columns; variances: v, (r,), not negative; floor: (), positive.
     """
 
-    tensor_names = ("basis", "variances", "floor")
+    tensor_names: ClassVar[tuple[str, ...]] = ("basis", "variances", "floor")
     basis: Tensor
     variances: Tensor
     floor: Tensor
@@ -133,7 +133,7 @@ class Coloured(LowRank):
         return len(self.colours) * self.basis[..., 0].numel()
 
     def seen_by(self, rows: Tensor) -> Tensor:
-        turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.unflatten(2, (len(self.colours), -1)))
+        turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.view(*rows.shape[:2], len(self.colours), -1))
         return torch.cat([part @ block.flat_basis for part, block in zip(turned, self.blocks, strict=True)], 2)
 
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:

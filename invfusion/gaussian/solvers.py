@@ -165,13 +165,14 @@ class _DenseSystem(System):
 
 def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     """H U, (B, r, *M)."""
-    images = covariance.flat_basis.mT.view(-1, *operator.image_shape)
+    images = covariance.flat_basis.mT.reshape(len(covariance.variances), *operator.image_shape)
     if isinstance(operator, StridedConvolution):
         # The spectra of the basis are the same for all samples.
         s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
         z = torch.fft.rfft2(images).unflatten(-2, (s, m))
         folded = (z * operator.spectra.forward[:, None]).mean(dim=-3)
-        return torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+        seen: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+        return seen
     return operator.H(images.expand(operator.batch_size, *images.shape))
 
 
@@ -190,12 +191,14 @@ def n_measured(operator: MaskOperator) -> Tensor:
 
 
 def factorised(matrix: Tensor, scale: Tensor) -> Tensor:
-    """Cholesky factors (B, n, n); a matrix of a condition beyond float64 is damped by `DAMPING` times its scale (B,)."""
+    """Cholesky factors (B, n, n); too ill-conditioned a matrix is damped by `DAMPING` times its scale, (B,)."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
         return factor
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.cholesky(matrix + (DAMPING * scale * (failed > 0))[:, None, None] * eye)
+    factor = torch.linalg.cholesky(matrix + (DAMPING * scale * (failed > 0))[:, None, None] * eye)
+    return factor
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -290,7 +293,8 @@ class _WoodburySystem(System):
         q2, weights = squared_singular_values(self.parts.operator)
         noise, floor = self.parts.noise[:, None], self.floor[:, None]
         on_range = ((floor * q2 + noise).log() + LOG_2_PI).where(q2 > 0, 0)
-        return (weights * on_range).sum(1) + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+        system: Tensor = (weights * on_range).sum(1)
+        return system + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
 
 
 def aligned_to(values: Tensor, like: Tensor) -> Tensor:

@@ -96,6 +96,17 @@ def test_all_solvers_agree(
     )
 
 
+@pytest.mark.parametrize("kind", ["strided_motion_blur", "box_inpainting", "matrix"])
+def test_grey_images(kind: str) -> None:
+    """Two of the three combinations of their channels do not vary at all."""
+    prior = GaussianPrior.fit(images()[:, :1].expand(-1, 3, -1, -1), rank=10, form="coloured")
+    law = exact(prior)
+    _, measurement = measured(law, operator_of(kind), 0.1)
+    torch.testing.assert_close(
+        prior.posterior(measurement).mean, law.given(measurement).mean.float(), rtol=0, atol=1e-6
+    )
+
+
 def test_each_sample_has_its_own_noise_levels() -> None:
     prior = fitted("coloured")
     law = exact(prior)
