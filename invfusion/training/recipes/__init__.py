@@ -1,0 +1,17 @@
+"""The models that can be trained, one recipe per file. A new one is one file and one entry in `RECIPES`."""
+
+from invfusion.training.recipes.base import Distillation, Recipe, StudentConfig
+from invfusion.training.recipes.indi import InDI
+from invfusion.training.recipes.invfusion import InvFusion
+from invfusion.training.recipes.mmse import MMSE
+from invfusion.training.recipes.nppc import NPPC
+from invfusion.training.recipes.palette import Palette
+from invfusion.training.recipes.unconditional import Unconditional
+from invfusion.training.recipes.unrolled_ddrm import UnrolledDDRM
+
+# In the order in which tables show them.
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.name: recipe for recipe in (Unconditional, Palette, InvFusion, InDI, MMSE, NPPC, UnrolledDDRM)
+}
+
+__all__ = ["RECIPES", "Distillation", "Recipe", "StudentConfig"]
