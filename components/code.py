@@ -22,7 +22,7 @@ from invfusion.errors import ConfigError
 PACKAGES = frozenset({"invfusion", "components", "flows"})
 
 # Modules, and all below them, that change no result: the reading of params.yaml (stages and runs are keyed by its
-# values), messages, the record of runs, locks, and how work is shared.
+# values), messages, the record of runs, locks and the writing of files, and how work is shared.
 NEUTRAL = (
     "components.children",
     "components.code",
@@ -35,6 +35,9 @@ NEUTRAL = (
     "components.training.grids",
     "invfusion.errors",
     "invfusion.schema",
+    "invfusion.files",
+    "invfusion.locks",
+    "invfusion.names",
     "invfusion.training.lock",
 )
 

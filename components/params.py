@@ -276,9 +276,7 @@ class Params(Config):
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of a model, with its settings. Raises `ConfigError` where there is none."""
-        if name not in RECIPES:
-            raise ConfigError(f"unknown model '{name}'{nearest(name, list(RECIPES))}")
-        recipe: Recipe = getattr(self.recipes, name)
+        recipe: Recipe = getattr(self.recipes, RECIPES[name].name)
         return recipe
 
     def task(self, name: str) -> Task:

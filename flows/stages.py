@@ -10,6 +10,7 @@ from typing import Any
 
 from components.params import Params
 from invfusion.errors import ConfigError
+from invfusion.names import Registry
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ _TABLE = (
         "components.oracle.oracle:oracle", form=("oracle",), tags=("evaluation",), uses=lambda params: [params.oracle],
     ),
 )  # fmt: skip
-STAGES = {stage.name: stage for stage in _TABLE}
+STAGES: Registry[Stage] = Registry("stage", {stage.name: stage for stage in _TABLE})
 
 # Whose graph is not dvc.yaml.
 _ELSEWHERE = {"oracle": "oracle/dvc.yaml:oracle"}
