@@ -52,6 +52,13 @@ class Bench:
         """The noise level of the tests, the middle of the training's."""
         return sum(self.chosen.sigma_y) / 2
 
+    @property
+    def boxes(self) -> DegradationFamily:
+        """What NPPC is trained on."""
+        family = self.params.task("nppc").degradation
+        assert family is not None
+        return family
+
     def head(self, method: str, degradation: str, width: int, nfe: int) -> Record:
         """What the records of a model begin with."""
         return {
@@ -81,7 +88,7 @@ def _kept(bench: Bench, variant: Variant, width: int) -> Results:
         "weights": bench.prior.log_weights.tolist(),
         "families": [family.model_dump(mode="json") for family in chosen.families],
         "training": chosen.training.model_dump(mode="json"),
-        "nppc": bench.params.distill.nppc.degradation.model_dump(mode="json"),
+        "nppc": bench.boxes.model_dump(mode="json"),
         "n": [chosen.n_measurements, chosen.n_samples],
         "seed": bench.params.seed,
         "variant": variant,
@@ -305,7 +312,7 @@ def _judge_mmse(bench: Bench, model: Denoiser, width: int, sets: dict[str, list[
 
 def _judge_nppc(bench: Bench, model: Denoiser, width: int) -> Results:
     """Principal components on in-painting: the variance that they capture, and the deviations that they predict."""
-    family = bench.params.distill.nppc.degradation
+    family = bench.boxes
     kind = kind_of(family)
     grown = with_components(model, bench.chosen.n_components, bench.params.seed)
     estimator = distilled(bench, NPPCLoss(), family, grown)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_evaluation import NO_WEIGHTS, record, records, write_run
 
-from components.params import load_params
+from components.profiles import load_profile
 from components.reporting import report as step
 from components.reporting import tables
 from components.reporting.tables import Paper
@@ -31,7 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_report(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert step.report(load_params(ROOT / "params.yaml")) == Path("reports/index.html")
+        assert step.report(load_profile()) == Path("reports/index.html")
 
 
 def read(project: Path, name: str) -> str:
@@ -87,7 +87,7 @@ def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
 def test_a_missing_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"evaluation\.json"):
-        step.report(load_params(ROOT / "params.yaml"))
+        step.report(load_profile())
 
 
 def claim(ours: float, theirs: float, metric: str = "psnr") -> Any:
