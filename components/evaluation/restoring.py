@@ -45,7 +45,7 @@ from invfusion.samplers import SampleOutput, Sampler
 STATE = Path("state/evaluate")
 
 # The library's code on which a restoration and its values depend.
-_CODE = ("codec.py", "rng.py", "noise.py", "operators", "degradations", "diffusion", "models", "samplers", "metrics")
+_CODE = ("components.evaluation.restoring", "invfusion.samplers")
 
 Features = Callable[[Tensor], Tensor]
 
@@ -230,7 +230,7 @@ class Restorer:
     def _identity(self, method: Method, frozen: MeasurementSet) -> str:
         """What a kept batch depends on: another model, set, setting or code means another folder."""
         facts = {
-            "code": code_digest(_CODE, (Path(__file__),)),
+            "code": code_digest(*_CODE),
             "checkpoint": None
             if method.model is None
             else _checkpoint_digest(self.checkpoints[method.model].resolve()),

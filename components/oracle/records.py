@@ -27,20 +27,14 @@ Results = dict[str, list[Record]]
 Job = Callable[[], Results]
 
 STATE = Path("state/oracle")
-# What the results of a judgement do not depend on.
-PLOTS = ("report.py", "__init__.py")
+# The code that judges.
+_CODE = ("components.oracle.models", "components.oracle.records", "invfusion.oracle", "invfusion.samplers")
 LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
-
-
-def _judges() -> tuple[Path, ...]:
-    """The components that judge."""
-    here = Path(__file__).parent
-    return tuple(path for path in sorted(here.glob("*.py")) if path.name not in PLOTS)
 
 
 def kept(facts: dict[str, Any], compute: Callable[[], Results]) -> Results:
     """The results for these facts and this code: from disk, or computed and written there."""
-    identity = json.dumps(facts | {"code": code_digest(("",), _judges())}, sort_keys=True)
+    identity = json.dumps(facts | {"code": code_digest(*_CODE)}, sort_keys=True)
     path = STATE / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
     if path.is_file():
         found: Results = json.loads(path.read_text())
