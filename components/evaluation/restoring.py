@@ -30,13 +30,13 @@ from invfusion.errors import CheckpointError, WeightsUnavailableError
 from invfusion.metrics import (
     LPIPS,
     InceptionFeatures,
-    PixelFeatures,
     captured_energy,
-    consistency_mse,
-    consistency_sse,
+    pixel_features,
     psnr,
     squared_projections,
+    squared_residual,
 )
+from invfusion.metrics import Tools as MetricTools
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
 from invfusion.operators import Measurement
 from invfusion.rng import generator, randn
@@ -61,14 +61,15 @@ class Tools:
     @classmethod
     def find(cls, folder: Path, image_size: int, device: torch.device) -> "Tools":
         """Everything that can be computed on this machine; a missing weight file is said, never replaced."""
-        features: dict[str, Features] = {PixelFeatures.name: PixelFeatures()}
+        features: dict[str, Features] = {"pixel8x8": pixel_features}
         lpips, missing = None, {}
+        tools = MetricTools(folder, image_size, str(device))
         try:
-            features[InceptionFeatures.name] = InceptionFeatures(folder, device)
+            features["inception"] = InceptionFeatures(tools)
         except WeightsUnavailableError as error:
-            missing = dict.fromkeys(SET_METRICS[InceptionFeatures.name], str(error))
+            missing = dict.fromkeys(SET_METRICS["inception"], str(error))
         try:
-            lpips = LPIPS(folder, image_size, device)
+            lpips = LPIPS(tools)
         except WeightsUnavailableError as error:
             missing["lpips"] = str(error)
         return cls(features, lpips, missing)
@@ -214,10 +215,11 @@ class Restorer:
             values |= {f"features/{name}": extract(images) for name, extract in self.tools.features.items()}
         if truth is None:
             return values
+        residual = squared_residual(x, measurement)
         values |= {
             "psnr": psnr(images, truth),
-            "consistency_mse": consistency_mse(x, measurement),
-            "consistency_sse": consistency_sse(x, measurement),
+            "consistency_mse": residual / max(measurement.y.flatten(1).shape[1], 1),
+            "consistency_sse": residual,
         }
         if method.is_generative and self.params.evaluate.noise.is_absent:
             # Projected before it is quantised: the paper's CFID.
