@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from components.code import code_digest
 from components.records import Record, tidy, write_records
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.metrics import coverage, cumulative
+from invfusion.operators import Measurement
 from invfusion.oracle import Verdict
+from invfusion.samplers import Sampler
 from invfusion.schema import Config
 
 STATE = Path("state/oracle")
@@ -29,8 +32,8 @@ LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
 class OracleRecord(Record):
     """A number of the oracle, where the truth is known.
 
-    judgement: "sampler" (an ideal denoiser) or "model" (a trained one). floor: what exact draws score; ratio: value over
-    floor. images, width: of the training, where a record is about an estimate on the way.
+    judgement: "sampler" (an ideal denoiser) or "model" (a trained one). floor: what exact draws score; ratio: value
+    over floor. images, width: of the training, where a record is about an estimate on the way.
     """
 
     measurements_sha256: str | None = None
@@ -102,6 +105,19 @@ def in_parallel(jobs: Sequence[Job]) -> list[Results]:
     return [future.result() for future in futures]
 
 
+class Candidate:
+    """A sampler with a denoiser, in the form that the oracle judges; nfe: the network calls of its last run."""
+
+    def __init__(self, sampler: Sampler, denoiser: DenoiserLike) -> None:
+        self.sampler, self.denoiser, self.nfe = sampler, denoiser, 0
+
+    @torch.no_grad()
+    def __call__(self, measurement: Measurement, noise: Tensor, way: Sequence[torch.Generator]) -> Tensor:
+        output = self.sampler.sample(self.denoiser, measurement, noise, generators=way)
+        self.nfe = output.nfe
+        return output.x
+
+
 def kind_of(section: Config) -> str:
     """The name by which a member of a tagged union goes."""
     kind: str = type(section).model_fields["kind"].default
@@ -120,14 +136,16 @@ def record(
     if not math.isfinite(value):
         return unavailable(head, metric, f"not finite ({value}): draws are infinite or undefined", floor)
     numbers = {"value": value, "low": low, "high": high, "floor": floor, "ratio": value / floor if floor else None}
-    tidied = {name: None if number is None else tidy(number) for name, number in numbers.items()}
+    tidied: dict[str, Any] = {name: None if number is None else tidy(number) for name, number in numbers.items()}
     return OracleRecord(**head, metric=metric, **tidied)
 
 
 def unavailable(head: Head, metric: str, reason: str, floor: float | None = None) -> OracleRecord:
     """One number that could not be computed."""
     known = None if floor is None else tidy(floor)
-    return OracleRecord(**head, metric=metric, value=None, low=None, high=None, floor=known, ratio=None, unavailable=reason)
+    return OracleRecord(
+        **head, metric=metric, value=None, low=None, high=None, floor=known, ratio=None, unavailable=reason
+    )
 
 
 def of_verdict(head: Head, verdict: Verdict) -> Results:

@@ -1,8 +1,8 @@
 """Which of two numbers is better: a paired comparison, with three outcomes where it can be made at all.
 
-All methods restore the same images from the same measurements with the same noise. So two are compared by the mean, over
-images, of their values' difference, with its 95% bootstrap interval; where that contains 0, nothing is decided. Distances
-between sets have no values of single images: there the difference lies between the extremes that the two intervals allow.
+All methods restore the same images from the same measurements with the same noise. So two are compared by their values'
+mean difference over images, with its 95% bootstrap interval; where that contains 0, nothing is decided. Distances
+between sets have no values of images: there the difference lies between the extremes that the two intervals allow.
 """
 
 from collections.abc import Iterable, Sequence
@@ -98,7 +98,7 @@ class Evidence:
 
 
 def paired_difference(differences: Tensor, degradation: str) -> tuple[float, float, float, int]:
-    """Mean of the differences (n,) with its 95% bootstrap interval over images; those that are not finite are left out."""
+    """Mean of the finite ones of differences (n,), its 95% bootstrap interval over images, and how many these are."""
     counts = _resampled(len(differences), degradation).double()
     there = differences.isfinite()
     means = (counts @ differences.where(there, 0)) / (counts @ there.double()).clamp(min=1)
@@ -207,8 +207,10 @@ def cell_of(verdict: Verdict, metric: str) -> tables.Cell:
 
 @dataclass(frozen=True)
 class Contest:
-    """One method against its rivals on some degradations. metrics: the headline first; the next serve where a pair lacks
-    it."""
+    """One method against its rivals on some degradations.
+
+    metrics: the headline first; the next ones serve where a pair lacks it.
+    """
 
     evidence: Evidence
     method: str

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny_training import make_params, workplace
 
+from components.oracle import oracle as component
 from components.oracle import records as oracle_records
 from components.oracle.oracle import oracle, samplers_to_judge
-from components.oracle.oracle import oracle as component
 from components.oracle.records import Record
 from components.params import Params
 from invfusion.oracle import DECOYS
