@@ -74,8 +74,7 @@ def oracle(params: Params) -> Path:
     Raises:
         ConfigError: a prior does not fit the staged images.
     """
-    images = decode(_all_images())
-    priors = {prior.name: _fit(prior, images, params.seed) for prior in params.oracle.priors}
+    priors = fit_priors(params)
     # The models take longest: they go first.
     models, cells = oracle_models.jobs(params, *next(iter(priors.items()))), sampler_jobs(params, priors)
     done = in_parallel([*models, *cells])
@@ -86,13 +85,16 @@ def oracle(params: Params) -> Path:
     return page
 
 
-def _all_images() -> Tensor:
+def fit_priors(params: Params) -> dict[str, GaussianMixture]:
+    """The priors by name, fitted to all training images."""
     dataset = StagedDataset(STAGED, "train")
-    return dataset.read(range(len(dataset)))
-
-
-def _fit(prior: PriorConfig, images: Tensor, seed: int) -> GaussianMixture:
-    return fit_mixture(resized(prior, images), prior.n_components, prior.rank, seed=seed, floor=prior.floor)
+    images = decode(dataset.read(range(len(dataset))))
+    return {
+        prior.name: fit_mixture(
+            resized(prior, images), prior.n_components, prior.rank, seed=params.seed, floor=prior.floor
+        )
+        for prior in params.oracle.priors
+    }
 
 
 def resized(prior: PriorConfig, images: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ EXCESS = 0.05
 
 LEAD = (
     "For a Gaussian mixture as prior, the posterior given y = Hx + n is a Gaussian mixture again, known in closed "
-    "form. So every sampler can run with an ideal denoiser, every model can be trained on draws that never end, and both "
-    "can be held against exact posterior draws. docs/oracle.md has the equations and how to run your own."
+    "form. So every sampler can run with an ideal denoiser, every model can be trained on draws that never end, and "
+    "both can be held against exact posterior draws. docs/oracle.md has the equations and how to run your own."
 )
 MODELS = (
     "Excess risk: the mean squared error of the one-step MMSE estimate over that of the exact posterior mean. 1 is "

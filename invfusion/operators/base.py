@@ -268,6 +268,12 @@ class Measurement:
         )
         return Measurement(self.y.to(device), operator, self.sigma_y.to(device))
 
+    @classmethod
+    def cat(cls, parts: Sequence["Measurement"]) -> "Measurement":
+        """Join measurements along the batch; raises `ShapeError` where their operators cannot be joined."""
+        operator = parts[0].operator.cat([part.operator for part in parts])
+        return cls(torch.cat([part.y for part in parts]), operator, torch.cat([part.sigma_y for part in parts]))
+
     def select(self, index: Sequence[int] | slice) -> "Measurement":
         """The measurements of some samples of the batch."""
         rows = list(range(self.operator.batch_size)[index]) if isinstance(index, slice) else list(index)
