@@ -50,8 +50,8 @@ KNOWS = {
     "nppc": "yes",
 }
 HOW = {
-    "claims": "InvFusion minus each other method, mean over the images that both restored, with the 95% bootstrap "
-    "interval of that paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
+    "claims": "Differences are means over the images that both restored, with the 95% bootstrap interval of that "
+    "paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
     "decided. Draws are judged by the energy score where it was measured, a proper score of accuracy and calibration "
     "together; PSNR, below it, favours draws without spread. One-step estimates are judged by PSNR.",
     "tables": "Every method of a column saw the same frozen measurements. PSNR (dB, against the truth) rewards the "
@@ -223,12 +223,14 @@ def split_degradations(params: Params, records: Sequence[Record]) -> tuple[list[
 def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str]) -> list[Contest]:
     """Every method of InvFusion against what needs no training, every zero-shot method, and its trained rivals."""
     evidence, groups = Evidence(records, DETAILS / "scores"), tables.grouped(params.methods, records)
+    there = {(r.method, r.metric) for r in available(records) if r.degradation in kinds}
     untrained = [name for group in tables.GROUPS[:2] for name in groups.get(group, [])]
     found = []
     for group, metrics in zip(tables.GROUPS[2:], (OF_DRAWS, OF_POINTS), strict=True):
         ours = [name for name in groups.get(group, []) if "InvFusion" in tables.label(name) and name != "NPPC"]
         rivals = [*untrained, *(name for name in groups.get(group, []) if "InvFusion" not in tables.label(name))]
-        found += [Contest(evidence, name, rivals, kinds, metrics) for name in ours]
+        known = {name: [m for m in metrics if (name, m) in there] for name in ours}
+        found += [Contest(evidence, name, rivals, kinds, known[name]) for name in ours if known[name]]
     return found
 
 

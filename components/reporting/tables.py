@@ -11,7 +11,7 @@ from components.reporting.paper import NOT_IN_PAPER, Paper
 from invfusion.metrics import METRICS
 
 # What people call a method, where that is not its name.
-LABELS = {"H_pinv y": "H†y, no model", "PiGDM": "ΠGDM", "MMSE": "InvFusion, distilled", "NPPC": "InvFusion NPPC, mean"}
+LABELS = {"H_pinv y": "H†y", "PiGDM": "ΠGDM", "MMSE": "InvFusion, distilled", "NPPC": "InvFusion NPPC, mean"}
 DEGRADATIONS = {
     "strided_motion_blur": "Strided motion blur",
     "patch_inpainting": "Patch in-painting",

@@ -193,10 +193,12 @@ def cell_of(verdict: Verdict, metric: str) -> tables.Cell:
     """A difference as it is shown in a table; its style tells the outcome."""
     if verdict.outcome == "cannot be tested here":
         return tables.Cell("–")
-    show = METRICS[metric].show
+    shown = METRICS[metric]
 
     def signed(value: float) -> str:
-        return ("+" if value > 0 else "−") + show(abs(value)) if value else "0"
+        decimals = None if shown.decimals is None else max(shown.decimals, 2)
+        text = replace(shown, decimals=decimals).show(abs(value))
+        return text if text in ("0", "<0.001") else f"{'+' if value > 0 else '−'}{text}"
 
     interval = f"{signed(verdict.low)} to {signed(verdict.high)}" if abs(verdict.low) < inf else ""
     return tables.Cell(signed(verdict.difference), interval, style=STYLES[verdict.outcome])
@@ -227,7 +229,7 @@ class Contest:
         for rival in self.rivals:
             for kind in self.kinds:
                 metric, verdict = self._leading(rival, kind)
-                name = tables.label(rival) + ("" if metric == self.metrics[0] else f" ({METRICS[metric].label})")
+                name = tables.label(rival) + ("" if metric == self.metrics[0] else f" by {METRICS[metric].label}")
                 found.setdefault(verdict.outcome, {}).setdefault(name, []).append(tables.name_of(kind).lower())
         words: dict[Outcome, str] = {
             "does not hold": "loses to",
@@ -249,15 +251,19 @@ class Contest:
     def _on(self, rivals: dict[str, list[str]]) -> str:
         everywhere = len(self.kinds) > 1
         return ", ".join(
-            f"{name} on {'all' if everywhere and len(kinds) == len(self.kinds) else ', '.join(kinds)}"
+            f"{name} ({'everywhere' if everywhere and len(kinds) == len(self.kinds) else ', '.join(kinds)})"
             for name, kinds in rivals.items()
         )
 
     def table(self) -> tables.Table:
         """The differences: rivals in rows, a group of them for each metric; a column for each degradation."""
-        columns = (tables.Column("Minus", is_number=False), *(tables.Column(tables.name_of(k)) for k in self.kinds))
+        columns = (tables.Column("Method", is_number=False), *(tables.Column(tables.name_of(k)) for k in self.kinds))
         groups = {f"{METRICS[m].label}{METRICS[m].arrow}": self._rows(m) for m in self.metrics}
-        return tables.Table(columns, {name: rows for name, rows in groups.items() if rows}, tables.label(self.method))
+        return tables.Table(
+            columns,
+            {name: rows for name, rows in groups.items() if rows},
+            f"{tables.label(self.method)} minus each other method",
+        )
 
     def _rows(self, metric: str) -> list[list[tables.Cell]]:
         rows = {r: [self._marked(r, kind, metric) for kind in self.kinds] for r in self.rivals}
