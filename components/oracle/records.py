@@ -1,6 +1,5 @@
 """The records of reports/oracle.json and the curves beside them; what was computed is kept until the inputs change."""
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -16,6 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.code import code_digest
+from components.memo import Memo
+from components.memo import identity as named
 from components.records import Record, tidy, write_records
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.metrics import coverage, cumulative
@@ -63,6 +64,9 @@ class Results:
     records: list[OracleRecord] = field(default_factory=list)
     curves: list[dict[str, Any]] = field(default_factory=list)
 
+    def as_json(self) -> dict[str, Any]:
+        return {"records": [r.as_json() for r in self.records], "curves": self.curves}
+
     @classmethod
     def joined(cls, parts: Iterable["Results"]) -> "Results":
         parts = list(parts)
@@ -74,22 +78,18 @@ Job = Callable[[], Results]
 
 def identity(facts: Mapping[str, Any], code: Iterable[str]) -> str:
     """A name made of what results depend on: facts, and the code behind some entry points."""
-    text = json.dumps({**facts, "code": code_digest(*code)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return named(with_code(facts, code))
+
+
+def with_code(facts: Mapping[str, Any], code: Iterable[str]) -> dict[str, Any]:
+    """Facts, and the code behind some entry points."""
+    return {**facts, "code": code_digest(*code)}
 
 
 def kept(facts: Mapping[str, Any], code: Iterable[str], compute: Job) -> Results:
     """The results for these facts and this code: from disk, or computed and written there."""
-    path = STATE / f"{identity(facts, code)}.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        return Results([OracleRecord(**r) for r in found["records"]], found["curves"])
-    results = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"records": [r.as_json() for r in results.records], "curves": results.curves}
-    path.with_suffix(".tmp").write_text(json.dumps(written))
-    os.replace(path.with_suffix(".tmp"), path)
-    return results
+    found = Memo(STATE).data(with_code(facts, code), lambda: compute().as_json())
+    return Results([OracleRecord(**r) for r in found["records"]], found["curves"])
 
 
 def in_parallel(jobs: Sequence[Job]) -> list[Results]:

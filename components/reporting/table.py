@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components import tracking
-from components.evaluation.evaluate import STAGED, Results, forget_unused, prepare
+from components.evaluation.evaluate import STAGED, Results, prepare
 from components.evaluation.methods import Column, columns
 from components.evaluation.sharing import helpers, is_helper
 from components.params import UNCONDITIONAL, Params, load_params
@@ -73,7 +73,7 @@ def table(params: Params, name: str, trains: bool = True) -> Path:
         return REPORTS / f"{name}.html"
     with tracking.start_run(changed, "evaluate", name) as run, helpers(params, "components.reporting.table", [name]):
         results = evaluation.run()
-        forget_unused(name, evaluation.restorer.used)
+        evaluation.restorer.memo.forget_unused(name)
         trained = {model: _images_of(folder) for model, folder in models.items()}
         page = write(Outcome(name, experiment, changed, plan, results, missing, trained))
         run.log_artifact(page)

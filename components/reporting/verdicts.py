@@ -200,7 +200,8 @@ def cell_of(verdict: Verdict, metric: str) -> tables.Cell:
         text = replace(shown, decimals=decimals).show(abs(value))
         return text if text in ("0", "<0.001") else f"{'+' if value > 0 else '−'}{text}"
 
-    interval = f"{signed(verdict.low)} to {signed(verdict.high)}" if abs(verdict.low) < inf else ""
+    low, high = signed(verdict.low), signed(verdict.high)
+    interval = f"{low} to {high}" if low != high and abs(verdict.low) < inf else ""
     return tables.Cell(signed(verdict.difference), interval, style=STYLES[verdict.outcome])
 
 

@@ -3,9 +3,6 @@
 tools/ has what they are made of.
 """
 
-import difflib
-
-from invfusion.errors import ConfigError
 from invfusion.metrics.base import Metric, Need, Restorations, Tools
 from invfusion.metrics.cfd_pixel8x8 import CFD_PIXEL8X8
 from invfusion.metrics.cfid import CFID
@@ -45,6 +42,7 @@ from invfusion.metrics.tools.frechet import (
 )
 from invfusion.metrics.tools.lpips import LPIPS
 from invfusion.metrics.tools.residual import squared_residual
+from invfusion.names import Registry
 
 # In the order of tables.
 _ALL = (
@@ -68,16 +66,7 @@ _ALL = (
 )
 
 
-class _Metrics(dict[str, Metric]):
-    """Metrics by name; an unknown one is refused with the nearest."""
-
-    def __missing__(self, name: str) -> Metric:
-        close = difflib.get_close_matches(name, self, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(self)}"
-        raise ConfigError(f"unknown metric '{name}': {hint}")
-
-
-METRICS = _Metrics({metric.name: metric for metric in _ALL})
+METRICS = Registry("metric", ((metric.name, metric) for metric in _ALL))
 
 __all__ = [
     "LPIPS",
