@@ -66,6 +66,13 @@ class Bench:
         return sum(self.chosen.sigma_y) / 2
 
     @property
+    def boxes(self) -> DegradationFamily:
+        """What NPPC is trained on."""
+        family = self.params.task("nppc").degradation
+        assert family is not None
+        return family
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What its training depends on."""
         chosen = self.params.oracle
@@ -74,7 +81,7 @@ class Bench:
             "weights": self.prior.log_weights.tolist(),
             "families": [family.model_dump(mode="json") for family in chosen.families],
             "training": chosen.training.model_dump(mode="json"),
-            "nppc": self.params.distill.nppc.degradation.model_dump(mode="json"),
+            "nppc": self.boxes.model_dump(mode="json"),
             "seed": self.params.seed,
             "variant": self.variant,
             "width": self.width,
@@ -322,7 +329,7 @@ def _judge_mmse(bench: Bench, sets: dict[str, list[Measured]]) -> Results:
 
 def _judge_nppc(bench: Bench) -> Results:
     """Principal components on in-painting: the variance that they capture, and the deviations that they predict."""
-    family, seed = bench.params.distill.nppc.degradation, bench.params.seed
+    family, seed = bench.boxes, bench.params.seed
     estimator = distilled(
         bench, "nppc", NPPCLoss(), family, lambda teacher: with_components(teacher, bench.chosen.n_components, seed)
     )

@@ -20,7 +20,8 @@ from components.evaluation.measurement_sets import frozen, measure
 from components.evaluation.methods import columns, trained_models
 from components.evaluation.records import file_name
 from components.evaluation.sharing import claim
-from components.params import Params, load_params
+from components.params import Params
+from components.profiles import load_profile
 from invfusion.codec import decode
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
@@ -85,7 +86,7 @@ def make_params(**changes: object) -> Params:
         "calibration_images": 10,
         "calibration_draws": 4,
     }
-    base = load_params(PROJECT / "params.yaml")
+    base = load_profile()
     return base.model_copy(
         update={
             "data": base.data.model_copy(update={"image_size": SIZE}),
@@ -310,9 +311,8 @@ def test_a_missing_model_is_named(workplace: Path) -> None:
 
 def test_methods_without_a_trained_model_are_left_out() -> None:
     base = make_params()
-    alone = base.train.model_copy(update={"variants": ["invfusion"]})
-    without = base.distill.model_copy(update={"targets": []})
-    params = base.model_copy(update={"train": alone, "distill": without})
+    alone = base.train.model_copy(update={"models": ["invfusion"], "distilled": {}})
+    params = base.model_copy(update={"train": alone})
     found = {column.kind: [m.name for m in column.methods] for column in columns(params, trained_models(params))}
     assert found["matrix"] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
     assert found["unconditional"] == ["InvFusion"]

@@ -53,14 +53,12 @@ def make_params(**evaluate: Any) -> Params:
         update=FEWEST["heun"]
     )}  # fmt: skip
     short = {"images": 8, "warmup_images": 0}
-    distill = {
-        target: getattr(base.distill, target).model_copy(update=short) for target in ("mmse", "nppc", "unrolled_ddrm")
-    }
-    distill["unrolled_ddrm"] = distill["unrolled_ddrm"].model_copy(update={"n_steps": 2})
+    recipes = {name: base.recipe(name).model_copy(update=short) for name in ("mmse", "nppc", "unrolled_ddrm")}
+    recipes["unrolled_ddrm"] = recipes["unrolled_ddrm"].model_copy(update={"n_steps": 2})
     values = base.model_copy(
         update={
             "methods": methods,
-            "distill": base.distill.model_copy(update=distill),
+            "recipes": base.recipes.model_copy(update=recipes),
             "evaluate": base.evaluate.model_copy(update=small | evaluate),
             "tables": base.tables.model_copy(update={"max_images": N}),
             "tune": base.tune.model_copy(update={"n_images": N}),
@@ -147,8 +145,8 @@ def test_models_of_the_pipeline_are_taken(project: Path) -> None:
     own = train.train(params, "unconditional")
     keeper = zoo.Zoo("table_04", experiment, experiment.applied(params))
     assert keeper.folder("unconditional") == own
-    assert zoo.pipeline_models(params, experiment) == ["train@unconditional", "train@palette", "train@invfusion"]
-    assert zoo.pipeline_models(params, load_experiment("table_11")) == ["train@unconditional"]
+    assert zoo.pipeline_models(params, experiment) == ["unconditional", "palette", "invfusion"]
+    assert zoo.pipeline_models(params, load_experiment("table_11")) == ["unconditional"]
     assert zoo.pipeline_models(params, load_experiment("table_02")) == []
 
 
@@ -163,11 +161,11 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
 
     def launch(told: Params, name: str, module: str, arguments: Sequence[str]) -> None:
         start = Path(arguments[2]) if len(arguments) > 1 else None
-        wanted = zoo.Wanted.of(told, arguments[0], start)
+        wanted = zoo.Wanted(arguments[0], told, start)
         assert (module, wanted.home.name) == ("components.training.zoo", name)
         assert told.train.lr == 0.0123
         started.append(arguments[0])
-        train.run(wanted.params, wanted.variant, wanted.task, wanted.denoiser, train.Places.under(wanted.home))
+        train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home))
 
     monkeypatch.setattr(zoo, "launch", launch)
     assert zoo.Zoo("table_14", experiment, params).folder("other").exists()
@@ -181,8 +179,8 @@ class TestWhatIsMissing:
         longer = params.train.model_copy(update={"images": 16})
         with pytest.raises(CheckpointError, match=r"nothing can be computed.*'palette' is not trained; its place is"):
             table.table(params.model_copy(update={"train": longer}), "table_12", trains=False)
-        unrolled = params.distill.unrolled_ddrm.model_copy(update={"lr": 0.123})
-        changed = params.model_copy(update={"distill": params.distill.model_copy(update={"unrolled_ddrm": unrolled})})
+        unrolled = params.recipe("unrolled_ddrm").model_copy(update={"lr": 0.123})
+        changed = params.model_copy(update={"recipes": params.recipes.model_copy(update={"unrolled_ddrm": unrolled})})
         content = read_json(table.table(changed, "table_14", trains=False).with_suffix(".json"))
         assert list(content["missing"]) == ["unrolled_ddrm"]
         assert "computed nevertheless: DDRM sampling, InvFusion, InvFusion MMSE" in caplog.text

@@ -11,7 +11,8 @@ import pytest
 from fake_evaluation import records
 
 from components import tracking
-from components.params import GatesConfig, load_params
+from components.params import GatesConfig
+from components.profiles import load_profile
 from components.registry import promotion
 from components.registry.gates import packed
 from invfusion.errors import ConfigError
@@ -24,7 +25,7 @@ GATES = {"max_consistency_mse": 0.01, "min_psnr_gain_over_palette": 0.0, "min_ps
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with three versions of equal quality and a fourth that is worse."""
     folder = tmp_path_factory.mktemp("store")
-    client = tracking._connect(f"sqlite:///{folder / 'mlflow.db'}")
+    client = tracking.connect(f"sqlite:///{folder / 'mlflow.db'}")
     client.create_registered_model("invfusion")
     for gain in (0.0, 0.0, 0.0, -5.0):
         tags = {"metrics": packed(records(InvFusion={"matrix": gain}))}
@@ -40,7 +41,7 @@ def params(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def settings() -> Any:
-    params = load_params(ROOT / "params.yaml")
+    params = load_profile()
     register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
     return params.model_copy(update={"register_": register})
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_evaluation import NO_WEIGHTS, record, records, write_run
 
-from components.params import load_params
+from components.profiles import load_profile
 from components.records import Record
 from components.reporting import report as step
 from components.reporting import tables
@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_report(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert step.report(load_params(ROOT / "params.yaml")) == Path("reports/index.html")
+        assert step.report(load_profile()) == Path("reports/index.html")
 
 
 def read(project: Path, name: str) -> str:
@@ -89,7 +89,7 @@ def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
 def test_a_missing_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"evaluation\.json"):
-        step.report(load_params(ROOT / "params.yaml"))
+        step.report(load_profile())
 
 
 def sections(project: Path) -> dict[str, str]:
@@ -128,7 +128,7 @@ def test_differences_are_shown_with_their_intervals(project: Path) -> None:
 
 def report_table(metrics: Sequence[str], kinds: Sequence[str], **more: Any) -> tables.Table:
     found = [Record(**r) for r in records()]
-    groups = tables.grouped(load_params(ROOT / "params.yaml").methods, found)
+    groups = tables.grouped(load_profile().methods, found)
     return tables.layout(groups, dict.fromkeys(kinds, metrics), found, **more)
 
 
