@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ class MeasurementSet:
         """The identity of the set: a hash of its facts, keys and tensors."""
         digest: str = self.facts["sha256"]
         return digest
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether any image was measured with noise."""
+        return any(bool((group.measurement.sigma_y > 0).any()) for group in self.groups)
+
+    @cached_property
+    def n_measured(self) -> Tensor:
+        """How many entries the measurement of each image has, (n,) long."""
+        counts = torch.zeros(len(self.keys), dtype=torch.long)
+        for group in self.groups:
+            counts[list(group.indices)] = group.measurement.y[0].numel()
+        return counts
 
     def batches(self, size: int, extra: Sequence[int], n_extra: int) -> Iterator[Batch]:
         """Batches of at most `size`: each sample once, and those in `extra` another `n_extra` times."""

@@ -121,7 +121,8 @@ def _sample(denoiser: Denoiser) -> dict[str, list[float]]:
     noise = randn(denoiser.image_shape, draws)
     sampler = Heun(n_steps=STEPS, S_churn=0.5)
     with torch.inference_mode():
-        images = sampler.sample(denoiser, measurement, noise, generators=draws, class_labels=labels).x
+        seen = measurement if denoiser.is_conditional else None
+        images = sampler.sample(denoiser, seen, noise, generators=draws, class_labels=labels).x
     return {"images": _digest(images)}
 
 
