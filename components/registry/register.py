@@ -31,7 +31,7 @@ EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
 # The model that restores, and its distilled companions where they were trained.
 MEMBERS = ("invfusion", "mmse", "nppc")
-REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "pandas")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "filelock", "pandas")
 LICENCE = "Apache-2.0"
 
 
