@@ -514,6 +514,12 @@ class Measurement:
         tensors = {name: t.to(device) for name, t in self.operator.tensors().items()}
         return Measurement(self.y.to(device), self.operator.with_tensors(tensors), self.sigma_y.to(device))
 
+    @classmethod
+    def cat(cls, parts: Sequence["Measurement"]) -> "Measurement":
+        """Join measurements along the batch; raises `ShapeError` where their operators cannot be joined."""
+        operator = parts[0].operator.cat([part.operator for part in parts])
+        return cls(torch.cat([part.y for part in parts]), operator, torch.cat([part.sigma_y for part in parts]))
+
     def select(self, index: Index) -> "Measurement":
         """The measurements of some samples of the batch."""
         rows = rows_of(index, self.operator.batch_size)

@@ -15,12 +15,14 @@ from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import Measurement
 from invfusion.operators.base import check_levels
-from invfusion.rng import randn
+from invfusion.rng import generators, randn
 from invfusion.schema import Config
 
 # Some published comparisons ran an algorithm in another form than its authors'; the original is always the default.
 AlgorithmVariant = Literal["original", "published"]
 
+# Names the random stream of samplers that are given a seed alone.
+STREAM = "restore"
 
 Follows = Literal["posterior", "mean", "approximation", "nothing"]
 
@@ -103,19 +105,21 @@ class Sampler(Config, ABC):
         self,
         denoiser: DenoiserLike,
         measurement: Measurement | None,
-        noise: Tensor,
+        noise: Tensor | None = None,
         *,
-        generators: Sequence[torch.Generator],
+        generators: Sequence[torch.Generator] | None = None,
         class_labels: Tensor | None = None,
+        seed: int = 0,
     ) -> SampleOutput:
-        """Draw one image per row of `noise`; an image does not depend on its neighbours in the batch.
+        """Draw one image per measurement (per row of `noise`); an image does not depend on its neighbours in the batch.
 
         Args:
             denoiser: called as `denoiser(x, sigma, measurement, class_labels)`.
             measurement: what is known about the images, or None to sample unconditionally.
-            noise: (B, C, H, W) standard normal, the start of the trajectories.
-            generators: one CPU generator per image, for the noise that is drawn on the way.
+            noise: (B, C, H, W) standard normal, the start of the trajectories; by default drawn from the generators.
+            generators: one CPU generator per image, for the noise that is drawn on the way; by default of `seed`.
             class_labels: (B,) long, or None.
+            seed: names the draw, where noise or generators are not given.
 
         Raises:
             OperatorError: the operator or the denoiser lacks what the algorithm requires.
@@ -123,6 +127,7 @@ class Sampler(Config, ABC):
         """
         self.check_capabilities(denoiser, measurement)
         self.check_pairing(denoiser, measurement)
+        noise, generators = _drawn(measurement, noise, generators, seed)
         _check_batch(denoiser, measurement, noise, generators, class_labels)
         if "grad" not in self.requires:
             return self._sample(denoiser, measurement, noise, generators, class_labels)
@@ -264,6 +269,19 @@ CAPABILITIES: dict[str, tuple[str, Callable[[Any, Measurement | None], bool]]] =
     "grad": ("a measurement, and a denoiser that autograd can differentiate", _offers_grad),
     "components": ("a denoiser with principal components, such as the distilled 'nppc' model", _offers_components),
 }
+
+
+def _drawn(
+    measurement: Measurement | None, noise: Tensor | None, draws: Sequence[torch.Generator] | None, seed: int
+) -> tuple[Tensor, Sequence[torch.Generator]]:
+    """Noise (B, C, H, W) and B generators, drawn where they are not given."""
+    if noise is not None:
+        return noise, generators(seed, STREAM, range(len(noise))) if draws is None else draws
+    if measurement is None:
+        raise ShapeError("hand in noise (B, C, H, W): without a measurement it says how many images of which shape")
+    operator = measurement.operator
+    draws = generators(seed, STREAM, range(operator.batch_size)) if draws is None else draws
+    return randn(operator.image_shape, draws, measurement.y.device), draws
 
 
 def _check_batch(
