@@ -165,6 +165,8 @@ class _DenseSystem(System):
 
 def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     """H U, (B, r, *M)."""
+    if not len(covariance.variances):
+        return covariance.basis.new_zeros(operator.batch_size, 0, *operator.measurement_shape)
     images = covariance.flat_basis.mT.reshape(len(covariance.variances), *operator.image_shape)
     if isinstance(operator, StridedConvolution):
         # The spectra of the basis are the same for all samples.
@@ -293,8 +295,8 @@ class _WoodburySystem(System):
         q2, weights = squared_singular_values(self.parts.operator)
         noise, floor = self.parts.noise[:, None], self.floor[:, None]
         on_range = ((floor * q2 + noise).log() + LOG_2_PI).where(q2 > 0, 0)
-        system: Tensor = (weights * on_range).sum(1)
-        return system + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+        whole: Tensor = (weights * on_range).sum(1) + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+        return whole
 
 
 def aligned_to(values: Tensor, like: Tensor) -> Tensor:
