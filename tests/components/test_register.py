@@ -53,7 +53,7 @@ def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_run(tmp_path, n=1)
     params = load_profile()
-    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
+    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES), "model": "invfusion"})
     return params.model_copy(update={"register_": register})
 
 
@@ -284,6 +284,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         write_run(folder, n=1)
         params = load_profile()
+        register = params.register_.model_copy(update={"model": "invfusion"})
+        params = params.model_copy(update={"register_": register})
         for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
             shutil.rmtree(folder / "artifacts/models" / name)
             denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)
