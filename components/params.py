@@ -21,6 +21,7 @@ from invfusion.errors import ConfigError
 from invfusion.models.config import DenoiserConfig
 from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.noise import GaussianNoise, Levels, NoiseConfig
+from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
 from invfusion.schema import Config
 from invfusion.training.config import OptimisationConfig, TrainConfig
@@ -237,9 +238,13 @@ else:
 
 
 class Params(Config):
-    """One experiment: every scientific value of the pipeline."""
+    """One experiment: every scientific value of the pipeline.
+
+    plugins: modules of the user's own that register kinds named below.
+    """
 
     seed: int = Field(ge=0)
+    plugins: list[str] = Field(default=[])
     data: DataConfig
     degradation: AnyFamily
     noise: NoiseConfig = GaussianNoise()
@@ -364,6 +369,8 @@ def read_values(path: Path | str) -> dict[str, Any]:
 
 def params_from(values: Mapping[str, Any], source: str) -> Params:
     """Validate the values of one experiment; `source` is named where they are wrong."""
+    plugins = values.get("plugins")
+    load_plugins(plugins if isinstance(plugins, list) else [])
     try:
         return Params.model_validate(values)
     except ValidationError as error:
