@@ -21,6 +21,7 @@ from components.reporting.paper import NOT_IN_PAPER, Paper, table_1
 from components.reporting.tables import Table, listing
 from components.reporting.verdicts import Contest, Evidence
 from invfusion.metrics import METRICS
+from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,6 @@ OF_DRAWS, OF_POINTS = ("energy_score", "psnr", "consistency_mse"), ("psnr", "con
 # What evaluations of the paper's kind call "not a measurement".
 GENERATION = (UNCONDITIONAL, "null")
 PAPER_NAMES = {"MMSE": "InvFusion trained for MMSE"}
-KNOWS = {
-    "unconditional": "no, and sees no measurement",
-    "palette": "no: sees H†y",
-    "invfusion": "yes: sees H†y, y and H",
-    "mmse": "yes",
-    "nppc": "yes",
-}
 HOW = {
     "claims": "Differences are means over the images that both restored, with the 95% bootstrap interval of that "
     "paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
@@ -172,13 +166,12 @@ def manifest_of(model: str) -> dict[str, Any]:
 
 def models() -> Table | None:
     """The trained models that are on disk."""
-    names = {"unconditional": "Unconditional", "palette": "Palette", "invfusion": "InvFusion", "mmse": "distilled MMSE"}
     rows = [
-        ({**names, "nppc": "NPPC"}[model], knows, count_of(model, "n_parameters"), count_of(model, "nimg"))
-        for model, knows in KNOWS.items()
-        if (MODELS / model / "model.safetensors").exists()
+        (recipe.label, recipe.given, count_of(name, "n_parameters"), count_of(name, "nimg"))
+        for name, recipe in RECIPES.items()
+        if (MODELS / name / "model.safetensors").exists()
     ]
-    return listing("Model, Knows the operator, #Parameters, #Training images", rows) if rows else None
+    return listing("Model, Is given, #Parameters, #Training images", rows) if rows else None
 
 
 def count_of(model: str, name: str) -> str:
@@ -347,11 +340,10 @@ def nppc_figure(degradations: Sequence[str]) -> Picture | None:
 def curve_figure() -> Picture | None:
     """The logged losses: diffusion models share a panel, the distilled models have one each."""
     panels: dict[str, dict[str, tuple[figures.Array, figures.Array]]] = {}
-    titles = {"mmse": "distilled MMSE loss", "nppc": "NPPC loss"}
-    for model in KNOWS:
-        curve = read_curve(LOGS / f"{model}.csv")
+    for name, recipe in RECIPES.items():
+        curve = read_curve(LOGS / f"{name}.csv")
         if curve:
-            panels.setdefault(titles.get(model, "diffusion loss"), {})[model] = curve
+            panels.setdefault("diffusion loss" if recipe.is_diffusion else f"{recipe.label} loss", {})[name] = curve
     if not panels:
         return None
     figures.curves(FIGURES / "training.png", panels)
