@@ -134,7 +134,7 @@ def lead(params: Params) -> str:
         f"Restorations of {params.evaluate.n_images} {params.evaluate.split} images at "
         f"{params.data.image_size}×{params.data.image_size} pixels from incomplete linear measurements y = Hx + n. The "
         f"diffusion models were trained on {params.train.images:,} images each by one recipe; they differ in what they "
-        "are told about H."
+        "know of H."
     )
 
 
@@ -214,16 +214,17 @@ def split_degradations(params: Params, records: Sequence[Record]) -> tuple[list[
 
 
 def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str]) -> list[Contest]:
-    """Every method of InvFusion against what needs no training, every zero-shot method, and its trained rivals."""
+    """Every method of InvFusion against what needs no training, every zero-shot method, and the others of its kind."""
     evidence, groups = Evidence(records, DETAILS / "scores"), tables.grouped(params.methods, records)
     there = {(r.method, r.metric) for r in available(records) if r.degradation in kinds}
     untrained = [name for group in tables.GROUPS[:2] for name in groups.get(group, [])]
     found = []
     for group, metrics in zip(tables.GROUPS[2:], (OF_DRAWS, OF_POINTS), strict=True):
-        ours = [name for name in groups.get(group, []) if "InvFusion" in tables.label(name) and name != "NPPC"]
-        rivals = [*untrained, *(name for name in groups.get(group, []) if "InvFusion" not in tables.label(name))]
-        known = {name: [m for m in metrics if (name, m) in there] for name in ours}
-        found += [Contest(evidence, name, rivals, kinds, known[name]) for name in ours if known[name]]
+        for name in groups.get(group, []):
+            known = [metric for metric in metrics if (name, metric) in there]
+            if "InvFusion" in tables.label(name) and name != "NPPC" and known:
+                rivals = [*untrained, *(other for other in groups[group] if other not in (name, "NPPC"))]
+                found.append(Contest(evidence, name, rivals, kinds, known))
     return found
 
 

@@ -12,7 +12,7 @@ from invfusion.metrics import METRICS
 from invfusion.training.recipes import RECIPES
 
 # What people call a method, where that is not its name.
-LABELS = {"H_pinv y": "H†y", "PiGDM": "ΠGDM", "MMSE": "InvFusion, distilled", "NPPC": "InvFusion NPPC, mean"}
+LABELS = {"H_pinv y": "H†y", "PiGDM": "ΠGDM", "MMSE": "InvFusion distilled", "NPPC": "InvFusion NPPC (mean)"}
 DEGRADATIONS = {
     "strided_motion_blur": "Strided motion blur",
     "patch_inpainting": "Patch in-painting",
