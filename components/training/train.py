@@ -30,7 +30,7 @@ from components.params import Params, RuntimeConfig, load_params
 from components.progress import Progress
 from components.training import identity
 from components.training.grids import SAMPLER, restoration_grid
-from invfusion.data import StagedDataset
+from invfusion.data import StagedDataset, TrainingStream
 from invfusion.errors import DataError, InvFusionError
 from invfusion.models import (
     Denoiser,
@@ -120,9 +120,9 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
             stack.enter_context(exclusive(places.state))
         stack.enter_context(_on_stop_signals(stop.ask))
         observer = stack.enter_context(_observer(params, name, task, dataset, group))
+        stream = TrainingStream(dataset, task.seed, task.config.micro_batch_size, params.runtime.workers)
         model = run_training(
-            task, denoiser, dataset, places.state,
-            device=device, processes=group, n_workers=params.runtime.workers,
+            task, denoiser, stream, places.state, device=device, processes=group,
             n_draw_threads=params.runtime.draw_threads,
             observer=observer, should_stop=lambda: stop.signal is not None or _is_orphan(parent),
         )  # fmt: skip
