@@ -5,7 +5,6 @@ start time too, so that `down` never ends a stranger that was given the same num
 carries its name in the environment, and is found by that when the service was killed.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -22,7 +21,7 @@ from urllib.request import urlopen
 
 import psutil
 
-from components import tracking
+from components import cli, tracking
 from components.params import Params, load_params
 from flows import entry
 from invfusion.errors import ServiceError
@@ -230,7 +229,7 @@ def read(name: str) -> Note | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("action", choices=("up", "down", "status"))
     action = parser.parse_args().action
     with entry.clear_ends():
