@@ -20,7 +20,8 @@ from components.registry.gates import Gate, Record, judge, packed
 from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
-from invfusion.errors import CheckpointError, DataError
+from invfusion.errors import CheckpointError, DataError, InvFusionError
+from invfusion.models import load_denoiser, load_manifest
 from invfusion.operators import spec_to_json
 from invfusion.rng import generator, generators, randn
 
@@ -58,13 +59,14 @@ def register(params: Params) -> Registration:
     Reads reports/evaluation.json; writes reports/registration.json (no run ids, no times).
 
     Raises:
-        CheckpointError: there is no trained InvFusion model.
+        CheckpointError: there is no trained InvFusion model, or a folder is damaged or holds another model.
         DataError: the evaluation is missing.
         ServiceError: MLflow does not answer.
     """
     checkpoints = find_checkpoints(MODELS)
-    checkpoint = checkpoint_hash(checkpoints)
     records = read_records(EVALUATION)
+    check_checkpoints(checkpoints, params)
+    checkpoint = checkpoint_hash(checkpoints)
     registry = Registry(params, params.register_.name)
     known = registry.find(checkpoint)
     version = known or registry.add(
@@ -106,7 +108,31 @@ def find_checkpoints(folder: Path) -> dict[str, Path]:
     """The checkpoint folders that make the registered model."""
     if not (folder / "invfusion" / "model.safetensors").exists():
         raise CheckpointError(f"{folder / 'invfusion'} holds no trained model; run `dvc repro train@invfusion` first")
-    return {name: folder / name for name in MEMBERS if (folder / name / "model.safetensors").exists()}
+    return {name: folder / name for name in MEMBERS if (folder / name).is_dir()}
+
+
+def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
+    """Load every model, and compare it with what its folder's name and the parameters say.
+
+    Raises:
+        CheckpointError: a folder is incomplete or damaged, or holds another model than its name says.
+    """
+    shape = (params.data.channels, params.data.image_size, params.data.image_size)
+    for name, folder in checkpoints.items():
+        trained_as = load_manifest(folder).get("name", name)
+        config = load_denoiser(folder).config
+        found = {
+            f"it was trained as '{trained_as}'": trained_as != name,
+            f"its network is '{config.variant}'": name == "invfusion" and config.variant != "invfusion",
+            f"it has {config.n_components} components": (config.n_components > 0) != (name == "nppc"),
+            f"it makes images {config.image_shape}, data.image_size asks for {shape}": config.image_shape != shape,
+        }
+        wrong = [reason for reason, is_wrong in found.items() if is_wrong]
+        if wrong:
+            raise CheckpointError(
+                f"{folder} does not hold this project's model '{name}': {', '.join(wrong)}; train it anew, or bring "
+                "back the folder with `dvc checkout`"
+            )
 
 
 def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
@@ -122,7 +148,7 @@ def read_records(path: Path) -> list[Record]:
     """The flat list of evaluation records."""
     try:
         records: list[Record] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); run `dvc repro evaluate` first") from error
     return records
 

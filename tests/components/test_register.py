@@ -1,5 +1,6 @@
 """Registration happens once per checkpoint, the gates decide, and the registered model restores."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -17,11 +18,11 @@ from components.params import GatesConfig
 from components.profiles import load_profile
 from components.registry import gates, promotion
 from components.registry import register as step
-from components.registry.restoration_model import read_labels
+from components.registry.restoration_model import Work, check_images, read_labels
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
-from invfusion.operators import spec_to_json
+from invfusion.operators import MatrixOperator, Measurement, spec_to_json
 from invfusion.rng import generator
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         requirements=["mlflow"],
     )
     monkeypatch.setattr(step, "package", lambda *_: made)
+    monkeypatch.setattr(step, "check_checkpoints", lambda *_: None)
 
 
 def write_records(found: list[dict[str, Any]]) -> None:
@@ -221,6 +223,47 @@ def test_missing_files_are_named(params: Any) -> None:
         step.register(params)
 
 
+def write_models(params: Any, **changes: Any) -> None:
+    """Untrained models of the default architecture, as the pipeline leaves them."""
+    for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
+        shutil.rmtree(Path("artifacts/models", name))
+        options = {"variant": "invfusion", "n_components": n_components} | changes.get(name, {})
+        denoiser = build_denoiser(params.model.preset, **options)
+        save_denoiser(denoiser, Path("artifacts/models", name), {"name": name} | changes.get("manifest", {}))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "text"])
+def test_a_damaged_model_folder_is_named(params: Any, file: str, damage: str) -> None:
+    write_models(params)
+    for name in ("invfusion", "nppc"):
+        path = Path("artifacts/models", name, file)
+        content = path.read_bytes()
+        path.unlink() if damage == "missing" else path.write_bytes(b"" if damage == "empty" else b"text")
+        with pytest.raises(CheckpointError, match=f"artifacts/models/{name}"):
+            step.register(params)
+        path.write_bytes(content)
+    assert versions(params) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"invfusion": {"variant": "unconditional"}}, "model 'invfusion': its network is 'unconditional'"),
+        ({"invfusion": {"variant": "palette"}}, "model 'invfusion': its network is 'palette'"),
+        ({"invfusion": {"n_components": 2}}, "model 'invfusion': it has 2 components"),
+        ({"nppc": {"n_components": 0}}, "model 'nppc': it has 0 components"),
+        ({"mmse": {"image_size": 32}}, r"model 'mmse': it makes images \(3, 32, 32\)"),
+        ({"manifest": {"name": "mmse"}}, "model 'invfusion': it was trained as 'mmse'"),
+    ],
+)
+def test_another_model_is_not_registered_as_this_one(params: Any, changes: Any, message: str) -> None:
+    write_models(params, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        step.register(params)
+
+
+@pytest.mark.usefixtures("echo")
 def test_an_unreachable_registry_is_named(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
@@ -289,10 +332,48 @@ def test_the_registered_model_restores(registered: Any) -> None:
         "not valid JSON": ({**request, "operator": "{"}, few),
         "must not be negative": ({**request, "sigma_y": [0.1, -0.1]}, few),
         "knows no classes": ({**request, "class_labels": [0, 0]}, few),
+        "sigma_y holds a number that is not finite": ({**request, "sigma_y": [float("inf"), 0]}, few),
+        "not finite|finite": ({**request, "operator": with_nan(request["operator"])}, few),
     }
     for message, (wrong, settings) in refused.items():
         with pytest.raises(Exception, match=message):
             registered.predict(wrong, params=settings)
+
+
+def with_nan(operator: str) -> str:
+    spec = json.loads(operator)
+    for tensor in spec["tensors"].values():
+        tensor["data"] = base64.b64encode(b"\0\0\xc0\x7f" + base64.b64decode(tensor["data"])[4:]).decode()
+    return json.dumps(spec)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_images_that_are_not_finite_are_no_answer(value: float) -> None:
+    good = {"images": torch.zeros(1, 3, 4, 4)}
+    check_images([good, good])
+    with pytest.raises(ShapeError, match="the restoration is not finite: y, sigma_y or the operator"):
+        check_images([good, {"images": torch.full((1, 3, 4, 4), value)}])
+
+
+def matrix_request(batch: int, rows: int) -> Measurement:
+    operator = MatrixOperator((3, 4, 4), torch.eye(48).repeat(batch, -(-rows // 48), 1)[:, :rows])
+    return Measurement(torch.zeros(batch, rows), operator, torch.zeros(batch))
+
+
+def test_the_work_of_a_request_is_bounded() -> None:
+    Work().add(matrix_request(256, 128), 1, 100)
+    Work().add(matrix_request(1, 2048), 1, 1000)
+    for batch, rows, n_samples, n_steps, message in [
+        (1, 6000, 1, 1, "squared rows of all matrices"),
+        (256, 192, 1, 1, "squared rows of all matrices"),
+        (256, 2, 256, 1000, "network passes"),
+    ]:
+        with pytest.raises(ShapeError, match=f"at most .* {message}.*split it"):
+            Work().add(matrix_request(batch, rows), n_samples, n_steps)
+    together = Work()
+    together.add(matrix_request(200, 2), 1, 1)
+    with pytest.raises(ShapeError, match="at most 256 images, this one asks for 400"):
+        together.add(matrix_request(200, 2), 1, 1)
 
 
 @pytest.mark.parametrize("wrong", [[0, 10], [-1, 0], [0.5, 1]])
