@@ -66,15 +66,15 @@ def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -
     posterior samples' ranks from uniform ones.
     """
     ratios = [r for r in select(records, "NPPC", "nppc_std_ratio") if r["value"] is not None]
-    gaps = [r for r in records if r["method"] == "InvFusion" and r["metric"].endswith("_gap")]
-    gaps = [r for r in gaps if r["value"] is not None]
-    if not ratios and not gaps:
+    deviations = [r for r in records if r["method"] == "InvFusion" and r["metric"].endswith("_gap")]
+    deviations = [r for r in deviations if r["value"] is not None]
+    if not ratios and not deviations:
         yield Gate("calibration", True, "not available: the evaluation did not measure it")
     for r in ratios:
         passed = 1 / max_ratio <= r["value"] <= max_ratio
         allowed = f"allowed {1 / max_ratio:.3g} to {max_ratio:g}"
         yield Gate(f"calibration of NPPC on {r['degradation']}", passed, f"std ratio {r['value']:.3g}, {allowed}")
-    for r in gaps:
+    for r in deviations:
         reason = f"{r['metric']} {r['value']:.3g}, allowed {max_gap:g}"
         yield Gate(f"calibration on {r['degradation']}", r["value"] <= max_gap, reason)
 

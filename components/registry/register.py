@@ -20,7 +20,7 @@ from components.registry.gates import Gate, Record, judge, packed
 from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
-from invfusion.errors import CheckpointError, DataError, InvFusionError
+from invfusion.errors import CheckpointError, DataError
 from invfusion.models import load_denoiser, load_manifest
 from invfusion.operators import spec_to_json
 from invfusion.rng import generator, generators, randn

@@ -226,7 +226,7 @@ def read_labels(row: Mapping[str, Any], batch: int, n_samples: int, n_classes: i
 
 
 def optional(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column that may be absent; a table fills the gaps of its rows with None or NaN."""
+    """The value of a column that may be absent; a table has None or NaN there."""
     value = row.get(name)
     return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
 

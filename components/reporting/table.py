@@ -259,9 +259,7 @@ def main() -> None:
     """Make a table or figure of the paper, or all of them."""
     command = cli.parser(main.__doc__)
     command.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
-    command.add_argument(
-        "--no-train", action="store_true", help="leave out rows whose model is not trained"
-    )
+    command.add_argument("--no-train", action="store_true", help="leave out rows whose model is not trained")
     failed = []
     with cli.started(command, quiet=is_helper()) as options:
         for name in options.names or experiment_names():
