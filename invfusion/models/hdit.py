@@ -126,7 +126,9 @@ def set_attention_backend(model: nn.Module, name: str) -> None:
 
 
 class JointAttention(SelfAttention):
-    """Attention whose softmax also runs over keys and values made from the degraded features: the InvFusion block."""
+    """Attention of tokens (B, H, W, d) whose softmax also runs over keys and values made from the degraded features:
+    the InvFusion block (paper, section 3).
+    """
 
     def __init__(self, level: LevelConfig, config: DenoiserConfig, patch: int) -> None:
         super().__init__(level, config)
@@ -164,7 +166,7 @@ class JointAttention(SelfAttention):
 
 
 class Layer(nn.Module):
-    """An attention block, then a feed-forward block."""
+    """An attention block, then a feed-forward block, on tokens (B, H, W, d)."""
 
     def __init__(self, level: LevelConfig, config: DenoiserConfig, joint_patch: int | None) -> None:
         super().__init__()
@@ -183,7 +185,7 @@ class Layer(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """The layers of one way through one resolution."""
+    """The layers of one way through one resolution, on tokens (B, H, W, d)."""
 
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         level = config.levels[index]

@@ -32,7 +32,7 @@ class Processes:
         return waiting
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum of a tensor of any shape over all processes."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
