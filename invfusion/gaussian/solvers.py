@@ -84,7 +84,11 @@ class Dense(Solver):
         if isinstance(operator, MaskOperator):
             assert self.entries is not None
             real = torch.arange(self.entries.shape[1], device=device) < n_measured(operator)[:, None]
-            return self.low_rank.flat_basis[self.entries] * real[..., None], torch.diag_embed(real.double()), (~real).double()
+            return (
+                self.low_rank.flat_basis[self.entries] * real[..., None],
+                torch.diag_embed(real.double()),
+                (~real).double(),
+            )
         if isinstance(operator, MatrixOperator):
             seen, gram = self.low_rank.seen_by(operator.matrix), operator.matrix @ operator.matrix.mT
             empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).double()
