@@ -228,21 +228,21 @@ class Evaluation:
         save_file(self.judge.scores(case), scores)
         log.info(
             "%s / %s: %d images, %d calls and %.2f s each%s", cell.degradation, cell.method, cell.n, cell.nfe,
-            case.restored.seconds_per_image, f", {cell.n_diverged} more diverged" if cell.n_diverged else "",
+            case.restored.costs.seconds_per_image, f", {cell.n_diverged} more diverged" if cell.n_diverged else "",
         )  # fmt: skip
 
 
 def cost_of(case: Case, device: torch.device) -> dict[str, Any]:
     """One line of costs.json."""
-    memory = case.restored.peak_memory_mib
+    costs = case.restored.costs
     return {
         "method": case.cell.method,
         "degradation": case.cell.degradation,
         "n": case.cell.n,
         "n_diverged": case.cell.n_diverged,
-        "nfe": case.cell.nfe,
-        "seconds_per_image": float(f"{case.restored.seconds_per_image:.3g}"),
-        "peak_memory_mib": None if memory is None else round(memory),
+        "nfe": costs.nfe,
+        "seconds_per_image": float(f"{costs.seconds_per_image:.3g}"),
+        "peak_memory_mib": None if costs.peak_memory_mib is None else round(costs.peak_memory_mib),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 

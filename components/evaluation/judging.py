@@ -62,7 +62,7 @@ class Case:
             degradation=self.measured.degradation,
             n=int((~diverged).sum()),
             n_diverged=int(diverged.sum()),
-            nfe=self.restored.nfe,
+            nfe=self.restored.costs.nfe,
             measurements_sha256=self.measured.sha256,
         )
 

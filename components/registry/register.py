@@ -5,18 +5,17 @@ again adds nothing, and a clone without a registry makes one. The decision is st
 not taken again while checkpoints, evaluation and gates stay the same; so an alias moved by hand stays where it is.
 """
 
-import argparse
 import hashlib
 import importlib.metadata
 import json
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.params import Params, load_params
+from components import cli
+from components.params import Params
 from components.registry.gates import Gate, Record, judge, packed
 from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
@@ -33,7 +32,7 @@ EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
 # The model that restores, and its distilled companions where they were trained.
 MEMBERS = ("invfusion", "mmse", "nppc")
-REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "pandas")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "filelock", "pandas")
 LICENCE = "Apache-2.0"
 
 
@@ -247,12 +246,8 @@ def _sha256(content: bytes) -> str:
 
 def main() -> None:
     """Register what was trained; components.registry.promotion promotes and rolls back by hand."""
-    argparse.ArgumentParser(description=main.__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        register(load_params())
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    with cli.started(cli.parser(main.__doc__)) as options:
+        register(options.params)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from components.params import Params, load_params
-from components.training.train import denoiser_for
+from components.profiles import load_profile
+from components.training.train import network
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
@@ -26,11 +26,6 @@ from invfusion.rng import generator, generators, randn
 log = logging.getLogger(__name__)
 
 
-def profile_path(name: str) -> Path:
-    """The params file of a named profile; `params.yaml` itself where no name is given."""
-    return Path("profiles") / f"{name}.yaml" if name else Path("params.yaml")
-
-
 def dry_run(params: Params, batch_size: int = 1) -> None:
     """Build every variant on the fly and run the largest one forward and backward, one batch for each family.
 
@@ -38,11 +33,11 @@ def dry_run(params: Params, batch_size: int = 1) -> None:
         InvFusionError: the model, the operators or the loss do not fit together.
     """
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
-    for variant in params.train.variants:
+    for name in params.train.models:
         with torch.device("meta"):
-            model = denoiser_for(params, variant)
-        log.info("%-13s %11s parameters", variant, f"{sum(p.numel() for p in model.parameters()):,}")
-    denoiser = denoiser_for(params, "invfusion")
+            model = network(params, name)
+        log.info("%-13s %11s parameters", name, f"{sum(p.numel() for p in model.parameters()):,}")
+    denoiser = network(params, "invfusion")
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
     for family in families(params.degradation):
         _one_step(params, denoiser, x, family)
@@ -73,9 +68,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        path = profile_path(arguments.profile)
-        params = load_params(path)
-        log.info("%s is valid: %d training images at %d px", path, params.train.images, params.data.image_size)
+        params = load_profile(arguments.profile) if arguments.profile else load_params()
+        name = arguments.profile or "params.yaml"
+        log.info("%s is valid: %d training images at %d px", name, params.train.images, params.data.image_size)
         dry_run(params, arguments.batch_size)
     except InvFusionError as error:
         sys.exit(f"error: {error}")

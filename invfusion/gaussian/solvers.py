@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Covariance, Coloured, LowRank, given_noisy, half_weights
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, given_noisy, half_weights
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator

@@ -5,6 +5,7 @@ features with the measurement y.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,11 +40,8 @@ class FeatureDegradation(nn.Module):
 
     def _to_images(self, x: Tensor) -> Tensor:
         """(B, H, W, d) -> (B, stack, channels, H * patch, W * patch)."""
-        (b, h, w, _), p, c, k = x.shape, self.patch, self.channels, self.stack_size
-        return x.view(b, h, w, p, p, k, c).permute(0, 5, 6, 1, 3, 2, 4).reshape(b, k, c, h * p, w * p)
+        return rearrange(x, "b h w (p q k c) -> b k c (h p) (w q)", p=self.patch, q=self.patch, c=self.channels)
 
     def _to_tokens(self, images: Tensor) -> Tensor:
-        """The inverse of `_to_images`."""
-        (b, k, c, height, width), p = images.shape, self.patch
-        h, w = height // p, width // p
-        return images.reshape(b, k, c, h, p, w, p).permute(0, 3, 5, 4, 6, 1, 2).reshape(b, h, w, p * p * k * c)
+        """(B, stack, channels, H * patch, W * patch) -> (B, H, W, d), the inverse of `_to_images`."""
+        return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=self.patch, q=self.patch)

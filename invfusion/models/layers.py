@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -163,14 +164,12 @@ class Mapping(nn.Module):
 
 def space_to_depth(x: Tensor, p: int) -> Tensor:
     """(B, H, W, d) -> (B, H/p, W/p, p*p*d), features ordered (row in patch, column in patch, d)."""
-    b, h, w, d = x.shape
-    return x.view(b, h // p, p, w // p, p, d).transpose(2, 3).reshape(b, h // p, w // p, p * p * d)
+    return rearrange(x, "b (h p) (w q) d -> b h w (p q d)", p=p, q=p)
 
 
 def depth_to_space(x: Tensor, p: int) -> Tensor:
-    """The inverse of `space_to_depth`."""
-    b, h, w, d = x.shape
-    return x.view(b, h, w, p, p, d // p**2).transpose(2, 3).reshape(b, h * p, w * p, d // p**2)
+    """(B, H, W, p*p*d) -> (B, H*p, W*p, d), the inverse of `space_to_depth`."""
+    return rearrange(x, "b h w (p q d) -> b (h p) (w q) d", p=p, q=p)
 
 
 class TokenMerge(nn.Module):

@@ -135,11 +135,13 @@ class Blur(LinearOperator):
         return self
 
     def _preconditioner(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
-        """The inverse of the circular H H^T on the grid of the measurement (Strang 1986)."""
-        square = _transfer(self.kernel.to(self.dtype), self.measurement_shape[1:], centred=True).abs().square()
-        floor = 1e-3 * square.amax(dim=(-2, -1), keepdim=True) if self.has_full_rows else square.new_zeros(1)
+        """The inverse of the circular H H^T on a grid a little larger than the measurement's (after Strang 1986)."""
+        n, m = self.measurement_shape[1:]
+        grid = [next_fast_len(s + k) for s, k in zip((n, m), self.kernel.shape[-2:], strict=True)]
+        square = _transfer(self.kernel.to(self.dtype), grid, centred=True).abs().square()
+        floor = 1e-3 * square.amax(dim=(-2, -1), keepdim=True) * (lam == 0).view(-1, 1, 1, 1)
         inverse = 1 / torch.maximum(square + lam.view(-1, 1, 1, 1), floor)
-        return lambda z: _filter(z, inverse)
+        return lambda z: _filter(F.pad(z, (0, grid[1] - m, 0, grid[0] - n)), inverse)[..., :n, :m]
 
     @property
     def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -11,7 +11,8 @@ import pytest
 from fake_evaluation import records
 
 from components import tracking
-from components.params import GatesConfig, load_params
+from components.params import GatesConfig
+from components.profiles import load_profile
 from components.registry import promotion
 from components.registry.gates import packed
 from invfusion.errors import ConfigError
@@ -40,7 +41,7 @@ def params(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def settings() -> Any:
-    params = load_params(ROOT / "params.yaml")
+    params = load_profile()
     register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
     return params.model_copy(update={"register_": register})
 

@@ -14,7 +14,8 @@ import torch
 from fake_evaluation import FAMILIES, record, records, write_run
 
 from components import tracking
-from components.params import GatesConfig, load_params
+from components.params import GatesConfig
+from components.profiles import load_profile
 from components.registry import gates, promotion
 from components.registry import register as step
 from components.registry.restoration_model import Work, check_images, read_labels
@@ -51,7 +52,7 @@ def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_run(tmp_path, n=1)
-    params = load_params(ROOT / "params.yaml")
+    params = load_profile()
     register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
     return params.model_copy(update={"register_": register})
 
@@ -282,7 +283,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         write_run(folder, n=1)
-        params = load_params(ROOT / "params.yaml")
+        params = load_profile()
         for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
             shutil.rmtree(folder / "artifacts/models" / name)
             denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)

@@ -74,10 +74,12 @@ def test_every_registered_operator_has_an_example() -> None:
     assert set(EXAMPLES) == set(OPERATORS)
 
 
-@pytest.mark.parametrize("shape", [(1, 9, 15), (3, 15, 9)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_keeps_the_contract_at_odd_sizes(make: Make, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    report = check_operator(make(shape, torch.Generator().manual_seed(1)).to(dtype))
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 9, 15), torch.float32), ((3, 15, 9), torch.float64)], ids=["gray32", "colour64"]
+)
+def test_keeps_the_contract(make: Make, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    operator = make(shape, torch.Generator().manual_seed(1)).to(dtype)
+    report = check_operator(operator, tolerance=1e-4 if dtype == torch.float32 else 1e-9)
     assert report.passed, str(report)
 
 
@@ -86,12 +88,6 @@ def dense(operator: LinearOperator) -> Tensor:
     size = torch.Size(SHAPE).numel()
     basis = torch.eye(size, dtype=operator.dtype).view(size, *SHAPE)
     return operator.H(basis.expand(operator.batch_size, *basis.shape)).flatten(2).mT
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_keeps_the_contract(operator: LinearOperator, dtype: torch.dtype) -> None:
-    report = check_operator(operator.to(dtype))
-    assert report.passed, str(report)
 
 
 def test_pinv_is_that_of_the_dense_matrix(operator: LinearOperator) -> None:

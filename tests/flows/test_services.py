@@ -144,7 +144,7 @@ def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     records.keep(run_id)
     assert sweeper.sweep(grace=0.0) == []
     assert (records.FOLDER / run_id).exists()
-    records._kept.pop().close()  # the process dies
+    records._kept.pop().release()  # the process dies
     assert sweeper.sweep(grace=60.0) == []  # Prefect may still say so itself
     assert sweeper.sweep(grace=0.0) == ([run_id] if final == "CRASHED" else [])
     assert prefect.state.type.value == final

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from components.params import load_params
+from components.profiles import profile_text
 from invfusion.errors import ConfigError
 
-DEFAULT = Path(__file__).resolve().parents[2] / "params.yaml"
+DEFAULT = profile_text("digits16")
 
 WRONG = [
     ("warmup_images: 1600", "warmup_imags: 1600", "train.warmup_imags: unknown key; did you mean 'warmup_images'?"),
@@ -21,7 +22,7 @@ WRONG = [
     ("image_size: 16", "image_size: 20", "strides [8]"),
     ("lr: 2.0e-3", "lr: fast", "train.lr: Input should be a valid number"),
     ("sigma_y: [0.0, 0.0]", "sigma_y: [0.3, 0.0]", "noise.sigma_y: a range is [low, high] with low <= high"),
-    ("  teacher: invfusion", "  teacher: palette", None),
+    ("{mmse: invfusion, nppc", "{mmse: palette, nppc", None),
     (
         "methods: [H_pinv y, DDRM",
         "methods: [H_pinv y, DDRN",
@@ -45,18 +46,29 @@ WRONG = [
     ),
     ("  noise: {kind: gaussian, sigma_y: 0.0}", "  noise: {kind: poisson, peak: 9}", "leave out matrix, or choose"),
     (
-        "variants: [unconditional, palette, invfusion]",
-        "variants: [palette]",
-        "distill.teacher 'invfusion' is not among",
+        "models: [unconditional, palette, invfusion]",
+        "models: [palette]",
+        "train.distilled.mmse: 'invfusion' is not among train.models",
     ),
-    ("targets: [mmse, nppc]", "targets: [mmse, unrolled_ddrm]", None),
-    ("start: unconditional", "start: indi", "distill.unrolled_ddrm.start: Input should be"),
+    ("palette, invfusion]", "palete, invfusion]", "train.models: unknown model 'palete'; did you mean 'palette'?"),
+    (
+        "{mmse: invfusion, nppc",
+        "{nppcc: invfusion, nppc",
+        "unknown model 'nppcc'; did you mean 'nppc'?",
+    ),
+    ("{mmse: invfusion, nppc", "{unrolled_ddrm: unconditional, nppc", None),
+    (
+        "{mmse: invfusion, nppc",
+        "{mmse: unconditional, nppc",
+        "'unconditional' is no model that distilled MMSE",
+    ),
+    ("n_components: 3", "n_component: 3", "recipes.nppc.n_component: unknown key; did you mean 'n_components'?"),
 ]
 
 
 @pytest.mark.parametrize(("right", "wrong", "message"), WRONG, ids=[wrong for _, wrong, _ in WRONG])
 def test_a_wrong_file_is_explained(tmp_path: Path, right: str, wrong: str, message: str | None) -> None:
-    text = DEFAULT.read_text()
+    text = DEFAULT
     assert right in text
     path = tmp_path / "params.yaml"
     path.write_text(text.replace(right, wrong, 1))
@@ -75,5 +87,5 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 def test_numbers_are_read_as_yaml_1_2(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(DEFAULT.read_text().replace("lr: 2.0e-3", "lr: 5e-5", 1))
+    path.write_text(DEFAULT.replace("lr: 2.0e-3", "lr: 5e-5", 1))
     assert load_params(path).train.lr == 5e-5

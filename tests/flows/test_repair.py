@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from dvc.lock import make_lock
 
-from flows.mending import IN_USE, STATE, mend
+from flows.repair import IN_USE, STATE, repair
 
 WHOLE = """schema: '2.0'
 stages:
   stage:
-    cmd: python -m flows.stage
+    cmd: python -m flows.step stage
     deps:
     - path: components/data/stage.py
       hash: md5
@@ -32,13 +32,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("content", ["", '{"write": {"/da'])
 def test_a_list_of_used_paths_that_was_cut_is_removed(content: str) -> None:
     IN_USE.write_text(content)
-    mend()
+    repair()
     assert not IN_USE.exists()
 
 
 def test_a_whole_one_stays() -> None:
     IN_USE.write_text(json.dumps({"write": {}, "read": {}}))
-    mend()
+    repair()
     assert IN_USE.exists()
 
 
@@ -53,10 +53,10 @@ def test_one_that_dvc_is_writing_stays() -> None:
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        mend()
+        repair()
         assert IN_USE.exists()
         holder.communicate("\n")
-    mend()
+    repair()
     assert not IN_USE.exists()
 
 
@@ -64,7 +64,7 @@ def test_one_that_dvc_is_writing_stays() -> None:
 @pytest.mark.parametrize("cut", [WHOLE.index("2.0") + 2, WHOLE.index("stage:") + 3, WHOLE.index("hash:") + 2])
 def test_a_lockfile_that_was_cut_is_put_aside(name: str, cut: int) -> None:
     Path(name).write_text(WHOLE[:cut])
-    mend()
+    repair()
     assert not Path(name).exists()
     assert Path(f"{name}.damaged").read_text() == WHOLE[:cut]
 
@@ -72,10 +72,10 @@ def test_a_lockfile_that_was_cut_is_put_aside(name: str, cut: int) -> None:
 @pytest.mark.parametrize("content", ["", WHOLE])
 def test_a_lockfile_that_dvc_can_read_stays(content: str) -> None:
     Path("dvc.lock").write_text(content)
-    mend()
+    repair()
     assert Path("dvc.lock").read_text() == content
 
 
 def test_locks_are_given_back() -> None:
-    mend()
+    repair()
     make_lock(str(STATE / "lock")).lock()

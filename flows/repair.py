@@ -21,7 +21,7 @@ IN_USE = STATE / "rwlock"
 LOCKFILES = (Path("dvc.lock"), Path("oracle/dvc.lock"))
 
 
-def mend() -> None:
+def repair() -> None:
     """Put aside what was half written, unless DVC is at work; results are not among it."""
     if not STATE.exists():
         return
