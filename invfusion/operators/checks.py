@@ -11,7 +11,8 @@ from torch import Tensor
 
 from invfusion.errors import OperatorError
 from invfusion.operators.base import LinearOperator
-from invfusion.operators.spec import OPERATORS, operator_from_spec, spec_from_json, spec_to_json
+from invfusion.operators.registry import OPERATORS
+from invfusion.operators.spec import operator_from_spec, spec_from_json, spec_to_json
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
 POWER_ITERATIONS = 100
