@@ -253,8 +253,13 @@ class LinearOperator(nn.Module, ABC):
         return self.H(x)
 
     def to_spec(self) -> dict[str, Any]:
-        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`."""
+        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`.
+
+        An operator from outside this package names the module to load as `plugin`.
+        """
+        module = type(self).__module__
         return {
+            **({} if module.startswith("invfusion.") else {"plugin": module}),
             "kind": self.kind,
             "image_shape": list(self.image_shape),
             "attributes": self.attributes(),
