@@ -514,6 +514,11 @@ class Measurement:
         """H_pinv(y), (B, C, H, W): the measurement as an image. Computed once, since networks ask at every call."""
         return self.operator.H_pinv(self.y)
 
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether any image of the batch was measured with noise. Looked up once: on an accelerator that waits."""
+        return bool((self.sigma_y > 0).any())
+
     def to(self, device: torch.device | str) -> "Measurement":
         """A copy on another device; the operator of this one stays where it is."""
         tensors = {name: t.to(device) for name, t in self.operator.tensors().items()}
