@@ -65,14 +65,14 @@ def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -
     """
     found = available(records)
     ratios = {r.degradation: r.value for r in select(found, "NPPC", "nppc_std_ratio")}
-    gaps = [r for r in found if r.method == "InvFusion" and r.metric.endswith("_gap")]
-    if not ratios and not gaps:
+    deviations = [r for r in found if r.method == "InvFusion" and r.metric.endswith("_gap")]
+    if not ratios and not deviations:
         yield Gate("calibration", True, "not available: the evaluation did not measure it")
     for degradation, ratio in ratios.items():
         passed = ratio is not None and 1 / max_ratio <= ratio <= max_ratio
         allowed = f"allowed {1 / max_ratio:.3g} to {max_ratio:g}"
         yield Gate(f"calibration of NPPC on {degradation}", passed, f"std ratio {_number(ratio)}, {allowed}")
-    for r in gaps:
+    for r in deviations:
         reason = f"{r.metric} {_number(r.value)}, allowed {max_gap:g}"
         yield Gate(f"calibration on {r.degradation}", r.value is not None and r.value <= max_gap, reason)
 

@@ -352,7 +352,7 @@ def test_images_that_are_not_finite_are_no_answer(value: float) -> None:
 
 
 def matrix_request(batch: int, rows: int) -> Measurement:
-    operator = MatrixOperator((3, 4, 4), torch.eye(48).repeat(batch, -(-rows // 48), 1)[:, :rows])
+    operator = MatrixOperator((3, 27, 27), torch.eye(rows, 3 * 27 * 27).expand(batch, -1, -1))
     return Measurement(torch.zeros(batch, rows), operator, torch.zeros(batch))
 
 
@@ -360,7 +360,8 @@ def test_the_work_of_a_request_is_bounded() -> None:
     Work().add(matrix_request(256, 128), 1, 100)
     Work().add(matrix_request(1, 2048), 1, 1000)
     for batch, rows, n_samples, n_steps, message in [
-        (1, 6000, 1, 1, "squared rows of all matrices"),
+        (1, 6000, 1, 1, "rows of a matrix for images of 2187 numbers"),
+        (1, 2187, 1, 1, "squared rows of all matrices"),
         (256, 192, 1, 1, "squared rows of all matrices"),
         (256, 2, 256, 1000, "network passes"),
     ]:
