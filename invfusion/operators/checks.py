@@ -137,7 +137,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _ratio(error: Tensor, scale: Tensor) -> float:
     """Where the scale is zero, the error itself counts."""
-    return float((error.abs() / scale.where(scale > 0, 1)).max())
+    return float((error.detach().abs() / scale.detach().where(scale > 0, 1)).max())
 
 
 def _asymmetry(forth: Tensor, back: Tensor, a: Tensor, b: Tensor) -> float:
@@ -312,7 +312,7 @@ def _round_trip(probe: Probe) -> Iterator[float]:
 
 def _rebuilt(op: LinearOperator) -> LinearOperator:
     if OPERATORS.get(op.kind) is not type(op):
-        return type(op).from_tensors(op.image_shape, op.tensors(), op.attributes())
+        return op.with_tensors(op.tensors())
     twin = operator_from_spec(spec_from_json(spec_to_json(op.to_spec())))
     return twin.to(next(iter(op.tensors().values())).device)
 

@@ -20,7 +20,6 @@ from invfusion.operators.base import (
     check_definition,
     checked_image_shape,
     derived,
-    in_full_precision,
 )
 
 # Singular values below this share of the largest are zero, in H itself too, so that H H_pinv H = H holds exactly.
@@ -76,7 +75,6 @@ class StridedConvolution(LinearOperator):
         singular = (energy * kept).sqrt()[:, :, :, 0, : w // s // 2 + 1].to(self.dtype)
         return Spectra(forward=half[0], pinv=half[1], singular=singular, norm=largest.sqrt().flatten().to(self.dtype))
 
-    @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
         s, (_, m, _), w = self.stride, self.measurement_shape, self.image_shape[2]
         z = torch.fft.rfft2(x).unflatten(-2, (s, m))
@@ -84,15 +82,12 @@ class StridedConvolution(LinearOperator):
         full_width: Tensor = torch.fft.irfft2(folded, s=(m, w))
         return full_width[..., ::s]
 
-    @in_full_precision
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._spread(y, self.spectra.forward.conj())
 
-    @in_full_precision
     def _pinv(self, y: Tensor) -> Tensor:
         return self._spread(y, self.spectra.pinv)
 
-    @in_full_precision
     def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
         q = self.spectra.singular
         factors = gain(q.where(q > 0, 1)) * (q > 0)
@@ -114,9 +109,6 @@ class StridedConvolution(LinearOperator):
     @property
     def norm(self) -> Tensor:
         return self.spectra.norm
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"kernel": self.kernel}
 
     def attributes(self) -> dict[str, Any]:
         return {"stride": self.stride, "cutoff": self.cutoff}

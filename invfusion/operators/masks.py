@@ -1,13 +1,13 @@
 """Masks: some pixels are seen, the others are not. In-painting and out-painting of every shape."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from invfusion.errors import OperatorError, ShapeError
-from invfusion.operators.base import Gain, LinearOperator, aligned, check_definition
+from invfusion.errors import ShapeError
+from invfusion.operators.base import Gain, LinearOperator, aligned, checked_binary
 
 
 class MaskOperator(LinearOperator):
@@ -20,6 +20,7 @@ class MaskOperator(LinearOperator):
     mask: Tensor
 
     def __init__(self, image_shape: Sequence[int], mask: Tensor) -> None:
+        mask = checked_binary(mask, "a mask", "1 is seen")
         super().__init__(len(mask), image_shape, image_shape)
         expected = (self.batch_size, 1, *self.image_shape[1:])
         if tuple(mask.shape) != expected:
@@ -43,15 +44,5 @@ class MaskOperator(LinearOperator):
     def norm(self) -> Tensor:
         return self.mask.flatten(1).amax(dim=1).to(self.dtype)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"mask": self.mask}
-
-    @classmethod
-    def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
-        check_definition(cls.kind, tensors, ["mask"], "tensors")
-        check_definition(cls.kind, attributes, [], "attributes")
-        return cls(image_shape, tensors["mask"])
-
     def check_values(self) -> None:
-        if not bool(torch.isin(self.mask, torch.tensor([0, 1]).to(self.mask)).all()):
-            raise OperatorError("a mask must hold only 0 and 1")
+        checked_binary(self.mask, "a mask", "1 is seen")

@@ -1,13 +1,13 @@
 """A dense matrix per sample."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import Gain, LinearOperator, check_definition, derived, in_full_precision
+from invfusion.operators.base import Gain, LinearOperator, derived
 
 # Squaring a matrix doubles the digits it loses: above this condition number of the Gram matrix, the SVD is used.
 MAX_GRAM_CONDITION = 1e5
@@ -30,6 +30,8 @@ class MatrixOperator(LinearOperator):
     def __init__(self, image_shape: Sequence[int], matrix: Tensor) -> None:
         if matrix.ndim != 3:
             raise ShapeError(f"the matrix must be (B, m, D), got {tuple(matrix.shape)}")
+        if matrix.shape[1] == 0:
+            raise ShapeError("a matrix operator needs at least one row; NullOperator measures nothing")
         super().__init__(len(matrix), image_shape, matrix.shape[1:2])
         size = torch.Size(self.image_shape).numel()
         if matrix.shape[2] != size:
@@ -61,19 +63,15 @@ class MatrixOperator(LinearOperator):
         _ = self.inverse
         return self
 
-    @in_full_precision
     def _forward(self, x: Tensor) -> Tensor:
         return _apply_rows(self.matrix, x.flatten(-3))
 
-    @in_full_precision
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._as_images(_apply_rows(self.matrix.mT, y))
 
-    @in_full_precision
     def _pinv(self, y: Tensor) -> Tensor:
         return self._as_images(_apply_rows(self.inverse, y))
 
-    @in_full_precision
     def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
         vectors, squares = self.spectrum
         kept = squares > 0
@@ -82,15 +80,6 @@ class MatrixOperator(LinearOperator):
 
     def _as_images(self, vectors: Tensor) -> Tensor:
         return vectors.reshape(*vectors.shape[:-1], *self.image_shape)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"matrix": self.matrix}
-
-    @classmethod
-    def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
-        check_definition(cls.kind, tensors, ["matrix"], "tensors")
-        check_definition(cls.kind, attributes, [], "attributes")
-        return cls(image_shape, tensors["matrix"])
 
 
 def pseudo_inverse(matrix: Tensor) -> Tensor:
@@ -118,7 +107,9 @@ def _inverse_of_rows(matrix: Tensor) -> Tensor:
     empty = gram.diagonal(dim1=-2, dim2=-1) == 0
     gram = gram + torch.diag_embed(empty.to(gram.dtype))
     factor, failed = torch.linalg.cholesky_ex(gram)
-    gram_inverse = torch.cholesky_inverse(factor)
+    # A factor with zeros on its diagonal would raise for the whole batch.
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    gram_inverse = torch.cholesky_inverse(factor.where((failed == 0)[:, None, None], identity))
     condition = torch.linalg.matrix_norm(gram, 1) * torch.linalg.matrix_norm(gram_inverse, 1)
     sound = (failed == 0) & (condition < MAX_GRAM_CONDITION)
     inverse = (gram_inverse.to(matrix.dtype) @ matrix).mT

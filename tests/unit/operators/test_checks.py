@@ -141,7 +141,7 @@ def test_a_sound_operator_of_a_user_passes(dtype: torch.dtype) -> None:
         (MixesTheBatch, {"batch independence"}),
         (FixedRank, {"stack axes"}),
         (CutsTheGraph, {"derivatives"}),
-        (Promotes, {"low precision"}),
+        (Promotes, {"float64"}),
         (Remembers, {"repeatability"}),
         (ForgetsOnTheWay, {"round trip"}),
         (Raises, {"Penrose 1"}),

@@ -1,0 +1,233 @@
+"""Covariances of images in a basis in which they are diagonal: functions of them cost one change of basis and back.
+
+All numbers are float64. A gain maps eigenvalues and the precision p of a noisy image, broadcast against each other, to
+factors: with c / (1 + c p), for instance, a filter is the covariance of the image given one of noise level p^(-1/2).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from invfusion.errors import ConfigError
+from invfusion.operators.base import aligned
+
+Gain = Callable[[Tensor, Tensor], Tensor]
+# Singular values of the images below this share of the largest are rounding errors of a zero.
+RANK_TOLERANCE = 1e-9
+
+
+def given_noisy(c: Tensor, p: Tensor) -> Tensor:
+    """The variance that a direction of prior variance c keeps, given an image with noise of precision p."""
+    return c / (1 + c * p)
+
+
+class Covariance(nn.Module, ABC):
+    """A covariance of images (C, H, W) with known eigenvalues, all positive; `tensor_names` are those that define it."""
+
+    tensor_names: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
+        """gain(covariance) x for x (B, *K, C, H, W) float64 and precisions p (B,)."""
+
+    @abstractmethod
+    def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
+        """The average of gain over all eigenvalues, (B,): the trace of the filter per pixel and channel."""
+
+
+class LowRank(Covariance):
+    """U diag(v) U^T + floor I.
+
+    basis: U, (C, H, W, r) with orthonormal columns; variances: v, (r,), not negative; floor: (), positive.
+    """
+
+    tensor_names = ("basis", "variances", "floor")
+    basis: Tensor
+    variances: Tensor
+    floor: Tensor
+
+    def __init__(self, basis: Tensor, variances: Tensor, floor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("basis", basis.double(), persistent=False)
+        self.register_buffer("variances", variances.double(), persistent=False)
+        self.register_buffer("floor", floor.double(), persistent=False)
+
+    @property
+    def flat_basis(self) -> Tensor:
+        """(D, r)."""
+        return self.basis.flatten(0, 2)
+
+    @property
+    def size(self) -> int:
+        """D, the numbers in an image."""
+        return self.flat_basis.shape[0]
+
+    def seen_by(self, rows: Tensor) -> Tensor:
+        """Matrices (B, m, D) times U, (B, m, r)."""
+        return rows @ self.flat_basis
+
+    def excess(self, p: Tensor, gain: Gain) -> tuple[Tensor, Tensor]:
+        """What gain gives along the basis beyond that of the floor, (B, r), and that of the floor, (B,)."""
+        floor = gain(self.floor, p)
+        return gain(self.variances + self.floor, p[:, None]) - floor[:, None], floor
+
+    def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
+        excess, floor = self.excess(p, gain)
+        flat = x.flatten(-3)
+        along = flat @ self.flat_basis * aligned(excess, flat.ndim)
+        return (along @ self.flat_basis.mT + aligned(floor[:, None], flat.ndim) * flat).view(x.shape)
+
+    def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
+        excess, floor = self.excess(p, gain)
+        return excess.sum(1) / self.size + floor
+
+    @classmethod
+    def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
+        """The leading principal components of deviations from the mean, (N, C, H, W); the rest of the variance is
+        spread evenly over all directions, and nowhere is there less than `floor`.
+
+        That is the maximum of the likelihood where the floor does not bind. Source: Tipping & Bishop 1999.
+        """
+        shape, flat = deviations.shape[1:], deviations.flatten(1)
+        check_rank(len(flat), flat.shape[1], rank)
+        values, vectors = _leading(flat, rank)
+        bottom = left_out(deviations, values, floor)
+        return cls(vectors.T.reshape(rank, *shape).permute(1, 2, 3, 0), (values - bottom).clamp(min=0), bottom)
+
+
+class Coloured(LowRank):
+    """Low rank for each of C uncorrelated combinations of the channels: sum_k c_k c_k^T (x) U_k diag(v_k) U_k^T + floor I.
+
+    An operator that treats the channels alike then sees C images of one channel, each with a problem of its own, C^2
+    times cheaper in sum. Grey images that are stored as colours have but one combination that varies.
+
+    colours: (C, C) orthogonal, c_k in row k; basis: (1, H, W, r), of all combinations together; variances: (r,);
+    combination: (r,) long, the k that a column of the basis belongs to, in rising order.
+    """
+
+    tensor_names = ("colours", "basis", "variances", "combination", "floor")
+    colours: Tensor
+    combination: Tensor
+
+    def __init__(self, colours: Tensor, basis: Tensor, variances: Tensor, combination: Tensor, floor: Tensor) -> None:
+        super().__init__(basis, variances, floor)
+        self.register_buffer("colours", colours.double(), persistent=False)
+        self.register_buffer("combination", combination, persistent=False)
+
+    @property
+    def blocks(self) -> list[LowRank]:
+        """The covariance of each combination, of images of one channel."""
+        parts = [self.combination == k for k in range(len(self.colours))]
+        return [LowRank(self.basis[..., part], self.variances[part], self.floor) for part in parts]
+
+    @property
+    def flat_basis(self) -> Tensor:
+        weights = self.colours[self.combination]
+        return (weights.T[:, None] * self.basis.flatten(0, 2)).flatten(0, 1)
+
+    @property
+    def size(self) -> int:
+        return len(self.colours) * self.basis[..., 0].numel()
+
+    def seen_by(self, rows: Tensor) -> Tensor:
+        turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.unflatten(2, (len(self.colours), -1)))
+        return torch.cat([part @ block.flat_basis for part, block in zip(turned, self.blocks, strict=True)], 2)
+
+    def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
+        turned = torch.einsum("kc,...chw->...khw", self.colours, x).split(1, -3)
+        filtered = [block.filter(part, p, gain) for block, part in zip(self.blocks, turned, strict=True)]
+        return torch.einsum("kc,...khw->...chw", self.colours, torch.cat(filtered, -3))
+
+    @classmethod
+    def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
+        """The `rank` leading principal components of all combinations together; the rest as in `LowRank`."""
+        n, channels, h, w = deviations.shape
+        check_rank(n, channels * h * w, rank)
+        colours = colour_combinations(deviations)
+        turned = torch.einsum("kc,nchw->nkhw", colours, deviations)
+        found = [_leading(part.flatten(1), min(n - 1, h * w)) for part in turned.unbind(1)]
+        values = torch.cat([v for v, _ in found])
+        kept = values.argsort(descending=True)[:rank].sort().values
+        combination = torch.arange(channels).repeat_interleave(torch.tensor([len(v) for v, _ in found]))[kept]
+        bottom = left_out(deviations, values[kept], floor)
+        basis = torch.cat([u for _, u in found], 1)[:, kept].view(1, h, w, -1)
+        return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)
+
+
+def colour_combinations(deviations: Tensor) -> Tensor:
+    """The uncorrelated combinations of the channels of (N, C, H, W), (C, C), the one that varies most first."""
+    channels = deviations.transpose(0, 1).flatten(1)
+    return torch.linalg.eigh(channels @ channels.T)[1].T.flip(0)
+
+
+def check_rank(n: int, size: int, rank: int) -> None:
+    """Raise `ConfigError` unless n images of `size` numbers have so many principal components."""
+    if not 1 <= rank <= min(n - 1, size):
+        raise ConfigError(
+            f"{n} images of {size} numbers have at most {min(n - 1, size)} principal components, and the rank is "
+            f"{rank}; lower the rank or give more images"
+        )
+
+
+def left_out(deviations: Tensor, values: Tensor, floor: float) -> Tensor:
+    """The variance (N, C, H, W) that leading eigenvalues leave to each other direction, at least `floor`."""
+    size = deviations[0].numel()
+    left = (deviations.square().sum() / len(deviations) - values.sum()).clamp(min=0) / max(size - len(values), 1)
+    return left.clamp(min=floor)
+
+
+def _leading(flat: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues (r,) of the covariance of rows (N, D), and unit eigenvectors in columns (D, r)."""
+    n, size = flat.shape
+    if size <= n:
+        values, vectors = torch.linalg.eigh(flat.T @ flat / n)
+        return values.flip(0)[:rank], vectors.flip(1)[:, :rank]
+    values, left = torch.linalg.eigh(flat @ flat.T / n)
+    values, left = values.flip(0)[:rank], left.flip(1)[:, :rank]
+    vectors, triangle = torch.linalg.qr(flat.T @ left)
+    return values.clamp(min=0), vectors * triangle.diagonal().sign()
+
+
+class Stationary(Covariance):
+    """Equal at every pixel, on a torus: a power spectrum for each of C uncorrelated combinations of the channels.
+
+    colours: (C, C) orthogonal, a combination per row; spectrum: (C, H, W), the variance of each frequency, positive.
+    """
+
+    tensor_names = ("colours", "spectrum")
+    colours: Tensor
+    spectrum: Tensor
+
+    def __init__(self, colours: Tensor, spectrum: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("colours", colours.double(), persistent=False)
+        self.register_buffer("spectrum", spectrum.double(), persistent=False)
+
+    def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
+        factors = gain(self.spectrum[..., : x.shape[-1] // 2 + 1], p.view(-1, 1, 1, 1))
+        z = torch.fft.rfft2(torch.einsum("kc,...chw->...khw", self.colours, x))
+        filtered = torch.fft.irfft2(z * aligned(factors, z.ndim), s=x.shape[-2:])
+        return torch.einsum("kc,...khw->...chw", self.colours, filtered)
+
+    def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
+        return gain(self.spectrum, p.view(-1, 1, 1, 1)).mean((1, 2, 3))
+
+    @classmethod
+    def fit(cls, deviations: Tensor, floor: float) -> Self:
+        """The average periodogram of deviations from the mean, (N, C, H, W), nowhere less than `floor`."""
+        h, w = deviations.shape[2:]
+        colours = colour_combinations(deviations)
+        z = torch.fft.fft2(torch.einsum("kc,nchw->nkhw", colours, deviations))
+        return cls(colours, (z.abs().square().mean(0) / (h * w)).clamp(min=floor))
+
+
+def half_weights(width: int, like: Tensor) -> Tensor:
+    """How many columns of a full spectrum each column of a half one stands for, (W//2+1,)."""
+    weights = torch.full((width // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
+    weights[0] = 1
+    if width % 2 == 0:
+        weights[-1] = 1
+    return weights

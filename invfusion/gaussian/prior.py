@@ -1,0 +1,136 @@
+"""Gaussian priors of images, and their files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from invfusion.errors import CheckpointError, ConfigError, ShapeError
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, Stationary
+from invfusion.gaussian.posterior import GaussianPosterior
+from invfusion.operators.base import Measurement
+
+# No direction has less variance: one grey level of 255, squared.
+FLOOR = (2 / 255) ** 2
+Form = Literal["full", "coloured", "stationary"]
+
+
+class GaussianPrior(nn.Module):
+    """N(mean, covariance) over images (C, H, W) in [-1, 1], to be conditioned on measurements.
+
+    The covariance has low rank plus a floor, or is stationary, for images too large for a rank. Its tensors are float64
+    and move with `.to(device)`, but are no part of a state_dict: they are kept by `save`, or by a model's checkpoint.
+    data: a digest of the images that it was fitted to, or "".
+    """
+
+    mean: Tensor
+
+    def __init__(self, mean: Tensor, covariance: Covariance, data: str = "") -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.double(), persistent=False)
+        self.covariance = covariance
+        self.data = data
+
+    @classmethod
+    def fit(
+        cls,
+        images: Tensor,
+        *,
+        rank: int | None = None,
+        form: Form = "full",
+        floor: float = FLOOR,
+        data: str = "",
+    ) -> Self:
+        """The best Gaussian for images (N, C, H, W) in [-1, 1].
+
+        rank: how many principal components are kept; None keeps all that the images determine. form: "full"; "coloured"
+        takes certain combinations of the channels for uncorrelated, and most operators are then several times cheaper;
+        "stationary" has a mean per channel and a power spectrum for each such combination, and no rank. floor: the
+        least variance of any direction, positive. data: names the images.
+        Raises `ConfigError` where there are too few images for the rank.
+        """
+        if images.ndim != 4 or len(images) < 2:
+            raise ConfigError(f"a prior is fitted to images (N, C, H, W), at least two, got {tuple(images.shape)}")
+        if floor <= 0:
+            raise ConfigError(f"the floor of a prior's variances must be positive, got {floor}")
+        full = images.double()
+        if form == "stationary":
+            mean = full.mean((0, 2, 3), keepdim=True)[0].expand(full.shape[1:]).clone()
+            return cls(mean, Stationary.fit(full - mean, floor), data)
+        mean = full.mean(0)
+        if rank is None:
+            rank = min(len(full) - 1, mean.numel())
+        kind = Coloured if form == "coloured" else LowRank
+        return cls(mean, kind.fit(full - mean, rank, floor), data)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        c, h, w = self.mean.shape
+        return c, h, w
+
+    def posterior(self, measurement: Measurement) -> GaussianPosterior:
+        """The law of the images (B, C, H, W) given their measurements.
+
+        Raises `ShapeError` where the operator is for images of another shape.
+        """
+        if measurement.operator.image_shape != self.image_shape:
+            raise ShapeError(
+                f"the prior is of images {self.image_shape}, but the operator '{measurement.operator.kind}' acts on "
+                f"images {measurement.operator.image_shape}"
+            )
+        return GaussianPosterior(self.mean, self.covariance, measurement)
+
+    def unconditional(self, batch_size: int) -> GaussianPosterior:
+        """The prior itself for a batch of images of which nothing is known."""
+        return GaussianPosterior(self.mean, self.covariance, None, batch_size)
+
+    def check_fits(self, image_shape: tuple[int, int, int], data: str = "") -> None:
+        """Raise `ConfigError` where the prior is of images of another shape, or was fitted to other data."""
+        if image_shape != self.image_shape:
+            raise ConfigError(
+                f"the Gaussian prior was fitted to images {self.image_shape}, but the model takes {image_shape}; fit a "
+                "prior to the model's own images"
+            )
+        if data and self.data and data != self.data:
+            raise ConfigError(
+                f"the Gaussian prior was fitted to other images (data {self.data[:12]}) than those of the model (data "
+                f"{data[:12]}); fit it again, to the same training images"
+            )
+
+    # Files.
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What defines the prior, float64."""
+        return {"mean": self.mean, **dict(self.covariance.named_buffers())}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], data: str = "") -> Self:
+        """Take back what `tensors` gave. Raises `CheckpointError` where these are not a prior's."""
+        rest = {name: t for name, t in tensors.items() if name != "mean"}
+        kinds = {frozenset(kind.tensor_names): kind for kind in (LowRank, Coloured, Stationary)}
+        kind = kinds.get(frozenset(rest))
+        if "mean" not in tensors or kind is None or tensors["mean"].ndim != 3:
+            raise CheckpointError(f"a Gaussian prior is not made of the tensors {sorted(tensors)}")
+        return cls(tensors["mean"], kind(**rest), data)
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
+        save_file(tensors, path, metadata={"data": self.data})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read what `save` wrote. Raises `CheckpointError`: the file is missing, damaged or not a prior's."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                # Fresh memory: tensors mapped from a file may be unaligned.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                data = (file.metadata() or {}).get("data", "")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a Gaussian prior ({error}); fit it again") from error
+        return cls.from_tensors(tensors, data)

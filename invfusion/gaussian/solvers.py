@@ -1,0 +1,449 @@
+"""Solvers of (H C_p H^T + sigma_y^2 I) u = r, in which all that a Gaussian prior says about a measurement is contained.
+
+C_p is the covariance of the image given another image with noise of precision p (p = 0: none is given). H may be of
+any rank: r lies in the range of H where sigma_y = 0, and only H^T u matters. Three ways, by what is smallest:
+
+`Dense` factorises the matrix itself, of the size of the measurement: for few measured entries.
+`Woodbury` factorises one of the size of the prior's rank: C_p = U E U^T + f I gives, with l = sigma_y^2 / f and
+    Z = (H H^T + l I)^-1 / f, the inverse Z - Z HU (E^-1 + (HU)^T Z HU)^-1 (HU)^T Z.
+`ConjugateGradients` needs only products: for large images and stationary priors.
+
+`variance` of each is tr(C_p - C_p H^T (H C_p H^T + sigma_y^2)^-1 H C_p) / D, the mean posterior variance.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invfusion.errors import OperatorError
+from invfusion.gaussian.covariance import Covariance, Coloured, LowRank, given_noisy, half_weights
+from invfusion.operators.base import LinearOperator
+from invfusion.operators.convolution import StridedConvolution
+from invfusion.operators.masks import MaskOperator
+from invfusion.operators.matrix import MatrixOperator
+from invfusion.rng import generator
+
+# Pivots below this share of the largest are rounding errors of a zero.
+PIVOT_TOLERANCE = 1e-12
+LOG_2_PI = math.log(2 * math.pi)
+
+GainOfSingular = Callable[[Tensor], Tensor]
+
+
+class Solver(ABC):
+    """The system of B operators, float64, with noise variances (B,)."""
+
+    def __init__(self, covariance: Covariance, operator: LinearOperator, noise: Tensor) -> None:
+        self.covariance, self.operator, self.noise = covariance, operator, noise
+
+    @abstractmethod
+    def at(self, p: Tensor) -> "System":
+        """The system at precisions p (B,)."""
+
+
+class System(ABC):
+    """The system of one precision for each sample."""
+
+    @abstractmethod
+    def solve(self, r: Tensor) -> Tensor:
+        """u (B, K, *M) for r (B, K, *M)."""
+
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """The mean posterior variance of a pixel, (B,)."""
+
+    @abstractmethod
+    def log_determinant(self) -> Tensor:
+        """ln det of 2 pi times the system, on the range of H, (B,)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dense.
+
+
+class Dense(Solver):
+    """By Cholesky factorisation of n x n systems, n the largest number of measured entries in the batch.
+
+    seen: HU, (B, n, r); gram: H H^T, (B, n, n); outside: the projector onto what lies outside the range of H, (B, n, n),
+    or its diagonal where it is diagonal, (B, n); entries: where the n rows lie in a flat measurement, (B, n), or None
+    where n is its length.
+    """
+
+    def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
+        super().__init__(covariance, operator, noise)
+        self.low_rank = covariance
+        self.entries = measured_entries(operator)
+        self.seen, self.gram, self.outside = self._parts()
+
+    @torch.no_grad()
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        operator, device = self.operator, self.noise.device
+        if isinstance(operator, MaskOperator):
+            assert self.entries is not None
+            real = torch.arange(self.entries.shape[1], device=device) < n_measured(operator)[:, None]
+            return self.low_rank.flat_basis[self.entries] * real[..., None], torch.diag_embed(real.double()), (~real).double()
+        if isinstance(operator, MatrixOperator):
+            seen, gram = self.low_rank.seen_by(operator.matrix), operator.matrix @ operator.matrix.mT
+            empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).double()
+            if full_rank(gram + torch.diag_embed(empty)):
+                return seen, gram, empty
+            return seen, gram, self._projector()
+        b, m = operator.batch_size, torch.Size(operator.measurement_shape).numel()
+        units = torch.eye(m, dtype=torch.float64, device=device).view(m, *operator.measurement_shape)
+        gram = operator.H(operator.H_adjoint(units.expand(b, *units.shape))).flatten(2)
+        return seen_basis(self.low_rank, operator).flatten(2).mT, (gram + gram.mT) / 2, self._projector()
+
+    def _projector(self) -> Tensor:
+        """I - H H_pinv, (B, m, m)."""
+        operator, m = self.operator, torch.Size(self.operator.measurement_shape).numel()
+        eye = torch.eye(m, dtype=torch.float64, device=self.noise.device)
+        units = eye.view(m, *operator.measurement_shape).expand(operator.batch_size, m, *operator.measurement_shape)
+        inside = operator.H(operator.H_pinv(units)).flatten(2)
+        return eye - (inside + inside.mT) / 2
+
+    def at(self, p: Tensor) -> System:
+        return _DenseSystem(self, p)
+
+    def gather(self, y: Tensor) -> Tensor:
+        """(B, K, *M) -> (B, n, K)."""
+        flat = y.flatten(2)
+        if self.entries is not None:
+            flat = flat.gather(2, self.entries[:, None].expand(-1, flat.shape[1], -1))
+        return flat.mT
+
+    def scatter(self, u: Tensor) -> Tensor:
+        """(B, n, K) -> (B, K, *M)."""
+        flat, shape = u.mT, self.operator.measurement_shape
+        if self.entries is not None:
+            whole = flat.new_zeros(*flat.shape[:2], torch.Size(shape).numel())
+            flat = whole.scatter_add(2, self.entries[:, None].expand_as(flat), flat)
+        return flat.reshape(*flat.shape[:2], *shape)
+
+
+class _DenseSystem(System):
+    def __init__(self, parts: Dense, p: Tensor) -> None:
+        self.parts, self.p = parts, p
+        with torch.no_grad():
+            excess, floor = parts.low_rank.excess(p, given_noisy)
+            matrix = (parts.seen * excess[:, None]) @ parts.seen.mT + floor[:, None, None] * parts.gram
+            outside = parts.outside if parts.outside.ndim == 3 else torch.diag_embed(parts.outside)
+            diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+            diagonal += parts.noise[:, None]
+            # What lies outside the range of H is solved apart, so that a system of deficient rank can be factorised.
+            self.scale = diagonal.mean(1) if diagonal.shape[1] else diagonal.sum(1)
+            self.scale = self.scale.where(self.scale > 0, 1)
+            self.factor = torch.linalg.cholesky(matrix + self.scale[:, None, None] * outside)
+            self.outside = outside
+
+    def solve(self, r: Tensor) -> Tensor:
+        return self.parts.scatter(torch.cholesky_solve(self.parts.gather(r), self.factor))
+
+    @torch.no_grad()
+    def variance(self) -> Tensor:
+        parts, low_rank = self.parts, self.parts.low_rank
+        # H C_p^2 H^T, whose trace against the inverse is what the measurement takes from the variance.
+        excess, floor = low_rank.excess(self.p, lambda c, p: given_noisy(c, p).square())
+        squared = (parts.seen * excess[:, None]) @ parts.seen.mT + floor[:, None, None] * parts.gram
+        taken = (torch.cholesky_inverse(self.factor) * squared).sum((1, 2))
+        return low_rank.mean_of(self.p, given_noisy) - taken / low_rank.size
+
+    def log_determinant(self) -> Tensor:
+        pivots = self.factor.diagonal(dim1=-2, dim2=-1)
+        # Outside the range of H the factorised matrix is scale + sigma_y^2.
+        outside = self.outside.diagonal(dim1=-2, dim2=-1).sum(1)
+        rank = pivots.shape[1] - outside
+        return 2 * pivots.log().sum(1) - outside * (self.scale + self.parts.noise).log() + rank * LOG_2_PI
+
+
+def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
+    """H U, (B, r, *M)."""
+    images = covariance.flat_basis.mT.view(-1, *operator.image_shape)
+    if isinstance(operator, StridedConvolution):
+        # The spectra of the basis are the same for all samples.
+        s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
+        z = torch.fft.rfft2(images).unflatten(-2, (s, m))
+        folded = (z * operator.spectra.forward[:, None]).mean(dim=-3)
+        return torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+    return operator.H(images.expand(operator.batch_size, *images.shape))
+
+
+def measured_entries(operator: LinearOperator) -> Tensor | None:
+    """Where a mask sees, as indices into a flat image (B, n), the seen ones first; None for other operators."""
+    if not isinstance(operator, MaskOperator):
+        return None
+    seen = operator.mask.expand(-1, *operator.image_shape).flatten(1)
+    order = seen.argsort(dim=1, descending=True, stable=True)
+    return order[:, : int(n_measured(operator).max())]
+
+
+def n_measured(operator: MaskOperator) -> Tensor:
+    """How many entries of the image each mask shows, (B,)."""
+    return operator.mask.flatten(1).sum(1).long() * operator.image_shape[0]
+
+
+def full_rank(gram: Tensor) -> bool:
+    """Whether Gram matrices (B, n, n) can all be factorised with room to spare."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    return pivots.numel() == 0 or not bool(failed.any() | (pivots.amin(1) < PIVOT_TOLERANCE * pivots.amax(1)).any())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Woodbury.
+
+
+class Woodbury(Solver):
+    """By Cholesky factorisation of r x r systems, r the rank of the prior; the operator needs its spectrum.
+
+    Where one gain serves all singular values (no noise, or a mask), U^T H^T (H H^T + l)^-1 H U is computed once.
+    """
+
+    def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
+        super().__init__(covariance, operator, noise)
+        self.low_rank = covariance
+        self.is_flat = isinstance(operator, MaskOperator) or not bool((noise > 0).any())
+        with torch.no_grad():
+            if isinstance(operator, MaskOperator):
+                basis = covariance.flat_basis
+                masks = operator.mask.expand(-1, *operator.image_shape).flatten(1)
+                self.seen_share = torch.stack([(basis * mask[:, None]).T @ basis for mask in masks])
+            else:
+                self.seen = seen_basis(covariance, operator)
+                self.seen_share = self.gram(lambda q: 1 / q) if self.is_flat else self.seen.new_empty(0)
+
+    def gram(self, gain: GainOfSingular) -> Tensor:
+        """U^T V diag(q gain(q))^2 V^T U, (B, r, r)."""
+        part = self.operator.spectral(self.seen, gain).flatten(2)
+        return part @ part.mT
+
+    def at(self, p: Tensor) -> System:
+        return _WoodburySystem(self, p)
+
+
+class _WoodburySystem(System):
+    def __init__(self, parts: Woodbury, p: Tensor) -> None:
+        self.parts, self.p = parts, p
+        with torch.no_grad():
+            excess, floor = parts.low_rank.excess(p, given_noisy)
+            self.excess, self.floor, self.ratio = excess, floor, parts.noise / floor
+            # Scaled on both sides by the square root of E, so that directions without excess need no case of their own.
+            self.root = excess.sqrt()
+            information = self.root[:, :, None] * self._seen(1) * self.root[:, None]
+            diagonal = information.diagonal(dim1=-2, dim2=-1)
+            diagonal += 1
+            self.factor = torch.linalg.cholesky(information)
+
+    def _seen(self, power: int) -> Tensor:
+        """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU / floor, (B, r, r)."""
+        level, floor = self.ratio, self.floor[:, None, None]
+        if self.parts.is_flat:
+            return self.parts.seen_share / (1 + level[:, None, None]) ** power / floor
+        return self.parts.gram(lambda q: q ** (power - 1) / (q.square() + aligned_to(level, q)) ** (power / 2)) / floor
+
+    def _inverse(self, r: Tensor) -> Tensor:
+        """Z r."""
+        level, floor = self.ratio, aligned_to(self.floor, r)
+        return self.parts.operator.spectral(r, lambda q: 1 / (q.square() + aligned_to(level, q))) / floor
+
+    def solve(self, r: Tensor) -> Tensor:
+        operator, basis = self.parts.operator, self.parts.low_rank.flat_basis
+        z = self._inverse(r)
+        along = operator.H_adjoint(z).flatten(2) @ basis * self.root[:, None]
+        weights = torch.cholesky_solve(along.mT, self.factor).mT * self.root[:, None]
+        images = (weights @ basis.mT).view(*weights.shape[:2], *operator.image_shape)
+        return z - self._inverse(operator.H(images))
+
+    @torch.no_grad()
+    def variance(self) -> Tensor:
+        """The floor's part by the operator's singular values, the rest by the diagonal of the factor's inverse."""
+        parts, low_rank, p = self.parts, self.parts.low_rank, self.p
+        size = low_rank.size
+        q2, weights = squared_singular_values(parts.operator)
+        share = q2 / (q2 + self.ratio[:, None]).where(q2 > 0, 1)
+        taken = self.floor * (weights * share).sum(1)
+        left = size * self.floor - taken
+        # (I - M)^2 U with M = H^T (H H^T + l)^-1 H: the basis as far as the measurement leaves it open.
+        first, second = self._seen(1) * self.floor[:, None, None], self._seen(2) * self.floor[:, None, None]
+        eye = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
+        opened = self.root[:, :, None] * (eye - 2 * first + second) * self.root[:, None]
+        left = left + (torch.cholesky_inverse(self.factor) * opened).sum((1, 2))
+        return left / size
+
+    def log_determinant(self) -> Tensor:
+        q2, weights = squared_singular_values(self.parts.operator)
+        noise, floor = self.parts.noise[:, None], self.floor[:, None]
+        on_range = ((floor * q2 + noise).log() + LOG_2_PI).where(q2 > 0, 0)
+        return (weights * on_range).sum(1) + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+
+
+def aligned_to(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def squared_singular_values(operator: LinearOperator) -> tuple[Tensor, Tensor]:
+    """Squared singular values (B, n) float64, and how often each counts, (n,)."""
+    channels = operator.image_shape[0]
+    if isinstance(operator, MaskOperator):
+        squares = operator.mask.flatten(1)
+        return squares, squares.new_full((squares.shape[1],), channels)
+    if isinstance(operator, StridedConvolution):
+        squares = operator.spectra.singular.square()
+        weights = half_weights(operator.measurement_shape[2], squares).expand(squares.shape[1:])
+        return squares.flatten(1), channels * weights.flatten()
+    if isinstance(operator, MatrixOperator):
+        squares = operator.spectrum[1]
+        return squares, squares.new_ones(squares.shape[1])
+    raise OperatorError(f"the singular values of the operator '{operator.kind}' are not known")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colours.
+
+
+class Blocks(Solver):
+    """Each combination of the channels by a solver of its own; for operators that treat the channels alike."""
+
+    def __init__(self, covariance: Coloured, operator: LinearOperator, noise: Tensor) -> None:
+        super().__init__(covariance, operator, noise)
+        self.colours = covariance.colours
+        shape = (1, *operator.image_shape[1:])
+        one = type(operator).from_tensors(shape, operator.tensors(), operator.attributes())
+        self.solvers = [solver_for(block, one, noise) for block in covariance.blocks]
+
+    def at(self, p: Tensor) -> System:
+        return _BlockSystem(self.colours, [solver.at(p) for solver in self.solvers])
+
+
+class _BlockSystem(System):
+    def __init__(self, colours: Tensor, systems: list[System]) -> None:
+        self.colours, self.systems = colours, systems
+
+    def solve(self, r: Tensor) -> Tensor:
+        turned = torch.einsum("kc,bncij->bnkij", self.colours, r).split(1, 2)
+        solved = [system.solve(part) for system, part in zip(self.systems, turned, strict=True)]
+        return torch.einsum("kc,bnkij->bncij", self.colours, torch.cat(solved, 2))
+
+    def variance(self) -> Tensor:
+        return torch.stack([system.variance() for system in self.systems]).mean(0)
+
+    def log_determinant(self) -> Tensor:
+        return torch.stack([system.log_determinant() for system in self.systems]).sum(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conjugate gradients.
+
+TOLERANCE = 1e-7
+PROBE_TOLERANCE = 1e-2
+MAX_ITERATIONS = 1000
+
+
+class ConjugateGradients(Solver):
+    """By products with H and the covariance, until the residual is below `TOLERANCE` of the right-hand side.
+
+    The preconditioner W H C_p^-1 H^T W with W = (H H^T + l I)^-1 is the inverse itself where H is invertible and l = 0.
+    """
+
+    def at(self, p: Tensor) -> System:
+        return _CGSystem(self, p)
+
+
+class _CGSystem(System):
+    def __init__(self, parts: ConjugateGradients, p: Tensor) -> None:
+        self.parts, self.p = parts, p
+        self.ratio = parts.noise / parts.covariance.mean_of(p, given_noisy)
+
+    def _product(self, u: Tensor) -> Tensor:
+        operator, covariance = self.parts.operator, self.parts.covariance
+        image = covariance.filter(operator.H_adjoint(u), self.p, given_noisy)
+        return operator.H(image) + aligned_to(self.parts.noise, u) * u
+
+    def _preconditioned(self, r: Tensor) -> Tensor:
+        operator, covariance = self.parts.operator, self.parts.covariance
+        if not operator.has_spectrum:
+            return r
+
+        def damped(v: Tensor) -> Tensor:
+            return operator.spectral(v, lambda q: 1 / (q.square() + aligned_to(self.ratio, q)))
+
+        def inverse(c: Tensor, p: Tensor) -> Tensor:
+            return 1 / (given_noisy(c, p) + aligned_to(self.parts.noise, p))
+
+        return damped(operator.H(covariance.filter(operator.H_adjoint(damped(r)), self.p, inverse)))
+
+    def solve(self, r: Tensor) -> Tensor:
+        return self._solve(r, TOLERANCE)
+
+    def _solve(self, r: Tensor, tolerance: float) -> Tensor:
+        # What lies outside the range of H is lost on the way back to an image.
+        r = self.parts.operator.H(self.parts.operator.H_pinv(r))
+        u, residual = torch.zeros_like(r), r
+        z = self._preconditioned(residual)
+        direction, energy = z, _inner(residual, z)
+        goal = tolerance * _inner(r, r).sqrt()
+        for _ in range(MAX_ITERATIONS):
+            reached = _inner(residual, residual).sqrt()
+            if bool((reached <= goal).all()):
+                return u
+            product = self._product(direction)
+            # Systems that are solved already stay where they are: their steps would be zero over zero.
+            step = energy / _inner(direction, product).where(reached > goal, 1)
+            step = step.where(reached > goal, 0)
+            u, residual = u + step * direction, residual - step * product
+            z = self._preconditioned(residual)
+            energy, before = _inner(residual, z), energy
+            direction = z + energy / before.where(before > 0, 1) * direction
+        worst = float((_inner(residual, residual) / _inner(r, r)).sqrt().nan_to_num().max())
+        raise OperatorError(
+            f"conditioning a Gaussian prior on measurements of the operator '{self.parts.operator.kind}' did not "
+            f"converge: after {MAX_ITERATIONS} steps of conjugate gradients the relative residual is {worst:.1e}, and "
+            f"{tolerance:.0e} is asked for; raise the prior's floor or sigma_y, or use a prior of low rank"
+        )
+
+    @torch.no_grad()
+    def variance(self) -> Tensor:
+        """Hutchinson's estimate with one fixed probe; systems of this solver have many directions to average over."""
+        operator, covariance = self.parts.operator, self.parts.covariance
+        signs = torch.randint(2, operator.image_shape, generator=generator(0, "gaussian/probe")) * 2.0 - 1
+        probe = signs.to(self.p).expand(operator.batch_size, 1, *operator.image_shape)
+        open_prior = covariance.filter(probe, self.p, given_noisy)
+        seen = operator.H(open_prior)
+        taken = _inner(seen, self._solve(seen, PROBE_TOLERANCE)).flatten()
+        return covariance.mean_of(self.p, given_noisy) - taken / torch.Size(operator.image_shape).numel()
+
+    def log_determinant(self) -> Tensor:
+        raise OperatorError(
+            f"the log-evidence of measurements of the operator '{self.parts.operator.kind}' needs a prior of low rank"
+        )
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Of each system, (B, K, 1, ...)."""
+    return (a * b).sum(tuple(range(2, a.ndim)), keepdim=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Up to so many measured entries, a dense system is factorised even where the rank is smaller.
+SMALL = 64
+
+
+def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> Solver:
+    """The cheapest solver; the operator in float64."""
+    if not isinstance(covariance, LowRank):
+        return ConjugateGradients(covariance, operator, noise)
+    if isinstance(covariance, Coloured) and isinstance(operator, MaskOperator | StridedConvolution):
+        return Blocks(covariance, operator, noise)
+    measured = torch.Size(operator.measurement_shape).numel()
+    if isinstance(operator, MaskOperator):
+        measured = int(n_measured(operator).max())
+    rank = len(covariance.variances)
+    if measured <= max(rank, SMALL):
+        return Dense(covariance, operator, noise)
+    if isinstance(operator, MaskOperator | StridedConvolution | MatrixOperator):
+        return Woodbury(covariance, operator, noise)
+    return ConjugateGradients(covariance, operator, noise)
