@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from invfusion.data.sources.dead_leaves import DeadLeavesConfig
-from invfusion.restoration.photos import PHOTOS_FILE, radial_frequencies
+from invfusion.restoration.photos import PHOTOS_FILE
 
 # Name in skimage.data -> where it is from.
 PICTURES = {
@@ -60,9 +60,11 @@ def fit() -> dict[str, object]:
     # Colours by their variation about the mean, luminance first.
     colours = np.linalg.eigh(second - np.outer(mean, mean))[1].T[::-1]
     for picture in pictures():
-        parts = [np.abs(np.fft.rfft2(_centred(w, taper) @ colours.T * taper, axes=(0, 1))) ** 2 for w in windows(picture)]
+        parts = [
+            np.abs(np.fft.rfft2(_centred(w, taper) @ colours.T * taper, axes=(0, 1))) ** 2 for w in windows(picture)
+        ]
         power = power + np.mean(parts, axis=0) / (taper**2).sum() / n
-    frequencies = radial_frequencies(N_FREQUENCIES, WINDOW)
+    frequencies = np.geomspace(1.5 / WINDOW, np.sqrt(0.5), N_FREQUENCIES)
     return {
         "mean": mean.round(5).tolist(),
         "colours": colours.round(6).tolist(),
@@ -83,7 +85,8 @@ def radial_means(power: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     f = np.hypot(np.fft.fftfreq(height)[:, None], np.arange(half)[None] / height)
     bins = np.abs(np.log(f.clip(min=1e-9))[..., None] - np.log(frequencies)).argmin(-1)
     bins[f == 0] = -1
-    return np.array([[power[bins == k, c].mean() for k in range(len(frequencies))] for c in range(3)])
+    means: np.ndarray = np.array([[power[bins == k, c].mean() for k in range(len(frequencies))] for c in range(3)])
+    return means
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def as_denoiser(
     alphas = None if schedule is None else _cumulative_alphas(schedule)
     if prediction is None:
         named = str(_scheduler_setting(schedule, "prediction_type") or "sample")
-        prediction = _DIFFUSERS_NAMES.get(named)  # type: ignore[assignment]
+        prediction = _DIFFUSERS_NAMES.get(named)
         if prediction is None:
             raise ConfigError(f"the scheduler's prediction_type is '{named}'; say prediction= 'x0', 'eps' or 'v'")
     if prediction not in get_args(Prediction):

@@ -14,6 +14,12 @@ from invfusion.data.sources.zip import ZipConfig
 SourceConfig = Annotated[
     DigitsConfig | DeadLeavesConfig | FolderConfig | ZipConfig | ShardsConfig, Field(discriminator="kind")
 ]
-SOURCES = {"digits": DigitsConfig, "dead_leaves": DeadLeavesConfig, "folder": FolderConfig, "zip": ZipConfig, "shards": ShardsConfig}
+SOURCES = {
+    "digits": DigitsConfig,
+    "dead_leaves": DeadLeavesConfig,
+    "folder": FolderConfig,
+    "zip": ZipConfig,
+    "shards": ShardsConfig,
+}
 
 __all__ = ["SOURCES", "Listing", "Source", "SourceConfig", "SourceImage"]

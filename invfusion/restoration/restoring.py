@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.errors import ConfigError, OperatorError, ShapeError
 from invfusion.operators import LinearOperator, Measurement
 from invfusion.restoration.models import load_model
-from invfusion.restoration.plausibility import MeasurementWarning, doubts, measured_entries, rms_over
+from invfusion.restoration.plausibility import MeasurementWarning, doubts, measured_entries, rms_over, typical_over
 from invfusion.restoration.tiles import TiledDenoiser, chosen_tile
 from invfusion.rng import generators, randn
 from invfusion.samplers import DDNM, MMSE, NPPC, SAMPLERS, Heun, SampleOutput, Sampler
@@ -88,7 +88,7 @@ def restore(
     Raises:
         ConfigError: an unknown method, or a number out of range.
         ShapeError: y, operator, sigma_y and model do not fit together, or y holds NaN.
-        OperatorError: the operator lacks what the method needs.
+        OperatorError: the operator lacks what the method needs, or sigma_y is negative or not finite.
     """
     denoiser = load_model(model) if isinstance(model, str | Path) else model
     measurement = _measurement(y, operator, sigma_y)
@@ -131,13 +131,13 @@ class _Run:
         for rows in self._batches():
             outputs.append(self._batch(rows))
             rows_done += rows
-        images = torch.cat([output.x for output in outputs])
-        sources = [row // self.n_samples for row in rows_done]
+        images = torch.cat([output.x for output in outputs]).to(torch.float32)
         seen = measured_entries(self.measurement.operator)
-        residual = torch.cat(
-            [self._residual(images[i : i + 1], [source], seen) for i, source in enumerate(sources)]
-        )
-        return self._restoration(images, residual, outputs)
+        gaps = [
+            self._gap(image[None], row // self.n_samples, seen) for row, image in zip(rows_done, images, strict=True)
+        ]
+        residual, typical = (torch.stack(parts) for parts in zip(*gaps, strict=True))
+        return self._restoration(images, residual, typical, outputs)
 
     def _batches(self) -> Iterator[list[int]]:
         """Numbers of draws, image by image, as many at once as memory allows."""
@@ -148,7 +148,7 @@ class _Run:
 
     def _batch(self, rows: list[int]) -> SampleOutput:
         sources = [row // self.n_samples for row in rows]
-        part = self.measurement if sources == list(range(len(self.measurement.y))) else self.measurement.select(sources)
+        part = self._part(sources)
         draws = generators(self.seed, "restore", rows)
         noise = randn(part.operator.image_shape, draws, device=part.y.device)
         labels = None if self.class_labels is None else self.class_labels[sources]
@@ -167,11 +167,18 @@ class _Run:
         exact = part.sigma_y == 0 if self.project == "auto" else torch.ones_like(part.sigma_y, dtype=torch.bool)
         return projected.where(exact.view(-1, 1, 1, 1), x)
 
-    def _residual(self, x: Tensor, sources: list[int], seen: Tensor) -> Tensor:
-        part = self.measurement if len(self.measurement.y) == 1 else self.measurement.select(sources)
-        return rms_over(part.operator.H(x) - part.y, seen[sources])
+    def _part(self, rows: list[int]) -> Measurement:
+        return self.measurement if rows == list(range(len(self.measurement.y))) else self.measurement.select(rows)
 
-    def _restoration(self, images: Tensor, residual: Tensor, outputs: list[SampleOutput]) -> Restoration:
+    def _gap(self, x: Tensor, source: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """How far Hx is from y: root mean square, and typically."""
+        part = self._part([source])
+        gap, entries = part.operator.H(x) - part.y, seen[source : source + 1]
+        return rms_over(gap, entries)[0], typical_over(gap, entries)[0]
+
+    def _restoration(
+        self, images: Tensor, residual: Tensor, typical: Tensor, outputs: list[SampleOutput]
+    ) -> Restoration:
         n, measurement = self.n_samples, self.measurement
         grouped = images.view(-1, n, *images.shape[1:])
         mean = grouped.mean(1)
@@ -189,7 +196,7 @@ class _Run:
             residual=residual if n == 1 else residual.view(-1, n),
             nfe=outputs[0].nfe,
             sigma_y=measurement.sigma_y,
-            doubts=doubts(measurement, mean, residual.view(-1, n).amin(1)),
+            doubts=doubts(measurement, mean, typical.view(-1, n).amin(1)),
             components=components,
             stds=stds,
         )
@@ -209,10 +216,14 @@ def choose_sampler(method: str | Sampler, denoiser: DenoiserLike) -> Sampler:
     sees_measurement = getattr(denoiser, "is_conditional", True)
     if method == "mmse" and not sees_measurement:
         raise ConfigError(
-            "this model sees no measurement, so it cannot give the posterior mean in one call; use method='sample' with "
-            "several n_samples and take the mean"
+            "this model sees no measurement, so it cannot give the posterior mean in one call; use method='sample' "
+            "with several n_samples and take the mean"
         )
-    meanings: dict[str, Callable[[], Sampler]] = {"sample": Heun if sees_measurement else DDNM, "mmse": MMSE, "nppc": NPPC}
+    meanings: dict[str, Callable[[], Sampler]] = {
+        "sample": Heun if sees_measurement else DDNM,
+        "mmse": MMSE,
+        "nppc": NPPC,
+    }
     meanings = {**SAMPLERS, **meanings}
     if method not in meanings:
         near = difflib.get_close_matches(method, meanings, 1)
@@ -223,6 +234,7 @@ def choose_sampler(method: str | Sampler, denoiser: DenoiserLike) -> Sampler:
 
 def _measurement(y: Tensor, operator: LinearOperator, sigma_y: float | Tensor | str) -> Measurement:
     shape = operator.measurement_shape
+    y = torch.as_tensor(y, dtype=torch.float32)
     if tuple(y.shape) == shape:
         y = y[None]
     if tuple(y.shape[1:]) != shape or len(y) == 0:
@@ -230,29 +242,14 @@ def _measurement(y: Tensor, operator: LinearOperator, sigma_y: float | Tensor | 
             f"y has the shape {tuple(y.shape)}; operator '{operator.kind}' measures images {operator.image_shape} as "
             f"(B, {', '.join(map(str, shape))})"
         )
-    y = y.float()
     if not bool(y.isfinite().all()):
         raise ShapeError(f"y holds {int((~y.isfinite()).sum())} infinite or not-a-number values")
     operator = operator.to(y.device)
-    if operator.batch_size != len(y):
-        if operator.batch_size != 1:
-            raise ShapeError(f"operator '{operator.kind}' holds {operator.batch_size} samples for {len(y)} measurements")
-        operator = operator.select([0] * len(y))
-    return Measurement(y, operator, _noise_levels(y, operator, sigma_y))
-
-
-def _noise_levels(y: Tensor, operator: LinearOperator, sigma_y: float | Tensor | str) -> Tensor:
-    """(B,)."""
     if isinstance(sigma_y, str):
         if sigma_y != "estimate":
             raise ConfigError(f"sigma_y is a number, one for each image, or 'estimate', got {sigma_y!r}")
-        return estimate_noise(y, operator)
-    levels = torch.as_tensor(sigma_y, dtype=torch.float32, device=y.device).reshape(-1)
-    if len(levels) not in (1, len(y)):
-        raise ShapeError(f"sigma_y must be one number or {len(y)}, one for each measurement, got {len(levels)}")
-    if not bool((levels.isfinite() & (levels >= 0)).all()):
-        raise ConfigError(f"sigma_y must be finite and not negative, got {levels.tolist()}")
-    return levels.expand(len(y)).contiguous()
+        sigma_y = estimate_noise(y, operator)
+    return Measurement(y, operator, sigma_y)
 
 
 def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:
@@ -320,6 +317,3 @@ def _progress(denoiser: DenoiserLike, wanted: bool) -> Iterator[None]:
             yield
         finally:
             handle.remove()
-
-
-METHODS = get_args(Method)
