@@ -7,12 +7,13 @@ pictures the newest as `<name>.png`.
 import contextlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from invfusion.files import replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,8 @@ class Progress:
         from PIL import Image
 
         try:
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            fresh = self._path("png.partial")
-            Image.fromarray(pixels).save(fresh, "PNG")
-            os.replace(fresh, self._path("png"))
+            with replacing(self._path("png")) as fresh:
+                Image.fromarray(pixels).save(fresh, "PNG")
         except OSError as error:
             log.warning("the picture of %s was not written: %s", self._name, error)
 
@@ -57,10 +56,7 @@ class Progress:
         content: dict[str, Any] = {"done": done, "total": self._total, "unit": self._unit, "at": time.time()}
         content |= {"per_second": round(per_second, 2), "eta_s": None if eta is None else round(eta), **numbers}
         try:
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            fresh = self._path("json.partial")
-            fresh.write_text(json.dumps(content))
-            os.replace(fresh, self._path("json"))
+            write_text(self._path("json"), json.dumps(content))
         except OSError as error:
             log.warning("the progress of %s was not written: %s", self._name, error)
 

@@ -5,7 +5,6 @@ it is free the moment they are gone, however they died. All working copies on a 
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -14,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from invfusion.errors import ConfigError
+from invfusion.locks import holder, lock, locked
 
 log = logging.getLogger(__name__)
 
@@ -68,64 +69,56 @@ def holders() -> dict[str, str]:
     """Who holds which device: {"0": "train-invfusion (process 123)"}."""
     found = {}
     for device in slots():
-        with _open(device) as file:
-            if not _try_lock(file):
-                found[device] = file.read().strip() or "a job that is just beginning"
+        path = _path(device)
+        with locked(path, wait=False) as is_free:
+            if not is_free:
+                found[device] = holder(path)
     return found
 
 
 def _take(devices: Sequence[str], count: int, purpose: str, stack: contextlib.ExitStack) -> list[str]:
-    with _open("queue") as queue:
-        _wait_for_turn(queue, purpose)
-        held: dict[str, IO[str]] = {}
+    note = f"{purpose} (process {os.getpid()})"
+    # Processes that work for this one on a device keep the lease when this one dies.
+    leases = {device: lock(_path(device), note, inheritable=True, mode=0o666) for device in devices}
+    held: list[str] = []
+    with _turn(note):
         while len(held) < count:
             for device in devices:
-                if device not in held and len(held) < count and (file := _lock(device)) is not None:
-                    held[device] = stack.enter_context(file)
+                if device not in held and len(held) < count and _try(leases[device]):
+                    stack.callback(leases[device].release)
+                    held.append(device)
             if len(held) < count:
                 time.sleep(POLL_S)
-    for file in held.values():
-        file.truncate(0)
-        file.write(f"{purpose} (process {os.getpid()})")
-        file.flush()
-        # Processes that work for this one on the device keep the lease when this one dies.
-        os.set_inheritable(file.fileno(), True)
-    return [device for device in devices if device in held]
+    return sorted(held, key=devices.index)
 
 
-def _wait_for_turn(queue: IO[str], purpose: str) -> None:
-    if _try_lock(queue):
-        return
-    log.info("%s waits: other jobs are before it", purpose)
-    while not _try_lock(queue):
-        time.sleep(POLL_S)
-
-
-def _lock(device: str) -> IO[str] | None:
-    file = _open(device)
-    if _try_lock(file):
-        return file
-    file.close()
-    return None
-
-
-def _try_lock(file: IO[str]) -> bool:
+@contextlib.contextmanager
+def _turn(note: str) -> Iterator[None]:
+    """Hold the head of the queue of those who wait for devices."""
+    queue = lock(_path("queue"), note, mode=0o666)
+    if not _try(queue):
+        log.info("%s waits: other jobs are before it", note)
+        queue.acquire(poll_interval=POLL_S)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        yield
+    finally:
+        queue.release()
+
+
+def _try(lease: FileLock) -> bool:
+    try:
+        lease.acquire(blocking=False)
+    except Timeout:
         return False
     return True
 
 
-def _open(name: str) -> IO[str]:
-    default = Path(tempfile.gettempdir()) / "invfusion-leases"
-    folder = Path(os.environ.get(FOLDER, default))
+def _path(name: str) -> Path:
+    folder = Path(os.environ.get(FOLDER, Path(tempfile.gettempdir()) / "invfusion-leases"))
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
-    path = folder / f"{name}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    return os.fdopen(descriptor, "r+")
+    return folder / f"{name}.lock"
 
 
 @contextlib.contextmanager

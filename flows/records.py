@@ -3,18 +3,19 @@ so a file whose lock is free tells of a run that has ended, maybe without tellin
 """
 
 import contextlib
-import fcntl
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 from uuid import UUID
 
+from filelock import FileLock
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
+
+from invfusion.locks import lock, locked
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +24,22 @@ FOLDER = Path("state/jobs")
 GRACE_S = 15.0
 MESSAGE = "The run's process died. Starting it again continues from its last checkpoint."
 
-_kept: list[IO[str]] = []
+_kept: list[FileLock] = []
 
 
 def keep(run_id: str) -> None:
     """The run works here until this process ends, however it ends."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    file = (FOLDER / run_id).open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    _kept.append(file)
+    held = lock(FOLDER / run_id)
+    held.acquire()
+    _kept.append(held)
 
 
 def ended() -> Iterator[str]:
     """The runs whose process is gone."""
     for path in sorted(FOLDER.glob("*")):
-        with path.open() as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield path.name
+        with locked(path, wait=False) as is_free:
+            if is_free:
+                yield path.name
 
 
 @dataclass

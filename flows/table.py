@@ -1,7 +1,8 @@
 """Make a table or figure of the paper: `make table T=3`, `make figure F=4`.
 
-DVC first brings the pipeline's own models up to date, as far as the table uses them; then `components.reporting.table`
-trains what else is missing, evaluates and writes reports/tables/. measurements.dvc versions the frozen measurement sets.
+DVC first brings the pipeline's own models up to date, as far as the table uses them; then
+`components.reporting.table` trains what else is missing, evaluates and writes reports/tables/. measurements.dvc
+versions the frozen measurement sets.
 """
 
 import argparse

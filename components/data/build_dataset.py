@@ -13,9 +13,12 @@ Existing shards:
     python -m components.data.build_dataset --source shards --path tars/ --out data/mine64 --size 64
 
 Images are cut to their central square and resized with an anti-aliased filter; grey becomes RGB, transparency white,
-and EXIF orientation is applied. An image's key is its path in the source without the suffix. Top-level folders (or
-shard names) train, val and test give the split; without them a hash of the key puts 80% into train, 10% into val and
-10% into test.
+and EXIF orientation is applied. Colour profiles are not; floating-point, signed and 32-bit pixels are refused, as their
+range is unknown. An image's key is its path in the source without the suffix. Top-level folders (or shard names) train,
+val and test give the split, below any folders that hold everything; without them a hash of the key puts 80% into train,
+10% into val and 10% into test. Where such folders lie elsewhere, the source is refused.
+Every file of the source is read, skipped (hidden ones always, others with --on-error skip) or the reason to stop; the
+last lines say how many.
 Running the command again gives the same bytes. The folder appears when it is complete, never half-written.
 Then `dvc add data` versions it, `dvc push -r <a remote of yours>` shares it (the default remote lies inside the
 repository and is meant for the small default dataset only), and `data.shards`, `data.image_size` in params.yaml select
@@ -32,7 +35,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from invfusion.data.build import BuildConfig, build_dataset
+from invfusion.data.build import BuildConfig, build_dataset, scratch_folders
 from invfusion.data.images import Resize
 from invfusion.data.manifest import Manifest
 from invfusion.data.sources import SOURCES, Source, SourceConfig
@@ -41,6 +44,7 @@ from invfusion.errors import ConfigError, InvFusionError
 log = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 10
+LEFT_BEHIND = "{0} is of a build that was killed, or runs now; an earlier dataset may lie in it, else remove it"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -103,19 +107,24 @@ def configure(options: argparse.Namespace) -> tuple[Source, BuildConfig]:
 def run(source: Source, output: Path, config: BuildConfig) -> Manifest:
     """Build with a progress bar, and say what came out."""
     listing = source.open()
+    for warning in [*listing.warnings, *map(LEFT_BEHIND.format, scratch_folders(output))]:
+        log.warning("warning: %s", warning)
     with tqdm(total=listing.n_images, desc=config.name, unit="image") as bar:
-        manifest, problems = build_dataset(listing, output, config, on_image=bar.update)
-    for problem in problems[:SHOWN_PROBLEMS]:
+        manifest, account = build_dataset(listing, output, config, on_image=bar.update)
+    for problem in account.problems[:SHOWN_PROBLEMS]:
         log.warning("skipped: %s", problem)
-    if len(problems) > SHOWN_PROBLEMS:
-        log.warning("... and %d more skipped", len(problems) - SHOWN_PROBLEMS)
+    if len(account.problems) > SHOWN_PROBLEMS:
+        log.warning("... and %d more skipped", len(account.problems) - SHOWN_PROBLEMS)
     if manifest.n_enlarged:
         log.warning("%d images were smaller than %d px and were enlarged", manifest.n_enlarged, config.image_size)
+    if account.n_profiles:
+        log.warning("%d images have a colour profile, which was not applied", account.n_profiles)
     for split, count in manifest.n_samples.items():
         if not count:
             log.warning("the split '%s' is empty: a step that uses it will refuse to run", split)
+    log.info("%s: %s", listing.description, account)
     counts = ", ".join(f"{split} {count}" for split, count in manifest.n_samples.items())
-    log.info("%s: %s in %d shards; %d skipped", output, counts, len(manifest.shards), manifest.n_skipped)
+    log.info("%s: %s in %d shards", output, counts, len(manifest.shards))
     return manifest
 
 

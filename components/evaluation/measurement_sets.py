@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from invfusion.codec import decode, encode
 from invfusion.data.files import write_text
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
-from invfusion.noise import GaussianNoise, NoiseConfig
+from invfusion.measuring import NOISELESS, Streams, measure_batch
+from invfusion.noise import NoiseConfig
 from invfusion.operators import OPERATORS, LinearOperator, Measurement
 from invfusion.rng import generator
-
-NOISELESS = GaussianNoise()
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,19 @@ class MeasurementSet:
         """The identity of the set: a hash of its facts, keys and tensors."""
         digest: str = self.facts["sha256"]
         return digest
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether any image was measured with noise."""
+        return any(bool((group.measurement.sigma_y > 0).any()) for group in self.groups)
+
+    @cached_property
+    def n_measured(self) -> Tensor:
+        """How many entries the measurement of each image has, (n,) long."""
+        counts = torch.zeros(len(self.keys), dtype=torch.long)
+        for group in self.groups:
+            counts[list(group.indices)] = group.measurement.y[0].numel()
+        return counts
 
     def batches(self, size: int, extra: Sequence[int], n_extra: int) -> Iterator[Batch]:
         """Batches of at most `size`: each sample once, and those in `extra` another `n_extra` times."""
@@ -107,9 +120,8 @@ def measure(
     The set is called `name`, or after the family's kind.
     """
     degradation: str = name or type(family).model_fields["kind"].default
-    parts = [
-        _measure_one(degradation, family, key, decode(images[i : i + 1]), seed, noise) for i, key in enumerate(keys)
-    ]
+    streams = Streams(f"evaluate/{degradation}", f"evaluate/{degradation}/noise")
+    parts = [measure_batch(decode(images[i : i + 1]), family, noise, k, seed, streams) for i, k in enumerate(keys)]
     groups = _grouped(parts)
     facts = _request(degradation, family, keys, images, seed, noise, split)
     facts["groups"] = [{**_signature(g.measurement.operator), "indices": list(g.indices)} for g in groups]
@@ -212,26 +224,12 @@ def nothing_measured(
     return replace(made, truth=None)
 
 
-def _measure_one(
-    degradation: str, family: DegradationFamily, key: str, x: Tensor, seed: int, noise: NoiseConfig
-) -> Measurement:
-    draw = generator(seed, f"evaluate/{degradation}", key)
-    operator = family.sample(batch_size=1, image_shape=x.shape[1:], generator=draw)
-    return noise.measure(x, operator, generator(seed, f"evaluate/{degradation}/noise", key))
-
-
 def _grouped(parts: Sequence[Measurement]) -> tuple[Group, ...]:
     members: dict[str, list[int]] = {}
     for i, part in enumerate(parts):
         shape = list(part.operator.measurement_shape)
         members.setdefault(json.dumps([_signature(part.operator), shape], sort_keys=True), []).append(i)
-    return tuple(Group(tuple(rows), _join([parts[i] for i in rows])) for _, rows in sorted(members.items()))
-
-
-def _join(parts: Sequence[Measurement]) -> Measurement:
-    operator = parts[0].operator.cat([part.operator for part in parts])
-    y, sigma_y = torch.cat([part.y for part in parts]), torch.cat([part.sigma_y for part in parts])
-    return Measurement(y, operator, sigma_y)
+    return tuple(Group(tuple(rows), Measurement.cat([parts[i] for i in rows])) for _, rows in sorted(members.items()))
 
 
 def _signature(operator: LinearOperator) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Method:
         """Whether it draws from the posterior, if only approximately, so that its spread can be judged."""
         return self.sampler is not None and self.sampler.follows in ("posterior", "approximation")
 
+    @property
+    def is_point_estimate(self) -> bool:
+        """Whether its one image is all that it states, so that its forecast has no spread."""
+        return self.sampler is None or self.sampler.follows == "mean"
+
 
 @dataclass(frozen=True)
 class Column:

@@ -1,107 +1,120 @@
-"""Restore one measurement set by one method, batch by batch; each finished batch is kept on disk until the end."""
+"""Restore one measurement set by one method, batch by batch; each batch is kept on disk, whatever is judged of it."""
 
 import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from components.code import code_digest
+from components.code import code_digest, code_of
 from components.evaluation.costs import Meter
 from components.evaluation.measurement_sets import Batch, MeasurementSet
 from components.evaluation.methods import Method
-from components.evaluation.records import SET_METRICS
-from components.evaluation.sharing import claim
+from components.evaluation.sampling import Task, kept, restore_batch
+from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
-from invfusion.codec import decode, encode
-from invfusion.diffusion.guidance import GuidedDenoiser
-from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.errors import CheckpointError, WeightsUnavailableError
-from invfusion.metrics import (
-    LPIPS,
-    InceptionFeatures,
-    PixelFeatures,
-    captured_energy,
-    consistency_mse,
-    consistency_sse,
-    psnr,
-    squared_projections,
-)
+from invfusion.errors import CheckpointError
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
-from invfusion.operators import Measurement
-from invfusion.rng import generator, randn
-from invfusion.samplers import SampleOutput, Sampler
 
 STATE = Path("state/evaluate")
-
-# The library's code on which a restoration and its values depend.
-_CODE = ("codec.py", "rng.py", "noise.py", "operators", "degradations", "diffusion", "models", "samplers", "metrics")
-
-Features = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What judges sets of images: feature extractors by name, LPIPS, and the reason for each metric that is missing."""
-
-    features: Mapping[str, Features]
-    lpips: LPIPS | None
-    missing: Mapping[str, str]
-
-    @classmethod
-    def find(cls, folder: Path, image_size: int, device: torch.device) -> "Tools":
-        """Everything that can be computed on this machine; a missing weight file is said, never replaced."""
-        features: dict[str, Features] = {PixelFeatures.name: PixelFeatures()}
-        lpips, missing = None, {}
-        try:
-            features[InceptionFeatures.name] = InceptionFeatures(folder, device)
-        except WeightsUnavailableError as error:
-            missing = dict.fromkeys(SET_METRICS[InceptionFeatures.name], str(error))
-        try:
-            lpips = LPIPS(folder, image_size, device)
-        except WeightsUnavailableError as error:
-            missing["lpips"] = str(error)
-        return cls(features, lpips, missing)
+# An image's principal components take the room of several images, in float: they are kept, and judged, of so many.
+MAX_COMPONENTS = 1000
+OF_COMPONENTS = frozenset({"mean", "components", "stds"})
 
 
 @dataclass(frozen=True)
 class Restored:
-    """All restorations of one set, sorted by image and draw.
+    """All restorations of a set by a method. They stay on disk: entries holds the facts of each batch's."""
 
-    values: of the first draw of each image that did not diverge; n_diverged: of the others; shown: per image
-    that is kept whole and draw; nfe: network calls per image; seconds_per_image; peak_memory_mib: None where unknown.
-    """
+    memo: Memo
+    batches: Sequence[Batch]
+    entries: Sequence[Facts]
+    n_images: int
+    n_draws: int
 
-    values: dict[str, Tensor]
-    n_diverged: int
-    shown: dict[str, Tensor]
-    nfe: int
-    seconds_per_image: float
-    peak_memory_mib: float | None
+    @cached_property
+    def identity(self) -> str:
+        """Other restorations, another name."""
+        return identity({"restorations": [identity(facts) for facts in self.entries]})
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every batch is there."""
+        return all(self.memo.has(facts) for facts in self.entries)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """What is kept of a batch; see `sampling.kept`."""
+        return frozenset(self.memo.stored(self.entries[0]))
+
+    @cached_property
+    def diverged(self) -> Tensor:
+        """(n,) bool: the images whose first draw did."""
+        return self.gather("diverged")
+
+    @cached_property
+    def nfe(self) -> int:
+        """Network calls per image."""
+        return int(max(self._of_batches("nfe")))
+
+    @property
+    def seconds_per_image(self) -> float:
+        return sum(self._of_batches("seconds")) / sum(len(batch.indices) for batch in self.batches)
+
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """None where unknown."""
+        peak = max(self._of_batches("peak_memory"))
+        return peak if math.isfinite(peak) else None
+
+    def gather(self, name: str, n_images: int | None = None) -> Tensor:
+        """A tensor of the first draw of each of the first images, (n_images, ...)."""
+        return self._gather(name, self.n_images if n_images is None else n_images, 1)
+
+    def gather_draws(self, name: str, n_images: int) -> Tensor:
+        """A tensor of all draws of the first images, (n_images, n_draws, ...)."""
+        rows = self._gather(name, n_images, self.n_draws)
+        return rows.reshape(-1, self.n_draws, *rows.shape[1:])
+
+    def parts(self, names: Collection[str]) -> Iterator[tuple[list[int], Tensors]]:
+        """Batch by batch, the images whose first draw did not diverge, and the tensors of these names for them."""
+        limit = MAX_COMPONENTS if OF_COMPONENTS & set(names) else self.n_images
+        for batch, facts in zip(self.batches, self.entries, strict=True):
+            stored = self.memo.stored(facts, {"diverged", *names})
+            sound = {job for job, gone in zip(_jobs(batch, "diverged"), stored["diverged"], strict=True) if not gone}
+            chosen = sorted(image for image, draw in sound if draw == 0 and image < limit)
+            at = {name: {job: row for row, job in enumerate(_jobs(batch, name))} for name in names}
+            yield chosen, {name: stored[name][[at[name][image, 0] for image in chosen]] for name in names}
+
+    def _gather(self, name: str, n_images: int, n_draws: int) -> Tensor:
+        found: dict[tuple[int, int], Tensor] = {}
+        for batch, facts in zip(self.batches, self.entries, strict=True):
+            wanted = [
+                (job, row) for row, job in enumerate(_jobs(batch, name)) if job[0] < n_images and job[1] < n_draws
+            ]
+            if wanted:
+                tensor = self.memo.stored(facts, [name])[name]
+                found |= {job: tensor[row] for job, row in wanted}
+        return torch.stack([found[job] for job in sorted(found)])
+
+    def _of_batches(self, name: str) -> list[float]:
+        return [float(self.memo.stored(facts, [name])[name]) for facts in self.entries]
 
 
 @dataclass
 class Restorer:
-    """Runs methods. checkpoints: the folder of each model. Models are loaded at their first use and kept; `used`
-    collects the folders of kept batches.
-    """
+    """Runs methods. checkpoints: the folder of each model. Models are loaded at their first use and stay loaded."""
 
     params: Params
     device: torch.device
-    tools: Tools
     checkpoints: Mapping[str, Path]
+    memo: Memo = field(default_factory=lambda: Memo(STATE))
     loaded: dict[str, Denoiser] = field(default_factory=dict)
-    used: set[Path] = field(default_factory=set)
 
     def denoiser(self, name: str) -> Denoiser:
         """One model, ready to run."""
@@ -115,207 +128,76 @@ class Restorer:
         return self.loaded[name]
 
     def restore(self, method: Method, frozen: MeasurementSet) -> Restored:
-        """All images of a set, from the batches that are kept on disk and those that are still to do."""
-        batches = self._batches(method, frozen)
+        """All images of a set, from the batches that are on disk and those that are still to do."""
         self.work(method, frozen)
+        restored = self.restored(method, frozen)
         # What other processes are busy with is waited for.
-        done = [self._kept(method, frozen, batch, wait=True) for batch in batches]
-        return merge(batches, [part for part in done if part is not None], self.n_shown(method))
-
-    def n_shown(self, method: Method) -> int:
-        """How many images are kept whole: those of the galleries, and of repeated draws those of the calibration."""
-        gallery = self.params.report.gallery_images
-        return max(gallery, self.params.evaluate.calibration_images) if method.extra_draws else gallery
+        for batch, facts in zip(restored.batches, restored.entries, strict=True):
+            self._batch(method, frozen, batch, facts, wait=True)
+        return restored
 
     def work(self, method: Method, frozen: MeasurementSet) -> None:
         """Compute and keep the batches of a set that are not done and that no other process is busy with."""
-        title = f"{frozen.degradation} / {method.name}"
-        for batch in tqdm(self._batches(method, frozen), desc=title, unit="batch", leave=False, disable=None):
-            self._kept(method, frozen, batch, wait=False)
+        restored, title = self.restored(method, frozen), f"{frozen.degradation} / {method.name}"
+        jobs = list(zip(restored.batches, restored.entries, strict=True))
+        for batch, facts in tqdm(jobs, desc=title, unit="batch", leave=False, disable=None):
+            self._batch(method, frozen, batch, facts, wait=False)
 
-    def _batches(self, method: Method, frozen: MeasurementSet) -> list[Batch]:
-        shown = range(self.n_shown(method))
-        return list(frozen.batches(self.params.evaluate.batch_size, shown, method.extra_draws))
+    def restored(self, method: Method, frozen: MeasurementSet) -> Restored:
+        """The restorations of a set, whether they are there or not."""
+        repeated = range(self.n_repeated(method))
+        batches = list(frozen.batches(self.params.evaluate.batch_size, repeated, method.extra_draws))
+        shared = self._facts(method, frozen)
+        entries = [shared | {"images": batch.indices, "draws": batch.draws} for batch in batches]
+        return Restored(self.memo, batches, entries, len(frozen.keys), 1 + method.extra_draws)
 
-    def _kept(self, method: Method, frozen: MeasurementSet, batch: Batch, *, wait: bool) -> dict[str, Tensor] | None:
-        """The result of a batch; None where another process is busy with it and is not waited for."""
-        path = self.folder(method, frozen) / f"{_batch_name(batch)}.safetensors"
-        if (found := _read(path)) is not None:
-            return found
-        with claim(path.with_suffix(".lock"), wait) as is_ours:
-            if not is_ours:
-                return None
-            if (found := _read(path)) is not None:
-                return found
-            result = self._compute(method, frozen, batch)
-            unfinished = path.with_suffix(".tmp")
-            save_file(result, unfinished)
-            os.replace(unfinished, path)
-        return result
+    def n_repeated(self, method: Method) -> int:
+        """Of how many images there are further draws: those of the galleries and those of the calibration."""
+        if not method.extra_draws:
+            return 0
+        return max(self.params.report.gallery_images, self.params.evaluate.calibration_images)
 
-    def folder(self, method: Method, frozen: MeasurementSet) -> Path:
-        """Where the finished batches of a cell are kept."""
-        folder = STATE / self._identity(method, frozen)
-        if folder not in self.used:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.used.add(folder)
-        return folder
+    def _batch(self, method: Method, frozen: MeasurementSet, batch: Batch, facts: Facts, *, wait: bool) -> None:
+        if not self.memo.has(facts):
+            self.memo.tensors(facts, lambda: self._compute(method, frozen, batch), wait=wait)
 
     @torch.inference_mode()
-    def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> dict[str, Tensor]:
+    def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> Tensors:
         measurement = batch.measurement.to(self.device)
-        if method.model is not None:
-            self.denoiser(method.model)
+        denoiser = None if method.model is None else self.denoiser(method.model)
+        keys, labels = [frozen.keys[i] for i in batch.indices], frozen.labels[list(batch.indices)]
+        task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate
         with Meter(self.device) as meter:
-            output = self._run(method, frozen, batch, measurement)
-        truth = None if frozen.truth is None else frozen.truth[list(batch.indices)].to(self.device)
-        result = {f"values/{k}": v for k, v in self._judge(method, output, truth, measurement).items()}
-        rows = [row for row, i in enumerate(batch.indices) if i < self.n_shown(method)]
-        result |= {f"shown/{k}": v[rows] for k, v in _pictures(output).items()}
+            output = restore_batch(method.sampler, denoiser, task, seed=self.params.seed, guidance=settings.guidance)
+        rows = [row for row, job in enumerate(_jobs(batch, "images")) if job in _jobs(batch, "components")]
+        projects = method.is_generative and frozen.truth is not None and not frozen.is_noisy
+        result = kept(output, measurement, projects=projects, rows=rows)
         result |= {"nfe": torch.tensor(output.nfe), "seconds": torch.tensor(meter.seconds, dtype=torch.float64)}
         result["peak_memory"] = torch.tensor(meter.peak_memory, dtype=torch.float64)
         return {name: tensor.cpu().contiguous() for name, tensor in result.items()}
 
-    def _run(self, method: Method, frozen: MeasurementSet, batch: Batch, measurement: Measurement) -> SampleOutput:
-        if method.sampler is None:
-            return SampleOutput(measurement.H_pinv_y, nfe=0)
-        seed, keys = self.params.seed, [frozen.keys[i] for i in batch.indices]
-        # Every method starts an image from the same noise.
-        start = [generator(seed, f"evaluate/start/{d}", k) for k, d in zip(keys, batch.draws, strict=True)]
-        on_the_way = [generator(seed, f"evaluate/sampler/{d}", k) for k, d in zip(keys, batch.draws, strict=True)]
-        noise = randn(measurement.operator.image_shape, start, device=self.device)
-        if method.model is None:
-            return method.sampler.sample(_no_denoiser, measurement, noise, generators=on_the_way)
-        denoiser = self.denoiser(method.model)
-        labels = _labels(frozen.labels[list(batch.indices)], denoiser.n_classes, self.device)
-        return method.sampler.sample(
-            self._guided(denoiser, method.sampler, labels),
-            measurement,
-            noise,
-            generators=on_the_way,
-            class_labels=labels,
-        )
-
-    def _guided(self, denoiser: Denoiser, sampler: Sampler, labels: Tensor | None) -> DenoiserLike:
-        """The denoiser with classifier-free guidance, where it knows classes; guidance has no principal components."""
-        guidance = self.params.evaluate.guidance
-        if guidance == 1 or labels is None or "components" in sampler.requires:
-            return denoiser
-        return GuidedDenoiser(denoiser, guidance)
-
-    def _judge(
-        self, method: Method, output: SampleOutput, truth: Tensor | None, measurement: Measurement
-    ) -> dict[str, Tensor]:
-        """The values of each image of a batch, by name."""
-        x = finite(output.x)
-        images = encode(x)
-        values: dict[str, Tensor] = {"diverged": output.diverged}
-        if method.is_generative:
-            values |= {f"features/{name}": extract(images) for name, extract in self.tools.features.items()}
-        if truth is None:
-            return values
-        values |= {
-            "psnr": psnr(images, truth),
-            "consistency_mse": consistency_mse(x, measurement),
-            "consistency_sse": consistency_sse(x, measurement),
-        }
-        if method.is_generative and self.params.evaluate.noise.is_absent:
-            # Projected before it is quantised: the paper's CFID.
-            consistent = encode(measurement.operator.project(x, measurement.y))
-            values |= {f"projected/{name}": extract(consistent) for name, extract in self.tools.features.items()}
-        if method.is_generative and self.tools.lpips is not None:
-            values["lpips"] = self.tools.lpips(images, truth)
-        return values | _component_values(output, decode(truth))
-
-    def _identity(self, method: Method, frozen: MeasurementSet) -> str:
-        """What a kept batch depends on: another model, set, setting or code means another folder."""
-        facts = {
-            "code": code_digest(_CODE, (Path(__file__),)),
+    def _facts(self, method: Method, frozen: MeasurementSet) -> dict[str, object]:
+        """What restorations depend on: another model, set, setting or code means other entries."""
+        operators = {type(group.measurement.operator).__module__ for group in frozen.groups}
+        code = ("components.evaluation.sampling", *operators, *code_of(method.sampler))
+        return {
+            "code": code_digest(*sorted(code)),
             "checkpoint": None
             if method.model is None
             else _checkpoint_digest(self.checkpoints[method.model].resolve()),
             "measurements": frozen.sha256,
             # Not the names: another table may call the same thing otherwise.
             "sampler": method.sampler and method.sampler.model_dump(mode="json"),
-            "extra_draws": method.extra_draws,
             "guidance": self.params.evaluate.guidance,
             "precision": self.params.evaluate.precision,
             "seed": self.params.seed,
-            "shown": self.n_shown(method),
-            "missing": sorted(self.tools.missing),
         }
-        return _sha256(json.dumps(facts, sort_keys=True).encode())[:16]
 
 
-def merge(batches: Sequence[Batch], done: Sequence[Mapping[str, Tensor]], n_shown: int) -> Restored:
-    """Put the results of batches into the order of the images, whatever the batches were."""
-    jobs = [job for batch in batches for job in zip(batch.indices, batch.draws, strict=True)]
-    order = sorted(range(len(jobs)), key=jobs.__getitem__)
-    ends = torch.cat([part["values/diverged"] for part in done])
-    first = [row for row in order if jobs[row][1] == 0]
-    sound = [row for row in first if not bool(ends[row])]
-    pictured = [job for job in jobs if job[0] < n_shown]
-    picture_order = sorted(range(len(pictured)), key=pictured.__getitem__)
-    joined = {name: torch.cat([part[name] for part in done]) for name in done[0] if "/" in name}
-    values = {k.removeprefix("values/"): v[sound] for k, v in joined.items() if k.startswith("values/")}
-    del values["diverged"]
-    peak = max(float(part["peak_memory"]) for part in done)
-    return Restored(
-        values=values,
-        n_diverged=len(first) - len(sound),
-        shown={k.removeprefix("shown/"): v[picture_order] for k, v in joined.items() if k.startswith("shown/")},
-        nfe=max(int(part["nfe"]) for part in done),
-        seconds_per_image=sum(float(part["seconds"]) for part in done) / len(jobs),
-        peak_memory_mib=peak if math.isfinite(peak) else None,
-    )
-
-
-def finite(x: Tensor) -> Tensor:
-    """The images with grey in the place of those that diverged; they are counted, and stay out of every average."""
-    sound = x.isfinite().flatten(1).all(1)
-    return x.where(sound.view(-1, 1, 1, 1), 0.0)
-
-
-def _no_denoiser(*_: Any, **__: Any) -> Tensor:
-    raise AssertionError("a method without a model called one")
-
-
-def _batch_name(batch: Batch) -> str:
-    return _sha256(json.dumps([batch.indices, batch.draws]).encode())[:16]
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """A finished batch, if it is there and whole."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (FileNotFoundError, SafetensorError):
-        return None
-
-
-def _pictures(output: SampleOutput) -> dict[str, Tensor]:
-    shown = {"images": encode(finite(output.x)), "diverged": output.diverged}
-    if output.components is not None and output.stds is not None:
-        shown |= {"mean": output.x, "components": output.components, "stds": output.stds}
-    return shown
-
-
-def _component_values(output: SampleOutput, truth: Tensor) -> dict[str, Tensor]:
-    """How well principal components describe the error; nothing for methods without them."""
-    if output.components is None or output.stds is None:
-        return {}
-    return {
-        "nppc_captured_energy": captured_energy(output.x, truth, output.components),
-        "nppc_predicted": output.stds.double().square(),
-        "nppc_actual": squared_projections(output.x, truth, output.components),
-    }
-
-
-def _labels(labels: Tensor, n_classes: int, device: torch.device) -> Tensor | None:
-    """Class labels for a class-conditional model; an image without one gets the index that means no class."""
-    if n_classes == 0:
-        return None
-    return labels.where(labels >= 0, n_classes).to(device)
+def _jobs(batch: Batch, name: str) -> list[tuple[int, int]]:
+    """(image, draw) of each row that is kept of a batch's tensor."""
+    jobs = list(zip(batch.indices, batch.draws, strict=True))
+    return [(i, d) for i, d in jobs if d == 0 and i < MAX_COMPONENTS] if name in OF_COMPONENTS else jobs
 
 
 @cache
@@ -324,8 +206,4 @@ def _checkpoint_digest(folder: Path) -> str:
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: train the model first")
-    return _sha256("".join(_sha256(file.read_bytes()) for file in files).encode())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256("".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files).encode()).hexdigest()

@@ -18,14 +18,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.evaluation.evaluate import MODELS, Evaluation, forget_unused, prepare
-from components.evaluation.measurement_sets import MeasurementSet
-from components.evaluation.methods import Column, Method, columns
-from components.evaluation.records import Cell, Record, Recorder
-from components.evaluation.restoring import Restored
+from components.evaluation.evaluate import MODELS, Evaluation, prepare
+from components.evaluation.judging import OF_DRAWS, Case
+from components.evaluation.methods import Column, columns
 from components.params import UNCONDITIONAL, Params, load_params
-from components.reporting import tables
 from invfusion.errors import ConfigError, InvFusionError
+from invfusion.metrics import METRICS, Metric
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +48,19 @@ def tune(params: Params, names: Sequence[str] = ()) -> Path:
     """Try the values of the named methods (default: all that can be tuned); returns the path of the fragment.
 
     Raises:
-        ConfigError: a name is no method that can be tuned.
+        ConfigError: a name is no method that can be tuned, or tune.metric is no metric.
         CheckpointError: a method's model is not trained.
     """
-    chosen = _tunable(params, names)
-    settings = params.evaluate.model_copy(
-        update={"split": "val", "n_images": params.tune.n_images, "n_unconditional": 0, "methods": chosen}
-    )
+    chosen, metric = _tunable(params, names), METRICS[params.tune.metric]
+    own = {"split": "val", "n_images": params.tune.n_images, "n_unconditional": 0, "bootstrap_resamples": 10}
+    settings = params.evaluate.model_copy(update=own | {"methods": chosen})
     params = params.model_copy(update={"evaluate": settings})
     models = {m: MODELS / m for name in chosen if (m := params.methods[name].model)}
     plan = columns(params, models)
     evaluation = prepare(params, plan, models, OUTPUT)
-    trials = [trial for column in plan if column.kind != UNCONDITIONAL for trial in _trials(evaluation, column)]
-    forget_unused("tune", evaluation.restorer.used)
+    families = [column for column in plan if column.kind != UNCONDITIONAL]
+    trials = [trial for column in families for trial in _trials(evaluation, column, metric)]
+    evaluation.restorer.memo.forget_unused("tune")
     return write(trials, params.tune.metric)
 
 
@@ -74,39 +72,30 @@ def _tunable(params: Params, names: Sequence[str]) -> list[str]:
     return list(names) or able
 
 
-def _trials(evaluation: Evaluation, column: Column) -> Iterator[Trial]:
+def _trials(evaluation: Evaluation, column: Column, metric: Metric) -> Iterator[Trial]:
     measured = evaluation.measured(column)
-    recorder = Recorder(evaluation.references(), resamples=10, seed=evaluation.restorer.params.seed)
     for method in column.methods:
         assert method.sampler is not None, "only those that can be tuned"
+        draws = method.extra_draws if OF_DRAWS & metric.needs else 0
         for setting, values in method.sampler.tunable.items():
             for value in values:
-                trial = replace(method, sampler=method.sampler.model_copy(update={setting: value}), extra_draws=0)
-                restored = evaluation.restorer.restore(trial, measured)
-                found = _value(evaluation, recorder, measured, trial, restored)
-                yield Trial(method.name, column.kind, setting, value, found, restored.n_diverged)
+                trial = replace(method, sampler=method.sampler.model_copy(update={setting: value}), extra_draws=draws)
+                case = Case(trial, measured, evaluation.restorer.restore(trial, measured))
+                found = (
+                    evaluation.judge.record(case, metric).value if metric in evaluation.judge.metrics(case) else None
+                )
+                yield Trial(method.name, column.kind, setting, value, found, case.cell.n_diverged)
                 log.info("%s / %s: %s = %g: %s", column.kind, method.name, setting, value, found)
-
-
-def _value(
-    evaluation: Evaluation, recorder: Recorder, measured: MeasurementSet, method: Method, restored: Restored
-) -> float | None:
-    name = evaluation.restorer.params.tune.metric
-    shape = tuple(evaluation.dataset.image_shape)
-    cell = Cell(method.name, measured.degradation, restored.values, restored.nfe, measured.sha256, shape)
-    records: list[Record] = recorder.records(cell)
-    value = next((r["value"] for r in records if r["metric"] == name), None)
-    return float(value) if value is not None else None
 
 
 def best(trials: Sequence[Trial], metric: str) -> dict[str, dict[str, dict[str, float]]]:
     """{method: {family: {setting: value}}}: of each setting the best value, first by how few images diverged."""
-    sign = 1 if metric in tables.HIGHER_IS_BETTER else -1
+    merit = METRICS[metric].merit
     found: dict[str, dict[str, dict[str, float]]] = {}
     for key in dict.fromkeys((t.method, t.family, t.setting) for t in trials):
         tried = [t for t in trials if (t.method, t.family, t.setting) == key and t.metric is not None]
         if tried:
-            winner = max(tried, key=lambda t: (-t.n_diverged, sign * (t.metric or 0.0)))
+            winner = max(tried, key=lambda t: (-t.n_diverged, merit(t.metric or 0.0)))
             found.setdefault(key[0], {}).setdefault(key[1], {})[key[2]] = winner.value
     return found
 

@@ -1,6 +1,5 @@
 """The records of reports/oracle.json and the curves beside them; what was computed is kept until the inputs change."""
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -15,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.code import code_digest
-from components.evaluation.records import tidy
+from components.memo import Memo
+from components.records import tidy
 from invfusion.metrics import coverage, cumulative
 from invfusion.oracle import Verdict
 from invfusion.schema import Config
@@ -27,29 +27,14 @@ Results = dict[str, list[Record]]
 Job = Callable[[], Results]
 
 STATE = Path("state/oracle")
-# What the results of a judgement do not depend on.
-PLOTS = ("report.py", "__init__.py")
+# The code that judges.
+_CODE = ("components.oracle.models", "components.oracle.records", "invfusion.oracle", "invfusion.samplers")
 LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
-
-
-def _judges() -> tuple[Path, ...]:
-    """The components that judge."""
-    here = Path(__file__).parent
-    return tuple(path for path in sorted(here.glob("*.py")) if path.name not in PLOTS)
 
 
 def kept(facts: dict[str, Any], compute: Callable[[], Results]) -> Results:
     """The results for these facts and this code: from disk, or computed and written there."""
-    identity = json.dumps(facts | {"code": code_digest(("",), _judges())}, sort_keys=True)
-    path = STATE / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-    if path.is_file():
-        found: Results = json.loads(path.read_text())
-        return found
-    results = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(results))
-    os.replace(path.with_suffix(".tmp"), path)
-    return results
+    return Memo(STATE).data(facts | {"code": code_digest(*_CODE)}, compute)
 
 
 def in_parallel(jobs: Sequence[Job]) -> list[Results]:

@@ -36,7 +36,6 @@ from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.errors import InvFusionError, ShapeError
 from invfusion.models import load_denoiser
 from invfusion.operators import Measurement, operator_from_spec, spec_from_json
-from invfusion.rng import generators, randn
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
 MAX_IMAGES = 256
@@ -122,10 +121,7 @@ class RestorationModel(PythonModel):
         self, sampler: Sampler, denoiser: Any, measurement: Measurement, labels: Tensor | None, seed: int
     ) -> SampleOutput:
         """Run a sampler with noise that depends on the seed and the sample's position in the row alone."""
-        shape = measurement.operator.image_shape
-        draws = generators(seed, "restore", range(measurement.operator.batch_size))
-        noise = randn(shape, draws, device=self.device)
-        return sampler.sample(denoiser, measurement, noise, generators=draws, class_labels=labels)
+        return sampler.sample(denoiser, measurement, class_labels=labels, seed=seed)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Make one table or figure of the paper: train what is missing, evaluate, and write it in the paper's layout.
 
 `python -m components.reporting.table table_03` reads experiments/table_03.yaml and writes reports/tables/table_03.html,
-.md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is not computed anew.
+.md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is taken.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from components import tracking
-from components.evaluation.evaluate import STAGED, Results, forget_unused, prepare
+from components.evaluation.evaluate import STAGED, Results, prepare
 from components.evaluation.methods import Column, columns
 from components.evaluation.sharing import helpers, is_helper
 from components.params import UNCONDITIONAL, Params, load_params
+from components.records import Record
 from components.reporting import claims, figures, pictures, tables
 from components.reporting.experiments import Experiment, experiment_names, load_experiment
 from components.reporting.pages import Picture, render
@@ -68,7 +69,7 @@ def table(params: Params, name: str, trains: bool = True) -> Path:
         return REPORTS / f"{name}.html"
     with tracking.start_run(changed, "evaluate", name) as run, helpers(params, "components.reporting.table", [name]):
         results = evaluation.run()
-        forget_unused(name, evaluation.restorer.used)
+        evaluation.restorer.memo.forget_unused(name)
         trained = {model: _images_of(folder) for model, folder in models.items()}
         page = write(Outcome(name, experiment, changed, plan, results, missing, trained))
         run.log_artifact(page)
@@ -117,7 +118,7 @@ def write(outcome: Outcome) -> Path:
 
 def describe(outcome: Outcome) -> dict[str, Any]:
     """Everything that the templates show."""
-    experiment, records = outcome.experiment, outcome.results.records
+    experiment, records = outcome.experiment, [r.as_json() for r in outcome.results.records]
     paper = tables.PaperTable.load(experiment.table, outcome.params.data.name)
     names = {name: experiment.row(name).paper or name for name in experiment.names}
     kinds = [column.kind for column in outcome.plan]
@@ -195,9 +196,9 @@ def figures_of(outcome: Outcome, kinds: Sequence[str]) -> list[Picture]:
 
 def curve_of(outcome: Outcome, kinds: Sequence[str]) -> Picture:
     """Each metric against network calls, one line per group of rows, one panel per degradation."""
-    lookup = {(r["method"], r["degradation"], r["metric"]): r for r in outcome.results.records}
+    lookup = {(r["method"], r["degradation"], r["metric"]): r for r in map(Record.as_json, outcome.results.records)}
     panels: dict[tuple[str, str], figures.Lines] = {}
-    for metric in tables.at_hand(outcome.experiment.metrics, outcome.results.records):
+    for metric in tables.at_hand(outcome.experiment.metrics, list(lookup.values())):
         for kind in kinds:
             lines = {
                 group: [
@@ -225,7 +226,7 @@ def as_data(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, Any]:
         "missing": dict(outcome.missing),
         "claims": [asdict(finding) for finding in content["claims"]],
         "costs": outcome.results.costs,
-        "records": outcome.results.records,
+        "records": [record.as_json() for record in outcome.results.records],
     }
 
 

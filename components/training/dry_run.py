@@ -19,6 +19,7 @@ from components.training.train import denoiser_for
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import InvFusionError
+from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
 from invfusion.rng import generator, generators, randn
 
@@ -54,16 +55,14 @@ def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
 
 def _one_step(params: Params, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> None:
     start = time.perf_counter()
-    operator = family.sample(
-        batch_size=len(x), image_shape=x.shape[1:], generator=generator(params.seed, "dry-run/operator")
-    )
-    measurement = params.noise.measure(x, operator, generator(params.seed, "dry-run/noise"))
+    streams = Streams("dry-run/operator", "dry-run/noise")
+    measurement = measure_batch(x, family, params.noise, 0, params.seed, streams)
     output = params.train.loss(denoiser, x, Condition(measurement), generator(params.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
     torch.autograd.backward(loss)
     log.info(
         "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
-        len(x), operator.kind, tuple(measurement.y.shape), loss.item(), time.perf_counter() - start,
+        len(x), measurement.operator.kind, tuple(measurement.y.shape), loss.item(), time.perf_counter() - start,
     )  # fmt: skip
 
 

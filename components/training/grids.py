@@ -7,9 +7,10 @@ from torch import Tensor
 from invfusion import codec
 from invfusion.data import StagedDataset
 from invfusion.diffusion.losses import DiffusionLoss, InDILoss
+from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
 from invfusion.operators import Measurement
-from invfusion.rng import generator, generators, randn
+from invfusion.rng import generators, randn
 from invfusion.samplers import MMSE, Heun, InDI, Sampler
 from invfusion.training.task import Loss, Task
 from invfusion.training.unrolled import UnrolledDDRMLoss
@@ -52,9 +53,7 @@ def _sampler(loss: Loss) -> Sampler:
 def _measure(task: Task, x: Tensor) -> Measurement | None:
     if task.degradation is None:
         return None
-    draws = generator(task.seed, "grid/operator")
-    operator = task.degradation.sample(batch_size=len(x), image_shape=tuple(x.shape[1:]), generator=draws)
-    return task.noise.measure(x, operator.to(x.device), generator(task.seed, "grid/measurement"))
+    return measure_batch(x, task.degradation, task.noise, 0, task.seed, Streams("grid/operator", "grid/measurement"))
 
 
 def _tile(images: Tensor) -> np.ndarray:

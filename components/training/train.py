@@ -60,11 +60,8 @@ VARIANTS: tuple[str, ...] = tuple(name for part in get_args(TrainedVariant) for 
 
 # They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
-# The code that makes the weights what they are, as the stages in dvc.yaml list it (the sampler is what is unrolled).
-_CODE = (
-    "codec.py", "rng.py", "noise.py", "data/order.py", "data/staged.py", "data/stream.py", "operators", "degradations",
-    "diffusion", "models", "samplers/base.py", "samplers/ddrm.py", "training",
-)  # fmt: skip
+# The code that makes the weights what they are.
+_CODE = ("invfusion.training.loop", "invfusion.training.unrolled")
 
 
 def train(params: Params, variant: TrainedVariant) -> Path:
@@ -161,7 +158,7 @@ def facts_of(params: Params, name: str, task: Task, denoiser: Denoiser, dataset:
         "noise": task.noise.model_dump(mode="json") if task.degradation is not None else None,
         "training": task.config.model_dump(mode="json", include=set(OptimisationConfig.model_fields) - _NOT_DEFINING),
         "seed": task.seed,
-        "code": code_digest(_CODE),
+        "code": code_digest(*_CODE),
     }
     fingerprint = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
     return defining | {"data": params.data.name, "fingerprint": fingerprint}

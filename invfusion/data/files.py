@@ -1,10 +1,10 @@
-"""Files that are either whole or absent: written beside their place, then renamed into it."""
+"""Files of datasets, which appear whole or not at all; a disk that refuses them is a `DataError`."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from invfusion import files
 from invfusion.errors import DataError
 
 
@@ -15,17 +15,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the disk refused (full, read-only).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with files.replacing(path) as partial:
+            yield partial
     except OSError as error:
         raise DataError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,10 +1,11 @@
 """What a dataset folder promises of itself: its shards with their counts and checksums."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from invfusion.data.files import write_text
 from invfusion.errors import DataError
@@ -29,8 +30,8 @@ class ShardEntry(Config):
 class Manifest(Config):
     """A dataset of square RGB images of `image_size` pixels, in shards.
 
-    `class_names` is empty where the images carry no labels. `n_skipped` counts source files that were left out because
-    they are no images, `n_enlarged` those that were smaller than `image_size`.
+    `class_names` is empty where the images carry no labels. `n_skipped` counts files of the source that gave no image,
+    `n_enlarged` those that were smaller than `image_size`.
     """
 
     format: Literal[1] = 1
@@ -45,6 +46,17 @@ class Manifest(Config):
     n_skipped: int = Field(default=0, ge=0)
     n_enlarged: int = Field(default=0, ge=0)
     shards: list[ShardEntry]
+
+    @model_validator(mode="after")
+    def _counts_each_shard_once(self) -> Self:
+        twice = [file for file, count in Counter(shard.file for shard in self.shards).items() if count > 1]
+        if twice:
+            raise ValueError(f"it lists {twice[0]} twice")
+        for split in SPLITS:
+            listed = sum(shard.n_samples for shard in self.shards if shard.split == split)
+            if listed != self.n_samples.get(split, 0):
+                raise ValueError(f"n_samples says {self.n_samples.get(split, 0)} {split}, its shards hold {listed}")
+        return self
 
 
 def read_manifest(folder: Path) -> Manifest:

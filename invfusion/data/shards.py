@@ -1,24 +1,24 @@
 """WebDataset shards: one tar member `<key>.png` and, with labels, one `<key>.cls` per sample."""
 
-import contextlib
-import lzma
+import re
 import tarfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import webdataset
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from invfusion.data.images import MAX_FILE_BYTES
 from invfusion.data.manifest import RESTORE, SPLITS, ShardEntry, Split, sha256_of
+from invfusion.data.names import is_hidden, leaves_its_folder, parts_of, readable
 from invfusion.errors import DataError
 
-# Of one file in a shard: far more than any image here, far less than a memory.
-MAX_FILE_BYTES = 2**28
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+IMAGE_SUFFIXES = (
+    *("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
+    *("pgm", "pbm", "pnm", "jp2", "avif", "jpe", "jfif"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,26 @@ class Sample:
     label: int | None
 
 
+@dataclass(frozen=True)
+class Unread:
+    """`n_files` members of a tar that give no sample, because of `reason`.
+
+    `problem` says what is wrong and where; it is empty where WebDataset's rules leave such files out.
+    """
+
+    reason: str
+    problem: str = ""
+    n_files: int = 1
+
+
+@dataclass
+class _Record:
+    """Consecutive files of one key, by lower-case suffix."""
+
+    key: str
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
 def read_shard(path: Path) -> Iterator[Sample]:
     """All samples of a tar, in its order.
 
@@ -37,94 +57,122 @@ def read_shard(path: Path) -> Iterator[Sample]:
         DataError: the file is missing, cut short or damaged, or a record lacks its image; names the shard and the key,
             or the last key that could be read. Losses that WebDataset's own reading passes over are found too.
     """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: {RESTORE}, or rebuild it")
+    for record in read_records(path):
+        if isinstance(record, Sample):
+            yield record
+        elif record.problem:
+            raise DataError(f"{record.problem}: {RESTORE}, or rebuild it")
+
+
+def read_records(path: Path) -> Iterator[Sample | Unread]:
+    """Everything in a tar, plain or compressed: each of its files is part of one sample or of one `Unread`.
+
+    Damage ends the reading and is the last `Unread`.
+    """
     last = "the beginning"
     try:
-        _check_sizes(path)
-        for record in _records(path):
-            sample = _sample(record, path)
-            yield sample
-            last = f"key '{sample.key}'"
-        _check_end(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: {RESTORE}, or rebuild it") from None
-    except (tarfile.TarError, ValueError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(
-            f"{path} is damaged or cut short after {last} ({_reason(error)}): {RESTORE}, or rebuild it"
-        ) from error
+        with tarfile.open(path) as archive:
+            for record in _records(archive, path):
+                yield from _samples(record, path) if isinstance(record, _Record) else [record]
+                last = f"key '{record.key}'" if isinstance(record, _Record) else last
+    except Exception as error:  # noqa: BLE001 - on damaged headers tarfile and the decompressors raise many things
+        problem = f"{readable(str(path))} is damaged or cut short after {last} ({_reason(error)})"
+        yield Unread("a damaged tar", problem)
 
 
 def _reason(error: Exception) -> str:
-    """The error's own words, without the stream objects that WebDataset adds to them."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error.args[0]).split(" @ ")[0] if error.args else type(error).__name__
+    return str(error).split(":\n")[0] or type(error).__name__
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as stream:
-        files = tar_file_expander([{"url": str(path), "stream": stream}], handler=webdataset.reraise_exception)
-        yield from group_by_keys(_each_once(files), handler=webdataset.reraise_exception)
+def _records(archive: tarfile.TarFile, path: Path) -> Iterator[_Record | Unread]:
+    record = _Record("")
+    while member := archive.next():
+        vars(archive)["members"].clear()  # else it keeps all
+        if member.isdir():
+            continue
+        if unread := _why_unread(member, path):
+            yield unread
+            continue
+        key, suffix = _split_name(member.name)
+        if key != record.key or suffix in record.files:
+            if record.files:
+                yield record
+            record = _Record(key)
+        record.files[suffix] = _content(archive, member)
+    if record.files:
+        yield record
+    _check_end(archive)
 
 
-def _each_once(files: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """End a record before a file that it has already: WebDataset would stop there, as if the shard were damaged."""
-    names: set[str] = set()
-    for file in files:
-        if file.get("fname") in names:
-            yield {}
-            names.clear()
-        names.add(file.get("fname", ""))
-        yield file
+def _why_unread(member: tarfile.TarInfo, path: Path) -> Unread | None:
+    parts = parts_of(member.name)
+    where = f"{readable(str(path))}: '{readable(member.name)}'"
+    if leaves_its_folder(member.name):
+        return Unread("its name points out of its folder", f"{where} points out of its folder")
+    if is_hidden(parts) or re.fullmatch("__.*__", parts[0] if parts else ""):
+        return Unread("hidden")
+    if not member.isreg():
+        kind = "a link" if member.issym() or member.islnk() else "no regular file"
+        return Unread(kind, f"{where} is {kind}")
+    if not parts or "." not in parts[-1]:
+        return Unread("a name without suffix", f"{where} has no suffix that says what it is")
+    return None
 
 
-def _check_sizes(path: Path) -> None:
-    """A compressed or sparse member of a few bytes can claim any size."""
-    with contextlib.suppress(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError), tarfile.open(path) as archive:
-        for member in archive:
-            if member.size > MAX_FILE_BYTES:
-                raise ValueError(f"'{member.name}' claims {member.size} bytes, at most {MAX_FILE_BYTES} are read")
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix, divided by the first dot of the file's name."""
+    *folders, file = parts_of(name)
+    stem, _, suffix = file.partition(".")
+    return "/".join([*folders, stem]), suffix.lower()
 
 
-def _sample(record: dict[str, Any], path: Path) -> Sample:
-    key = record["__key__"]
-    if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
-        raise DataError(f"{path}: the key '{key}' points out of its folder; rebuild the shard")
-    image = next((record[suffix] for suffix in IMAGE_SUFFIXES if suffix in record), None)
-    if image is None:
-        found = ", ".join(sorted(name for name in record if not name.startswith("__")))
-        raise DataError(f"{path}: key '{key}' has no image, only {found}; rebuild the shard")
-    return Sample(key, image, _label(record.get("cls"), key, path))
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    # A compressed or sparse member of a few bytes can claim any size.
+    if member.size > MAX_FILE_BYTES:
+        raise ValueError(f"'{readable(member.name)}' claims {member.size} bytes, at most {MAX_FILE_BYTES} are read")
+    file = archive.extractfile(member)
+    return file.read() if file else b""
 
 
-def _label(text: bytes | None, key: str, path: Path) -> int | None:
-    if text is None:
-        return None
-    try:
-        label = int(text)
-    except ValueError:
-        label = -1
-    if label < 0:
-        raise DataError(f"{path}: key '{key}' has class {text!r}, expected a whole number from 0; rebuild the shard")
-    return label
-
-
-def _check_end(path: Path) -> None:
+def _check_end(archive: tarfile.TarFile) -> None:
     """Find losses that look like a regular end to every tar reader: a cut between records, a destroyed header."""
-    with path.open("rb") as file:
-        if not file.read(512).strip(b"\0"):
-            raise tarfile.ReadError("it holds no records")
-        file.seek(0)
-        if file.read(262)[257:] != b"ustar":
-            return  # compressed: its own checksum covers the content
-        with tarfile.open(path, "r:") as archive:
-            archive.getmembers()
-            end = archive.offset
-        file.seek(end)
-        if len(file.read(512)) < 512:
-            raise tarfile.ReadError("its end is missing")
-        file.seek(end)
-        if any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b"")):
-            raise tarfile.ReadError("a broken header hides the rest")
+    file: Any = archive.fileobj
+    if archive.offset == 0:
+        raise tarfile.ReadError("it holds no records")
+    file.seek(archive.offset)
+    if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("its end is missing")
+    # To the end, where compressed files have their checksum.
+    file.seek(archive.offset)
+    if any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b"")):
+        raise tarfile.ReadError("a broken header hides the rest")
+
+
+def _samples(record: _Record, path: Path) -> Iterator[Sample | Unread]:
+    """The record's sample, and its other files."""
+    files, where = dict(record.files), f"{readable(str(path))}: key '{record.key}'"
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
+    if suffix is None:
+        yield Unread("no image in its record", f"{where} has no image, only {', '.join(sorted(files))}", len(files))
+        return
+    image, text = files.pop(suffix), files.pop("cls", None)
+    label = None if text is None else _class_number(text)
+    for other in files:
+        is_image = other in IMAGE_SUFFIXES
+        yield Unread("beside an image", f"{where} has two images, {suffix} and {other}" if is_image else "")
+    if label == -1:
+        yield Unread("no class number", f"{where} has class {text!r}, expected a whole number from 0", 2)
+        return
+    yield Sample(record.key, image, label)
+
+
+def _class_number(text: bytes) -> int:
+    """-1 where it is none."""
+    return int(text) if re.fullmatch(rb"\s*\d{1,9}\s*", text) else -1
 
 
 class ShardSetWriter:
@@ -156,8 +204,10 @@ class ShardSetWriter:
 
     def _open(self, split: Split) -> Any:
         pattern = f"{str(self._folder).replace('%', '%%')}/{split}-%06d.tar"
-        # Fixed times make equal input give equal bytes; DVC would see a change otherwise.
-        self._writers[split] = webdataset.ShardWriter(pattern, maxcount=self._shard_images, mtime=0, verbose=0)
+        # Fixed times make equal input give equal bytes; DVC would see a change otherwise. PAX: names of any length.
+        self._writers[split] = webdataset.ShardWriter(
+            pattern, maxcount=self._shard_images, mtime=0, verbose=0, format="PAX_FORMAT"
+        )
         return self._writers[split]
 
     def entries(self) -> list[ShardEntry]:

@@ -168,7 +168,7 @@ def _decode_image(content: bytes, origin: str, image_size: int | None) -> NDArra
             f"{origin} is {image.width}x{image.height}, not {image_size}x{image_size}; rebuild the dataset "
             f"with --size {image_size}"
         )
-    return to_array(to_rgb(image))
+    return to_array(to_rgb(image, origin))
 
 
 def _unlisted(manifest: Manifest, shards: Path) -> list[str]:

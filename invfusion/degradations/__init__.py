@@ -6,10 +6,11 @@ from pydantic import Field
 
 from invfusion.degradations.base import DegradationFamily
 from invfusion.degradations.mixture import Family, Mixture
+from invfusion.names import Registry
 
-FAMILIES: dict[str, type[DegradationFamily]] = {
-    family.model_fields["kind"].default: family for family in get_args(Family)
-}
+FAMILIES: Registry[type[DegradationFamily]] = Registry(
+    "degradation family", ((family.model_fields["kind"].default, family) for family in get_args(Family))
+)
 
 AnyFamily = Annotated[Family | Mixture, Field(discriminator="kind")]
 

@@ -25,6 +25,7 @@ class GuidedDenoiser:
         self.denoiser = denoiser
         self.guidance = guidance
         self.n_classes = denoiser.n_classes
+        self.is_conditional: bool | None = getattr(denoiser, "is_conditional", None)
         self.calls_per_evaluation = 1 if guidance == 1 else 2
         # Of the measurement handed in last: sampling asks with one and the same at every step.
         self._twice: tuple[Measurement | None, Measurement | None] = (None, None)

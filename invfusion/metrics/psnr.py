@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
+from invfusion.metrics.base import Metric
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -26,3 +27,16 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 def psnr_ceiling(image_shape: Sequence[int]) -> float:
     """The largest finite PSNR an 8-bit image can have: one entry off by one grey level."""
     return 10 * math.log10(255**2 * math.prod(image_shape))
+
+
+PSNR = Metric(
+    name="psnr",
+    label="PSNR",
+    unit="dB",
+    better="higher",
+    decimals=1,
+    main=True,
+    needs=frozenset({"truth"}),
+    values=lambda restored: psnr(restored.images, restored.need("truth")),
+    ceiling=psnr_ceiling,
+)

@@ -5,7 +5,6 @@ two renames the previous one lies at `.<name>.previous`, where loading finds it.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invfusion.errors import CheckpointError, ConfigError
+from invfusion.files import flush, previous, replace_folder
 from invfusion.models.config import DenoiserConfig
 from invfusion.models.denoiser import Denoiser
 
@@ -38,7 +38,8 @@ def save_denoiser(denoiser: Denoiser, folder: Path | str, manifest: Mapping[str,
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         _write_files(denoiser, temporary, manifest)
-        _replace_folder(temporary, folder)
+        temporary.chmod(0o755)  # mkdtemp's folders are private
+        replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: cannot save the checkpoint ({error}); free some space or choose another folder. "
@@ -103,39 +104,15 @@ def _write_files(denoiser: Denoiser, folder: Path, manifest: Mapping[str, Any]) 
     (folder / MANIFEST).write_text(json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)
-        _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _replace_folder(temporary: Path, folder: Path) -> None:
-    temporary.chmod(0o755)  # mkdtemp's folders are private
-    previous = _previous(folder)
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    temporary.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+        flush(path)
+    flush(folder)
 
 
 def _existing(folder: Path) -> Path:
     if folder.is_dir():
         return folder
-    if _previous(folder).is_dir():
-        return _previous(folder)
+    if previous(folder).is_dir():
+        return previous(folder)
     raise CheckpointError(f"{folder}: no such checkpoint folder; train the model first, or correct the path")
 
 

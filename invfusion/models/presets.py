@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from invfusion.errors import ConfigError
 from invfusion.models.config import DenoiserConfig, LevelConfig, Variant
 from invfusion.models.denoiser import Denoiser
+from invfusion.names import Registry
 
 _FINE_64 = (
     LevelConfig(width=384, depth=2, kernel=7),
@@ -15,39 +16,42 @@ _FINE_64 = (
     LevelConfig(width=1536, depth=8),
 )
 
-PRESETS: dict[str, DenoiserConfig] = {
-    "ffhq64": DenoiserConfig(image_size=64, patch_size=2, levels=_FINE_64),
-    "imagenet64": DenoiserConfig(image_size=64, patch_size=2, levels=_FINE_64, n_classes=1000),
-    "ffhq256": DenoiserConfig(
-        image_size=256,
-        patch_size=4,
-        levels=(
-            LevelConfig(width=192, depth=2, kernel=5),
-            LevelConfig(width=384, depth=2, kernel=7),
-            LevelConfig(width=768, depth=4),
-            LevelConfig(width=1536, depth=2),
+PRESETS: Registry[DenoiserConfig] = Registry(
+    "model preset",
+    {
+        "ffhq64": DenoiserConfig(image_size=64, patch_size=2, levels=_FINE_64),
+        "imagenet64": DenoiserConfig(image_size=64, patch_size=2, levels=_FINE_64, n_classes=1000),
+        "ffhq256": DenoiserConfig(
+            image_size=256,
+            patch_size=4,
+            levels=(
+                LevelConfig(width=192, depth=2, kernel=5),
+                LevelConfig(width=384, depth=2, kernel=7),
+                LevelConfig(width=768, depth=4),
+                LevelConfig(width=1536, depth=2),
+            ),
         ),
-    ),
-    # Chosen among seven shapes of 1 to 4 million parameters for the lowest loss after equal CPU time.
-    "digits16": DenoiserConfig(
-        image_size=16,
-        patch_size=2,
-        levels=(LevelConfig(width=72, depth=1, kernel=7), LevelConfig(width=144, depth=3)),
-        head_dim=24,
-        mapping_width=128,
-        mapping_hidden=256,
-        dropout=0.0,
-    ),
-    "small64": DenoiserConfig(
-        image_size=64,
-        patch_size=4,
-        levels=(LevelConfig(width=96, depth=2, kernel=7), LevelConfig(width=192, depth=4)),
-        head_dim=24,
-        mapping_width=128,
-        mapping_hidden=256,
-        dropout=0.0,
-    ),
-}
+        # Chosen among seven shapes of 1 to 4 million parameters for the lowest loss after equal CPU time.
+        "digits16": DenoiserConfig(
+            image_size=16,
+            patch_size=2,
+            levels=(LevelConfig(width=72, depth=1, kernel=7), LevelConfig(width=144, depth=3)),
+            head_dim=24,
+            mapping_width=128,
+            mapping_hidden=256,
+            dropout=0.0,
+        ),
+        "small64": DenoiserConfig(
+            image_size=64,
+            patch_size=4,
+            levels=(LevelConfig(width=96, depth=2, kernel=7), LevelConfig(width=192, depth=4)),
+            head_dim=24,
+            mapping_width=128,
+            mapping_hidden=256,
+            dropout=0.0,
+        ),
+    },
+)
 
 
 def build_denoiser(
@@ -63,20 +67,12 @@ def build_denoiser(
 
 def denoiser_config(preset: str | DenoiserConfig, variant: Variant | None = None, **overrides: Any) -> DenoiserConfig:
     """The config that `build_denoiser` builds. Raises `ConfigError`."""
-    base = preset if isinstance(preset, DenoiserConfig) else _named(preset)
+    base = preset if isinstance(preset, DenoiserConfig) else PRESETS[preset]
     changes = overrides if variant is None else {**overrides, "variant": variant}
     try:
         return DenoiserConfig.model_validate({**dict(base), **changes})
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(dict(problem)) for problem in error.errors())) from None
-
-
-def _named(name: str) -> DenoiserConfig:
-    if name in PRESETS:
-        return PRESETS[name]
-    close = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"valid presets are {', '.join(PRESETS)}"
-    raise ConfigError(f"unknown model preset '{name}'; {hint}")
 
 
 def _explain(problem: dict[str, Any]) -> str:

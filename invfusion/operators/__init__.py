@@ -4,8 +4,11 @@ A new operator is one file and one entry in `spec.OPERATORS`, which enrols it in
 """
 
 from invfusion.operators.base import LinearOperator, Measurement
+from invfusion.operators.blur import Blur
 from invfusion.operators.checks import OperatorReport, check_operator
 from invfusion.operators.convolution import StridedConvolution
+from invfusion.operators.downsampling import Downsampling
+from invfusion.operators.inpainting import Inpainting
 from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
 from invfusion.operators.null import NullOperator
@@ -13,6 +16,9 @@ from invfusion.operators.spec import OPERATORS, operator_from_spec, spec_from_js
 
 __all__ = [
     "OPERATORS",
+    "Blur",
+    "Downsampling",
+    "Inpainting",
     "LinearOperator",
     "MaskOperator",
     "MatrixOperator",

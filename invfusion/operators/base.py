@@ -125,6 +125,9 @@ class LinearOperator(nn.Module, ABC):
     @derived
     def norm(self) -> Tensor:
         """Largest singular value of each operator, (B,)."""
+        return self._power_iteration()
+
+    def _power_iteration(self) -> Tensor:
         draws = torch.Generator().manual_seed(0)
         start = torch.randn(1, *self.image_shape, generator=draws).to(self.device, self.dtype)
         return largest_singular_value(self.H, self.H_adjoint, start.expand(self.batch_size, *start.shape[1:]))
@@ -152,11 +155,14 @@ class LinearOperator(nn.Module, ABC):
                 f"got the tensors {sorted(tensors)} and the attributes {sorted(attributes)}"
             ) from problem
         try:
-            return cls(image_shape, **given)
+            operator = cls(image_shape, **given)
         except InvFusionError:
             raise
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
             raise OperatorError(f"operator '{cls.kind}' cannot be built from what was given: {problem}") from problem
+        if "placeholder" in tensors:
+            operator.register_buffer("placeholder", tensors["placeholder"], persistent=False)
+        return operator
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
         """The same kind of operator with other tensors: some of its rows, say, or all of them on another device."""
@@ -508,6 +514,12 @@ class Measurement:
         tensors = {name: t.to(device) for name, t in self.operator.tensors().items()}
         return Measurement(self.y.to(device), self.operator.with_tensors(tensors), self.sigma_y.to(device))
 
+    @classmethod
+    def cat(cls, parts: Sequence["Measurement"]) -> "Measurement":
+        """Join measurements along the batch; raises `ShapeError` where their operators cannot be joined."""
+        operator = parts[0].operator.cat([part.operator for part in parts])
+        return cls(torch.cat([part.y for part in parts]), operator, torch.cat([part.sigma_y for part in parts]))
+
     def select(self, index: Index) -> "Measurement":
         """The measurements of some samples of the batch."""
         rows = rows_of(index, self.operator.batch_size)
@@ -517,7 +529,7 @@ class Measurement:
         """Raise `OperatorError` where y or sigma_y holds what cannot be measured, on any device."""
         if not bool(self.y.isfinite().all()):
             raise OperatorError("the measurement y holds infinite or not-a-number values")
-        _check_levels(self.sigma_y)
+        check_levels(self.sigma_y)
 
 
 def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
@@ -527,13 +539,14 @@ def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
     if not (isinstance(sigma_y, Tensor) and levels.is_floating_point()):
         levels = levels.float()
     if holds_values(levels):
-        _check_levels(levels)
+        check_levels(levels)
     if levels.numel() != 1 and tuple(levels.shape) != (len(y),):
         raise ShapeError(f"sigma_y must be one number or ({len(y)},), one per sample, got {tuple(levels.shape)}")
     return levels.to(y.device).reshape(-1).expand(len(y))
 
 
-def _check_levels(levels: Tensor) -> None:
+def check_levels(levels: Tensor) -> None:
+    """Raise `OperatorError` unless these are standard deviations."""
     if not bool(((levels >= 0) & levels.isfinite()).all()):
         raise OperatorError(
             f"sigma_y is a standard deviation, at least 0 and finite; got {levels.detach().flatten()[:4].tolist()}"

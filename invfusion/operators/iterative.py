@@ -5,7 +5,7 @@ Every vector (B, *K) of a batch is its own system: it stops by itself, so that n
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -82,12 +82,13 @@ def least_squares(H: Map, H_adjoint: Map, y: Tensor, axes: tuple[int, int], *, m
     return Solution(x + 0 * spread_x(inner_y(y, y)), _relative(gamma, size), n)
 
 
-def adjoint_by_differentiation(H: Map, y: Tensor, image: Sequence[int]) -> Tensor:
+def adjoint_by_differentiation(H: Map, y: Tensor, image: tuple[int, ...]) -> Tensor:
     """H^T y, the vector-Jacobian product of the linear map H at any image; `image`: the shape (B, *K, C, H, W)."""
-    differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    # The result of a graph kept in vain would hold its memory.
+    differentiable = torch.is_grad_enabled() and (y.requires_grad or H(y.new_zeros(image)).requires_grad)
     with torch.inference_mode(False), torch.enable_grad():
         y = y.clone() if y.is_inference() else y
-        at = torch.zeros(tuple(image), dtype=y.dtype, device=y.device, requires_grad=True)
+        at = y.new_zeros(image).requires_grad_()
         seen = H(at)
         if not seen.requires_grad:
             raise OperatorError("H is cut off from the graph of derivatives, so its adjoint must be given: H_adjoint")

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from invfusion.errors import OperatorError
 from invfusion.operators.base import LinearOperator
+from invfusion.operators.blur import Blur
 from invfusion.operators.convolution import StridedConvolution
+from invfusion.operators.downsampling import Downsampling
+from invfusion.operators.inpainting import Inpainting
 from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
 from invfusion.operators.null import NullOperator
 
 OPERATORS: dict[str, type[LinearOperator]] = {
-    operator.kind: operator for operator in (MaskOperator, StridedConvolution, MatrixOperator, NullOperator)
+    operator.kind: operator
+    for operator in (MaskOperator, StridedConvolution, MatrixOperator, NullOperator, Blur, Downsampling, Inpainting)
 }
 
 # Bounds on what a stranger may hand in: bytes of all tensors, samples, and numbers per image.

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import ConfigError, ShapeError
+from invfusion.measuring import Streams, measure_batch
 from invfusion.metrics import coverage, ranks, statistic_interval, tarp_ranks, uniformity_gap
-from invfusion.operators import Measurement
+from invfusion.noise import GaussianNoise
+from invfusion.operators import LinearOperator, Measurement
 from invfusion.oracle.distances import sliced_wasserstein_squared, unit_directions
 from invfusion.oracle.mixture import GaussianMixture
 from invfusion.rng import generator, generators, randn
@@ -48,16 +50,23 @@ def draw_measurements(
     """
     found: list[Measurement] = []
     kind = type(family).model_fields["kind"].default
+    streams = Streams(f"oracle/operator/{kind}", f"oracle/noise/{kind}")
     for index in range(MAX_TRIES * n):
         x = prior.sample([generator(seed, "oracle/image", index)]).float()
-        operator = family.sample(1, prior.image_shape, generator(seed, f"oracle/operator/{kind}", index))
-        noise = randn(operator.measurement_shape, [generator(seed, f"oracle/noise/{kind}", index)])
-        measurement = Measurement.of(x, operator, sigma_y, noise)
+        measurement = measure_batch(x, family, _Fixed(sigma_y=sigma_y), index, seed, streams)
         if _variance(prior.given(measurement)) > OPEN_SHARE * _variance(prior):
             found.append(measurement)
         if len(found) == n:
             return found
     raise ConfigError(f"the family '{kind}' determines nearly every image {prior.image_shape}: nothing to sample")
+
+
+class _Fixed(GaussianNoise):
+    """One level for all, so that no level is drawn before the noise itself."""
+
+    def measure(self, x: Tensor, operator: LinearOperator, generator: Generator) -> Measurement:
+        noise = torch.randn((len(x), *operator.measurement_shape), generator=generator)
+        return Measurement.of(x, operator, self.sigma_y[0], noise)
 
 
 def _variance(law: GaussianMixture) -> float:

@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from invfusion.names import Registry
 from invfusion.samplers.aseq_dip import ASeqDIP
 from invfusion.samplers.base import SampleOutput, Sampler
 from invfusion.samplers.daps import DAPS
@@ -22,7 +23,9 @@ _Members = Heun | DPMpp2M | MMSE | NPPC | DDRM | DDNM | DPS | PiGDM | DAPS | MGP
 
 AnySampler = Annotated[_Members, Field(discriminator="kind")]
 
-SAMPLERS: dict[str, type[_Members]] = {member.model_fields["kind"].default: member for member in get_args(_Members)}
+SAMPLERS: Registry[type[_Members]] = Registry(
+    "sampler", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
+)
 
 # Samples in 8 network calls, for any diffusion model.
 FEW_STEP = DPMpp2M(n_steps=8)

@@ -14,12 +14,15 @@ from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import Measurement
-from invfusion.rng import randn
+from invfusion.operators.base import check_levels
+from invfusion.rng import generators, randn
 from invfusion.schema import Config
 
 # Some published comparisons ran an algorithm in another form than its authors'; the original is always the default.
 AlgorithmVariant = Literal["original", "published"]
 
+# Names the random stream of samplers that are given a seed alone.
+STREAM = "restore"
 
 Follows = Literal["posterior", "mean", "approximation", "nothing"]
 
@@ -102,26 +105,30 @@ class Sampler(Config, ABC):
         self,
         denoiser: DenoiserLike,
         measurement: Measurement | None,
-        noise: Tensor,
+        noise: Tensor | None = None,
         *,
-        generators: Sequence[torch.Generator],
+        generators: Sequence[torch.Generator] | None = None,
         class_labels: Tensor | None = None,
+        seed: int = 0,
     ) -> SampleOutput:
-        """Draw one image per row of `noise`; an image does not depend on its neighbours in the batch.
+        """Draw one image per measurement (per row of `noise`); an image does not depend on its neighbours in the batch.
 
         Args:
             denoiser: called as `denoiser(x, sigma, measurement, class_labels)`.
             measurement: what is known about the images, or None to sample unconditionally.
-            noise: (B, C, H, W) standard normal, the start of the trajectories.
-            generators: one CPU generator per image, for the noise that is drawn on the way.
+            noise: (B, C, H, W) standard normal, the start of the trajectories; by default drawn from the generators.
+            generators: one CPU generator per image, for the noise that is drawn on the way; by default of `seed`.
             class_labels: (B,) long, or None.
+            seed: names the draw, where noise or generators are not given.
 
         Raises:
             OperatorError: the operator or the denoiser lacks what the algorithm requires.
             ShapeError: noise, generators, labels and measurement are not of one batch.
         """
         self.check_capabilities(denoiser, measurement)
-        _check_batch(measurement, noise, generators, class_labels)
+        self.check_pairing(denoiser, measurement)
+        noise, generators = _drawn(measurement, noise, generators, seed)
+        _check_batch(denoiser, measurement, noise, generators, class_labels)
         if "grad" not in self.requires:
             return self._sample(denoiser, measurement, noise, generators, class_labels)
         # Tensors that were made in inference mode cannot take part in a backward pass; copies made outside of it can.
@@ -153,9 +160,31 @@ class Sampler(Config, ABC):
                 + f"; it was given {noise}{holder} and a {type(denoiser).__name__}"
             )
 
+    def check_pairing(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
+        """Raise `OperatorError` where the measurement would make no difference to the images."""
+        ignored = getattr(denoiser, "is_conditional", None) is False
+        if not ignored or measurement is None or measurement.y.numel() == 0:
+            return
+        kind = type(self).model_fields["kind"].default
+        raise OperatorError(
+            f"the sampler '{kind}' leaves the measurement to the denoiser, but this {type(denoiser).__name__} is "
+            "unconditional and would ignore it: take a conditional model, a sampler that restores by itself such as "
+            "'ddnm', or no measurement"
+        )
+
 
 class RestoringSampler(Sampler):
     """A sampler that uses the measurement itself, with a denoiser `D` that is told nothing of it."""
+
+    def check_pairing(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:  # noqa: ARG002
+        """Raise `OperatorError` for a conditional model: what it learnt to use would be kept from it."""
+        if self.uses_denoiser and getattr(denoiser, "is_conditional", False):
+            kind = type(self).model_fields["kind"].default
+            raise OperatorError(
+                f"the sampler '{kind}' uses the measurement itself and needs an unconditional model; this "
+                f"{type(denoiser).__name__} is conditional, and would be told nothing: sample it with 'heun' or "
+                "another sampler that hands it the measurement"
+            )
 
     def _sample(
         self,
@@ -202,7 +231,11 @@ def is_noisy(measurement: Measurement | None) -> bool:
 
 
 def _offers_pinv(_: Any, measurement: Measurement | None) -> bool:
-    return measurement is not None and callable(getattr(measurement.operator, "H_pinv", None))
+    return (
+        measurement is not None
+        and callable(getattr(measurement.operator, "H_pinv", None))
+        and measurement.operator.tier != "adjoint only"
+    )
 
 
 def _offers_adjoint(_: Any, measurement: Measurement | None) -> bool:
@@ -211,6 +244,10 @@ def _offers_adjoint(_: Any, measurement: Measurement | None) -> bool:
 
 def _offers_spectrum(_: Any, measurement: Measurement | None) -> bool:
     return measurement is not None and getattr(measurement.operator, "has_spectrum", False)
+
+
+def _offers_damping(_: Any, measurement: Measurement | None) -> bool:
+    return measurement is not None and measurement.operator.tier != "adjoint only"
 
 
 def _offers_grad(_: Any, measurement: Measurement | None) -> bool:
@@ -225,7 +262,8 @@ def _offers_components(denoiser: DenoiserLike, _: Measurement | None) -> bool:
 
 # name -> what is needed in words, and the test.
 CAPABILITIES: dict[str, tuple[str, Callable[[Any, Measurement | None], bool]]] = {
-    "pinv": ("a measurement whose operator has an exact pseudo-inverse", _offers_pinv),
+    "pinv": ("a measurement whose operator has a pseudo-inverse", _offers_pinv),
+    "damped": ("a measurement whose operator has a damped inverse", _offers_damping),
     "adjoint": ("a measurement whose operator has an adjoint", _offers_adjoint),
     "spectral": ("a measurement whose operator knows its singular value decomposition", _offers_spectrum),
     "grad": ("a measurement, and a denoiser that autograd can differentiate", _offers_grad),
@@ -233,7 +271,21 @@ CAPABILITIES: dict[str, tuple[str, Callable[[Any, Measurement | None], bool]]] =
 }
 
 
+def _drawn(
+    measurement: Measurement | None, noise: Tensor | None, draws: Sequence[torch.Generator] | None, seed: int
+) -> tuple[Tensor, Sequence[torch.Generator]]:
+    """Noise (B, C, H, W) and B generators, drawn where they are not given."""
+    if noise is not None:
+        return noise, generators(seed, STREAM, range(len(noise))) if draws is None else draws
+    if measurement is None:
+        raise ShapeError("hand in noise (B, C, H, W): without a measurement it says how many images of which shape")
+    operator = measurement.operator
+    draws = generators(seed, STREAM, range(operator.batch_size)) if draws is None else draws
+    return randn(operator.image_shape, draws, measurement.y.device), draws
+
+
 def _check_batch(
+    denoiser: DenoiserLike,
     measurement: Measurement | None,
     noise: Tensor,
     generators: Sequence[torch.Generator],
@@ -243,13 +295,26 @@ def _check_batch(
         raise ShapeError(f"noise must be (B, C, H, W), got {tuple(noise.shape)}")
     if len(generators) != len(noise):
         raise ShapeError(f"a batch of {len(noise)} images needs as many generators, got {len(generators)}")
-    if class_labels is not None and class_labels.shape != noise.shape[:1]:
-        raise ShapeError(f"class_labels must be ({len(noise)},), got {tuple(class_labels.shape)}")
+    if class_labels is not None:
+        _check_labels(class_labels, len(noise), getattr(denoiser, "n_classes", None))
     if measurement is None:
         return
     expected = (measurement.operator.batch_size, *measurement.operator.image_shape)
     if tuple(noise.shape) != expected:
         raise ShapeError(f"noise {tuple(noise.shape)} does not fit a measurement of images {expected}")
+    check_levels(measurement.sigma_y)
+
+
+def _check_labels(class_labels: Tensor, n: int, n_classes: int | None) -> None:
+    """A label for each image; the number of classes itself stands for no class."""
+    if tuple(class_labels.shape) != (n,):
+        raise ShapeError(f"class_labels must be ({n},), got {tuple(class_labels.shape)}")
+    if class_labels.is_floating_point() or class_labels.is_complex() or class_labels.dtype == torch.bool:
+        raise ShapeError(f"class_labels must be whole numbers, got {class_labels.dtype}")
+    if n_classes and not bool(((class_labels >= 0) & (class_labels <= n_classes)).all()):
+        raise ShapeError(
+            f"class_labels must lie in 0..{n_classes} ({n_classes}: no class), got {class_labels.tolist()}"
+        )
 
 
 def fresh_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -272,6 +337,17 @@ def filtered(measurement: Measurement, y: Tensor, gain: Callable[[Tensor], Tenso
     if not is_noisy(measurement):
         return gain(per_sample(sigma_y, y)) * y
     return measurement.operator.spectral(y, lambda q: gain(per_sample(sigma_y, q) / q))
+
+
+def damped(measurement: Measurement, y: Tensor, variance: float) -> Tensor:
+    """H_adjoint (H H^T + sigma_y^2 / variance)^-1 y, (B, C, H, W): what y tells of an image known to within `variance`.
+
+    Along a singular vector it is H_pinv y times 1 / (1 + s^2 / variance), with s = sigma_y / q.
+    """
+    H, sigma_y = measurement.operator, measurement.sigma_y
+    if H.has_spectrum or not is_noisy(measurement):
+        return H.H_pinv(filtered(measurement, y, lambda s: 1 / (1 + s.square() / variance)))
+    return H.H_adjoint(H.damped_inverse(y, sigma_y.square() / variance))
 
 
 def ancestral_step(

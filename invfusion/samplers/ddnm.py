@@ -1,7 +1,7 @@
 """DDNM and DDNM+: zero-shot restoration by the range-null space decomposition."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -15,10 +15,15 @@ from invfusion.samplers.base import (
     AlgorithmVariant,
     BoundDenoiser,
     RestoringSampler,
+    damped,
     filtered,
     fresh_noise,
+    is_noisy,
     per_sample,
 )
+
+# Below it, a noisy measurement corrects nothing any more.
+SMALLEST_LEVEL = 1e-3
 
 
 class DDNM(RestoringSampler):
@@ -32,7 +37,7 @@ class DDNM(RestoringSampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv"})
-    requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"spectral"})
+    requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"damped"})
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"eta": (0.5, 0.7, 0.85, 1.0)}
     kind: Literal["ddnm"] = "ddnm"
     variant: AlgorithmVariant = "original"
@@ -44,12 +49,22 @@ class DDNM(RestoringSampler):
     ) -> Tensor:
         sigmas: list[float] = edm_sigmas(self.n_steps).tolist()
         x = sigmas[0] * noise
-        step = self._step if self.variant == "original" else self._published_step
+        step = self._step_for(measurement)
         for sigma, t in pairwise(sigmas):
             denoised = D(x, sigma)
             z = fresh_noise(x, generators) if t > 0 else torch.zeros_like(x)
             x = step(measurement, denoised, (x - denoised) / sigma, t, z)
         return x
+
+    def _step_for(self, measurement: Measurement) -> Callable[[Measurement, Tensor, Tensor, float, Tensor], Tensor]:
+        if self.variant == "published":
+            return self._published_step
+        return self._step if measurement.operator.has_spectrum or not is_noisy(measurement) else self._damped_step
+
+    def _damped_step(self, measurement: Measurement, denoised: Tensor, old: Tensor, t: float, z: Tensor) -> Tensor:
+        residual = measurement.y - measurement.operator.H(denoised)
+        corrected = denoised + damped(measurement, residual, max(t, SMALLEST_LEVEL) ** 2)
+        return corrected + t * (math.sqrt(1 - self.eta**2) * old + self.eta * z)
 
     def _step(self, measurement: Measurement, denoised: Tensor, old: Tensor, t: float, z: Tensor) -> Tensor:
         H, keep = measurement.operator, math.sqrt(1 - self.eta**2)

@@ -15,7 +15,7 @@ from invfusion.samplers.base import (
     BoundDenoiser,
     RestoringSampler,
     ancestral_step,
-    filtered,
+    damped,
 )
 
 
@@ -31,7 +31,7 @@ class PiGDM(RestoringSampler):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"pinv", "grad"})
-    requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"spectral"})
+    requires_if_noisy: ClassVar[frozenset[str]] = frozenset({"damped"})
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"weight": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)}
     kind: Literal["pigdm"] = "pigdm"
     variant: AlgorithmVariant = "original"
@@ -50,8 +50,6 @@ class PiGDM(RestoringSampler):
         for sigma, t in pairwise(sigmas):
             denoised, pull_back = D.with_pullback(x, sigma)
             r2 = sigma**2 / (1 + sigma**2) if original else 1.0
-            # H^T (H H^T + sigma_y^2 / r^2)^-1 = H_pinv (1 + s^2 / r^2)^-1 with s = sigma_y / q.
-            residual = filtered(measurement, y - H.H(denoised), lambda s: 1 / (1 + s.square() / r2))  # noqa: B023
-            guidance = pull_back(H.H_pinv(residual))
+            guidance = pull_back(damped(measurement, y - H.H(denoised), r2))
             x = ancestral_step(x, denoised, sigma, t, eta, generators) + self.weight * guidance
         return x

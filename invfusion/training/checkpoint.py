@@ -7,7 +7,6 @@ A checkpoint is a folder `checkpoint-<nimg>` of tensors.safetensors, state.json 
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invfusion.errors import CheckpointError
+from invfusion.files import flush
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def save(folder: Path, nimg: int, tensors: dict[str, Tensor], state: dict[str, A
         _write(partial, tensors, state)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
@@ -123,8 +123,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> N
     (folder / STATE).write_text(json.dumps(state))
     (folder / MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in (TENSORS, STATE)}))
     for file in folder.iterdir():
-        _flush(file)
-    _flush(folder)
+        flush(file)
+    flush(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -141,11 +141,3 @@ def _all(folder: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

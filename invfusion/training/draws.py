@@ -6,8 +6,9 @@ from functools import cached_property
 
 import torch
 
+from invfusion.measuring import draw_operator
 from invfusion.operators.base import LinearOperator
-from invfusion.training.task import Task, draw_operator
+from invfusion.training.task import STREAMS, Task
 
 # Micro-batches that each thread is ahead.
 DEPTH = 2
@@ -48,5 +49,9 @@ class OperatorDraws:
         return ThreadPoolExecutor(self.n_threads, thread_name_prefix="operator-draws")
 
     def _draw(self, index: int) -> LinearOperator | None:
-        operator = draw_operator(self.task, self.task.config.micro_batch_size, self.image_shape, index)
-        return None if operator is None else operator.to(self.device).prepare()
+        task = self.task
+        if task.degradation is None:
+            return None
+        size = task.config.micro_batch_size
+        operator = draw_operator(task.degradation, size, self.image_shape, index, task.seed, STREAMS)
+        return operator.to(self.device).prepare()

@@ -12,6 +12,7 @@ from invfusion import codec
 from invfusion.data import Batch
 from invfusion.diffusion.losses import Condition, LossOutput, Network
 from invfusion.errors import NonFiniteError
+from invfusion.measuring import observe
 from invfusion.models import Denoiser
 from invfusion.operators.base import LinearOperator
 from invfusion.rng import derive_seed, generator
@@ -19,7 +20,7 @@ from invfusion.training.augment import augment
 from invfusion.training.distributed import Processes
 from invfusion.training.draws import OperatorDraws
 from invfusion.training.schedule import learning_rate
-from invfusion.training.task import Task, draw_class_labels, measure
+from invfusion.training.task import STREAMS, Task, draw_class_labels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # With fp16 an overflow now and then is normal, and halves the loss scale; so many in a row are not (2^16 down to 2^-8).
@@ -34,7 +35,7 @@ def micro_batch_loss(
         codec.decode(batch.images), task.config.augment_probability, generator(task.seed, "train/augment", index)
     )
     labels = draw_class_labels(task, batch, n_classes, index)
-    measurement = None if operator is None else measure(task, x, operator, index)
+    measurement = None if operator is None else observe(x, operator, task.noise, index, task.seed, STREAMS)
     condition = Condition(measurement, None if labels is None else labels.to(x.device), augment_labels)
     return task.loss(network, x, condition, generator(task.seed, "train/noise", index))
 

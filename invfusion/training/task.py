@@ -9,10 +9,13 @@ from torch import Tensor
 from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import Condition, LossOutput, Network
+from invfusion.measuring import Streams, measure_batch
 from invfusion.noise import NoiseConfig
-from invfusion.operators.base import LinearOperator, Measurement
+from invfusion.operators.base import Measurement
 from invfusion.rng import generator
 from invfusion.training.config import OptimisationConfig
+
+STREAMS = Streams("train/operator", "train/measurement-noise")
 
 
 class Loss(Protocol):
@@ -45,23 +48,11 @@ class Task:
     fingerprint: str = ""
 
 
-def draw_operator(task: Task, batch_size: int, image_shape: tuple[int, ...], index: int) -> LinearOperator | None:
-    """The CPU operator of a micro-batch that begins at image count `index`; None for unconditional training."""
+def draw_measurement(task: Task, x: Tensor, index: int) -> Measurement | None:
+    """The measurement of a micro-batch x (B, C, H, W) that begins at image count `index`; None if unconditional."""
     if task.degradation is None:
         return None
-    draws = generator(task.seed, "train/operator", index)
-    return task.degradation.sample(batch_size=batch_size, image_shape=image_shape, generator=draws)
-
-
-def draw_measurement(task: Task, x: Tensor, index: int) -> Measurement | None:
-    """The measurement of a micro-batch that begins at image count `index`; None for unconditional training."""
-    operator = draw_operator(task, len(x), tuple(x.shape[1:]), index)
-    return None if operator is None else measure(task, x, operator.to(x.device), index)
-
-
-def measure(task: Task, x: Tensor, operator: LinearOperator, index: int) -> Measurement:
-    """What an operator on the images' device sees of them, with the noise that belongs to image count `index`."""
-    return task.noise.measure(x, operator, generator(task.seed, "train/measurement-noise", index))
+    return measure_batch(x, task.degradation, task.noise, index, task.seed, STREAMS)
 
 
 def draw_class_labels(task: Task, batch: Batch, n_classes: int, index: int) -> Tensor | None:

@@ -24,7 +24,7 @@ GATES = {"max_consistency_mse": 0.01, "min_psnr_gain_over_palette": 0.0, "min_ps
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with three versions of equal quality and a fourth that is worse."""
     folder = tmp_path_factory.mktemp("store")
-    client = tracking._connect(f"sqlite:///{folder / 'mlflow.db'}")
+    client = tracking.connect(f"sqlite:///{folder / 'mlflow.db'}")
     client.create_registered_model("invfusion")
     for gain in (0.0, 0.0, 0.0, -5.0):
         tags = {"metrics": packed(records(InvFusion={"matrix": gain}))}

@@ -39,7 +39,7 @@ mlflow.models.set_model(Echo())
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh database, copied by each test, since creating one takes seconds."""
     database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._connect(f"sqlite:///{database}")
+    tracking.connect(f"sqlite:///{database}")
     return database
 
 
@@ -83,7 +83,7 @@ def change_checkpoint(text: str) -> None:
 
 
 def versions(params: Any) -> int:
-    client = tracking._connect(tracking.tracking_uri(params))
+    client = tracking.connect(tracking.tracking_uri(params))
     return len(client.search_model_versions(f"name = '{params.register_.name}'"))
 
 
@@ -117,7 +117,7 @@ def test_registering_twice_makes_one_version(params: Any) -> None:
 @pytest.mark.usefixtures("echo")
 def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     result = step.register(params)
-    client = tracking._connect(tracking.tracking_uri(params))
+    client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
     expected = next(
         r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("InvFusion", "matrix", "psnr")

@@ -16,7 +16,7 @@ from invfusion.errors import DataError
 from invfusion.noise import GaussianNoise
 
 ROOT = Path(__file__).parents[2]
-PAPER = ROOT / "components" / "paper_tables.csv"
+PAPER = ROOT / "components" / "reporting" / "paper_tables.csv"
 
 
 @pytest.fixture(scope="module")

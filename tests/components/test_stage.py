@@ -44,5 +44,5 @@ def test_a_bad_shard_stops_the_stage_and_keeps_the_rest(params: SimpleNamespace)
 
 def test_a_dataset_that_was_never_built(params: SimpleNamespace) -> None:
     params.data.shards = Path("data/other")
-    with pytest.raises(DataError, match=r"data/other/manifest\.json does not exist: .*components\.build_dataset"):
+    with pytest.raises(DataError, match=r"data/other/manifest\.json does not exist: .*components\.data\.build_dataset"):
         stage(params)

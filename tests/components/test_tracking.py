@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from components import tracking
+from components.tracking import client as client_module
+from components.tracking import delivery
+from components.tracking.journal import Journal
 from invfusion.errors import ServiceError
 
 
@@ -36,24 +39,24 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeParams:
 
 
 def stored(params: FakeParams, run: Any) -> Any:
-    return tracking._connect(tracking.tracking_uri(params)).get_run(run.run_id)
+    return tracking.connect(tracking.tracking_uri(params)).get_run(run.run_id)
 
 
 def history(params: FakeParams, run: Any, name: str) -> list[tuple[int, float]]:
-    client = tracking._connect(tracking.tracking_uri(params))
+    client = tracking.connect(tracking.tracking_uri(params))
     return sorted((m.step, m.value) for m in client.get_metric_history(run.run_id, name))
 
 
 def outage(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> Callable[[], None]:
-    """Make deliveries fail as they do when a server dies; the returned function mends it."""
-    original = dict(tracking._SENDERS)
+    """Make deliveries fail as they do when a server dies; the returned function ends that."""
+    original = dict(delivery.SENDERS)
 
     def dead(*_: Any) -> None:
         raise ConnectionError("connection refused")
 
     for kind in kinds or original:
-        monkeypatch.setitem(tracking._SENDERS, kind, dead)
-    return lambda: [monkeypatch.setitem(tracking._SENDERS, k, f) for k, f in original.items()] and None
+        monkeypatch.setitem(delivery.SENDERS, kind, dead)
+    return lambda: [monkeypatch.setitem(delivery.SENDERS, k, f) for k, f in original.items()] and None
 
 
 def test_a_run_holds_what_was_logged(params: FakeParams, tmp_path: Path) -> None:
@@ -115,39 +118,53 @@ def test_an_unusable_database_is_named(params: FakeParams, tmp_path: Path) -> No
 
 
 def test_a_store_that_was_killed_half_made_is_made_anew(params: FakeParams, tmp_path: Path) -> None:
-    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
+    for name in ("mlflow.db.partial", "mlflow.db.partial-journal"):
         (tmp_path / name).write_text("half a database")
     tracking.check_reachable(params)
     assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
 
 
 def test_an_outage_in_the_middle_loses_and_doubles_nothing(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
     with tracking.start_run(params, "train", "palette") as run:
         run.log_metrics({"loss": 3.0}, 64)
-        mend = outage(monkeypatch)
+        restore = outage(monkeypatch)
         run.log_metrics({"loss": 2.0}, 128)
         run.log_image("samples", np.zeros((8, 8, 3), np.uint8), 128)
-    assert tracking.Journal(tracking.STATE).path.read_text().count("\n") == 3
-    mend()
-    lines = tracking.Journal(tracking.STATE).path.read_text()
+    journal = Journal(client_module.STATE / run.run_id)
+    assert journal.path.read_text().count("\n") == 3
+    restore()
+    lines = journal.path.read_text()
     with tracking.start_run(params, "train", "unconditional"):
-        assert tracking.Journal(tracking.STATE).is_empty()
+        assert journal.is_empty()
+    assert not journal.path.parent.exists()
     assert history(params, run, "loss") == [(64, 3.0), (128, 2.0)]
     assert stored(params, run).info.status == "FINISHED"
     # A crash between delivery and the journal's rewriting delivers the same entries again.
-    tracking.Journal(tracking.STATE).path.write_text(lines.splitlines()[0] + "\n")
+    journal.path.parent.mkdir()
+    journal.path.write_text(lines.splitlines()[0] + "\n")
     with tracking.start_run(params, "train", "unconditional"):
         pass
     assert history(params, run, "loss") == [(64, 3.0), (128, 2.0)]
 
 
+def test_an_outage_that_ends_is_made_up_for_within_the_run(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
+    with tracking.start_run(params, "train", "palette") as run:
+        restore = outage(monkeypatch)
+        run.log_metrics({"loss": 3.0}, 64)
+        restore()
+        run.log_metrics({"loss": 2.0}, 128)
+        assert history(params, run, "loss") == [(64, 3.0), (128, 2.0)]
+        assert Journal(client_module.STATE / run.run_id).is_empty()
+
+
 def test_a_password_stands_in_no_file_message_or_param(
     params: FakeParams, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    secret, client = "hunter2", tracking._connect(tracking.tracking_uri(params))
+    secret, client = "hunter2", tracking.connect(tracking.tracking_uri(params))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{secret}@127.0.0.1:9")
-    monkeypatch.setattr(tracking, "_connect", lambda _: client)
+    monkeypatch.setattr(client_module, "connect", lambda _: client)
     with tracking.start_run(params, "train", "palette") as run:
         outage(monkeypatch)
         run.log_metrics({"loss": 1.0}, 0)
@@ -160,9 +177,9 @@ def test_a_password_stands_in_no_file_message_or_param(
 
 
 def test_entries_of_another_store_keep_waiting(params: FakeParams) -> None:
-    journal = tracking.Journal(Path("state/tracking"))
+    journal = Journal(Path("state/tracking/r"))
     journal.append({"kind": "tags", "run": "r", "uri": "http://elsewhere", "rows": []})
-    journal.resend("sqlite:///mlflow.db", lambda _: True)
+    assert not journal.synchronise("sqlite:///mlflow.db", lambda _: True)
     assert json.loads(journal.path.read_text())["uri"] == "http://elsewhere"
 
 
@@ -170,7 +187,7 @@ def test_a_refused_value_does_not_stop_the_run(params: FakeParams) -> None:
     with tracking.start_run(params, "train", "palette") as run:
         run.log_metrics({"a name that MLflow refuses: ↑": 1.0}, 0)
         run.log_artifact(Path("does-not-exist.txt"))
-    assert tracking.Journal(tracking.STATE).is_empty()
+    assert Journal(client_module.STATE / run.run_id).is_empty()
 
 
 def test_an_interrupted_run_is_continued(params: FakeParams) -> None:
@@ -195,7 +212,7 @@ def test_other_parameters_start_another_run(params: FakeParams) -> None:
 
 
 def test_a_moved_project_writes_to_its_new_place(params: FakeParams, tmp_path: Path, monkeypatch: Any) -> None:
-    client = tracking._connect(tracking.tracking_uri(params))
+    client = tracking.connect(tracking.tracking_uri(params))
     client.create_experiment("digits16", artifact_location="file:///a/former/place")
     with tracking.start_run(params, "train", "palette") as run:
         pass

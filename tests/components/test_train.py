@@ -110,7 +110,7 @@ def test_other_parameters_start_afresh(runs: list[RecordingRun]) -> None:
 
 def test_other_code_starts_afresh(runs: list[RecordingRun], monkeypatch: pytest.MonkeyPatch) -> None:
     train(make_params(images=16), "palette")
-    monkeypatch.setattr(component, "code_digest", lambda _: "changed")
+    monkeypatch.setattr(component, "code_digest", lambda *_: "changed")
     train(make_params(images=16), "palette")
     assert [len(run.metrics) for run in runs] == [1, 1]
 

@@ -1,81 +1,96 @@
 """Keys, labels and splits from the relative paths of image files; shared by folders and zips."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from invfusion.data.manifest import Split
+from invfusion.data.names import is_hidden, key_of, leaves_its_folder, parts_of, readable
+from invfusion.data.sources.base import Skipped
+from invfusion.data.sources.layout import Parts, find_layout
 from invfusion.errors import DataError
 
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a source under its name there; `fault` says why it cannot be read, where that is known beforehand."""
+
+    name: str
+    fault: str = ""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a source: its path there, its key, and what its folders say about it."""
+    """One file to be read: its position among the source's entries, its key, and what its folders say about it."""
 
-    path: str
+    position: int
     key: str
-    label: int | None
-    split: Split | None
+    label: int | None = None
+    split: Split | None = None
 
 
-def arrange(paths: Iterable[str], labels_from_folders: bool, source: str) -> tuple[list[FileEntry], tuple[str, ...]]:
-    """Entries sorted by path, and the class names in the order of their labels.
+@dataclass(frozen=True)
+class Arrangement:
+    """The files to be read, sorted by path; all other entries; the class names in the order of their labels."""
 
-    Top-level folders train, val and test give the split; with `labels_from_folders` the next folder gives the class.
+    files: list[FileEntry]
+    skipped: list[Skipped]
+    class_names: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def arrange(entries: Sequence[Entry], labels_from_folders: bool, source: str) -> Arrangement:
+    """Sort a source's entries into those to be read and those that cannot be.
+
+    Folders train, val and test give the split; with `labels_from_folders` the next folders give the class.
 
     Raises:
-        DataError: no file, some files inside split folders and some outside, or a file without a class folder.
+        DataError: no file, or a layout in which splits or classes lie elsewhere.
     """
-    files = sorted(path for path in paths if not _is_hidden(path))
-    if not files:
-        raise DataError(f"{source} holds no files: name a folder or zip of images")
-    splits = {path: _split_of(path) for path in files}
-    _check_splits(splits, source)
-    classes = {path: _class_of(path, splits[path], source) for path in files} if labels_from_folders else {}
-    class_names = tuple(sorted(set(classes.values())))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    entries = [FileEntry(path, key_of(path), numbers.get(classes.get(path, "")), splits[path]) for path in files]
-    return entries, class_names
-
-
-def key_of(path: str) -> str:
-    """The relative path without its suffix, safe as a name in a tar: WebDataset ends a key at the name's first dot."""
-    pure = PurePosixPath(path)
-    return str(pure.with_name(re.sub(r"\.", "%2E", pure.stem)))
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
-
-
-def _split_of(path: str) -> Split | None:
-    parts = PurePosixPath(path).parts
-    return SPLIT_FOLDERS.get(parts[0].lower()) if len(parts) > 1 else None
-
-
-def _check_splits(splits: dict[str, Split | None], source: str) -> None:
-    inside = [path for path, split in splits.items() if split]
-    outside = [path for path, split in splits.items() if not split]
-    if inside and outside:
+    paths, skipped = _usable(entries, source)
+    if not paths:
         raise DataError(
-            f"{source}: '{inside[0]}' lies in a split folder and '{outside[0]}' does not; "
-            "put all images into train/, val/ and test/, or none"
+            f"{source} holds no files that could be images{_first(skipped)}: name a folder or zip of images"
         )
+    layout = find_layout((parts[:-1] for parts in paths.values()), labels_from_folders, source)
+    placed = {}
+    for position, parts in sorted(paths.items(), key=lambda item: "/".join(item[1])):
+        if stray := layout.stray(parts[:-1]):
+            reason, remedy = stray
+            skipped.append(Skipped(reason, f"{source}: '{'/'.join(parts)}' lies {reason}; {remedy}"))
+        else:
+            placed[position] = parts
+    classes = {position: layout.class_name(parts[:-1]) for position, parts in placed.items()}
+    class_names = tuple(sorted({name for name in classes.values() if name is not None}))
+    labels: dict[str | None, int] = {name: number for number, name in enumerate(class_names)}
+    files = [
+        FileEntry(position, key_of(parts), labels.get(classes[position]), layout.split(parts[:-1]))
+        for position, parts in placed.items()
+    ]
+    return Arrangement(files, skipped, class_names, layout.warnings)
 
 
-def _class_of(path: str, split: Split | None, source: str) -> str:
-    folders = PurePosixPath(path).parts[1 if split else 0 : -1]
-    if not folders:
-        raise DataError(f"{source}: '{path}' lies in no class folder; leave --labels out, or move it into one")
-    return folders[0]
+def _usable(entries: Sequence[Entry], source: str) -> tuple[dict[int, Parts], list[Skipped]]:
+    """The parts of the names that can be read, by position; and all others."""
+    paths: dict[int, Parts] = {}
+    skipped = []
+    for position, entry in enumerate(entries):
+        parts = parts_of(entry.name)
+        fault = entry.fault or _fault_of_name(entry.name, parts)
+        if is_hidden(parts) and not leaves_its_folder(entry.name):
+            skipped.append(Skipped("hidden"))
+        elif fault:
+            skipped.append(Skipped(fault, f"{source}: '{readable(entry.name)}' cannot be read: {fault}"))
+        else:
+            paths[position] = parts
+    return paths, skipped
+
+
+def _fault_of_name(name: str, parts: Parts) -> str:
+    if leaves_its_folder(name):
+        return "its name points out of its folder"
+    return "" if parts else "it has no name"
+
+
+def _first(skipped: list[Skipped]) -> str:
+    problems = [entry.problem for entry in skipped if entry.problem]
+    return f" ({problems[0]})" if problems else ""

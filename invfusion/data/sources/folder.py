@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from invfusion.data.sources.base import NOT_STATED, Listing, SourceImage
-from invfusion.data.sources.files import FileEntry, arrange
+from invfusion.data.images import MAX_FILE_BYTES, TOO_LONG
+from invfusion.data.names import readable
+from invfusion.data.sources.base import NOT_STATED, Listing, Skipped, SourceImage
+from invfusion.data.sources.files import Arrangement, Entry, arrange
+from invfusion.data.sources.walk import files_below
 from invfusion.errors import DataError
 from invfusion.schema import Config
 
@@ -19,27 +22,32 @@ class FolderConfig(Config):
     licence: str = NOT_STATED
 
     def open(self) -> Listing:
-        """Raises `DataError` where the folder is missing or empty."""
+        """Raises `DataError` where the folder is missing or empty, or its layout is not the documented one."""
         if not self.path.is_dir():
             raise DataError(f"{self.path} is not a folder: name the folder that holds the images")
-        paths = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-        entries, class_names = arrange(paths, self.labels, str(self.path))
+        entries = files_below(self.path)
+        arranged = arrange(entries, self.labels, readable(str(self.path)))
         return Listing(
-            description=f"folder {self.path.resolve().name}",
+            description=f"folder {readable(self.path.resolve().name)}",
             licence=self.licence,
-            images=self._read(entries),
+            images=self._read(entries, arranged),
             n_images=len(entries),
-            class_names=class_names,
+            class_names=arranged.class_names,
+            warnings=arranged.warnings,
         )
 
-    def _read(self, entries: list[FileEntry]) -> Iterator[SourceImage]:
-        for entry in entries:
-            path = self.path / entry.path
-            yield SourceImage(entry.key, str(path), _content(path), entry.label, entry.split)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    def _read(self, entries: list[Entry], arranged: Arrangement) -> Iterator[SourceImage | Skipped]:
+        yield from arranged.skipped
+        for file in arranged.files:
+            path = self.path / entries[file.position].name
+            origin = readable(str(path))
+            try:
+                with path.open("rb") as opened:
+                    content = opened.read(MAX_FILE_BYTES + 1)
+            except OSError as error:
+                yield Skipped("cannot be opened", f"{origin} cannot be read: {error.strerror or error}")
+                continue
+            if len(content) > MAX_FILE_BYTES:
+                yield Skipped(TOO_LONG, f"{origin} cannot be read: {TOO_LONG}")
+                continue
+            yield SourceImage(file.key, origin, content, file.label, file.split)

@@ -1,10 +1,16 @@
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from noise_data import png, rewrite_tar, write_dataset
 
 from invfusion.data.manifest import MANIFEST, read_manifest
-from invfusion.data.shards import Sample, ShardSetWriter, read_shard
+from invfusion.data.shards import Sample, ShardSetWriter, Unread, read_records, read_shard
 from invfusion.errors import DataError
 
 
@@ -86,7 +92,7 @@ def test_a_class_that_is_no_number(dataset: Path, label: bytes) -> None:
 
 
 def test_a_missing_manifest_names_both_remedies(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest\.json does not exist: .*dvc pull.*components\.build_dataset"):
+    with pytest.raises(DataError, match=r"manifest\.json does not exist: .*dvc pull.*components\.data\.build_dataset"):
         read_manifest(tmp_path)
 
 
@@ -95,3 +101,76 @@ def test_a_broken_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json is not a dataset manifest"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["shards"].append(values["shards"][0]), r"it lists train-000000\.tar twice"),
+        (lambda values: values["n_samples"].update(train=20), "n_samples says 20 train, its shards hold 10"),
+        (lambda values: values["shards"][0].update(split="test"), "n_samples says 10 train, its shards hold 5"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(dataset: Path, change: Callable[[Any], None], message: str) -> None:
+    values = json.loads((dataset / MANIFEST).read_text())
+    change(values)
+    (dataset / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(DataError, match=rf"manifest\.json is not a dataset manifest .*{message}"):
+        read_manifest(dataset)
+
+
+def test_every_file_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
+    members = [
+        *[("a/._b.png", b"x"), ("a/.DS_Store", b"x"), ("__meta__", b"x")],
+        *[("a/b.png", png(0)), ("a/b.cls", b"1"), ("a/b.json", b"{}"), ("a/c.jpg", png(1)), ("a/c.png", png(1))],
+        *[("d.txt", b"x"), ("e.cls", b"cat"), ("e.png", png(2)), ("README", b"x"), ("../f.png", png(3))],
+        (f"{'long' * 60}.png", png(4)),
+    ]
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, kind in [
+            ("link.png", tarfile.SYMTYPE),
+            ("same.png", tarfile.LNKTYPE),
+            ("pipe.png", tarfile.FIFOTYPE),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a/b.png"
+            archive.addfile(info)
+    found = list(read_records(tmp_path / "x.tar"))
+    assert [sample.key for sample in found if isinstance(sample, Sample)] == ["a/b", "a/c", "long" * 60]
+    counts: Counter[str] = Counter()
+    for item in found:
+        counts["read" if isinstance(item, Sample) else item.reason] += 1 if isinstance(item, Sample) else item.n_files
+    assert counts == {
+        "read": 3,
+        "hidden": 3,
+        "beside an image": 2,
+        "no image in its record": 1,
+        "no class number": 2,
+        "a name without suffix": 1,
+        "its name points out of its folder": 1,
+        "a link": 2,
+        "no regular file": 1,
+    }
+    second = next(item for item in found if isinstance(item, Unread) and "two images" in item.problem)
+    assert "key 'a/c' has two images, png and jpg" in second.problem
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_damage_in_a_compressed_tar_is_found(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "x.tar.any"
+    with tarfile.open(path, mode) as archive:
+        for i in range(20):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size = len(png(i))
+            archive.addfile(info, io.BytesIO(png(i)))
+    assert len(list(read_shard(path))) == 20
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    assert (
+        "is damaged or cut short after" in [item.problem for item in read_records(path) if isinstance(item, Unread)][-1]
+    )

@@ -1,7 +1,12 @@
 import torch
 
-from invfusion.metrics import consistency_mse, consistency_sse
+from invfusion.metrics import METRICS, Restorations, squared_residual
 from invfusion.operators import MatrixOperator, Measurement, NullOperator
+
+
+def restored(x: torch.Tensor, measurement: Measurement) -> Restorations:
+    n_measured = torch.full((len(x),), measurement.y[0].numel())
+    return Restorations(images=x, residual=squared_residual(x, measurement), n_measured=n_measured)
 
 
 def test_by_hand() -> None:
@@ -10,11 +15,11 @@ def test_by_hand() -> None:
     operator = MatrixOperator((3, 1, 1), matrix)
     measurement = Measurement(torch.tensor([[1.0, 2.0]]), operator, torch.zeros(1))
     x = torch.tensor([2.0, 9.0, -1.0]).view(1, 3, 1, 1)
-    assert consistency_sse(x, measurement).tolist() == [1 + 9]
-    assert consistency_mse(x, measurement).tolist() == [5]
+    assert METRICS["consistency_sse"].values(restored(x, measurement)).tolist() == [1 + 9]
+    assert METRICS["consistency_mse"].values(restored(x, measurement)).tolist() == [5]
 
 
 def test_nothing_measured_is_consistent() -> None:
     operator = NullOperator((3, 2, 2), torch.zeros(2, 0))
     measurement = Measurement(torch.zeros(2, 0), operator, torch.zeros(2))
-    assert consistency_mse(torch.ones(2, 3, 2, 2), measurement).tolist() == [0, 0]
+    assert METRICS["consistency_mse"].values(restored(torch.ones(2, 3, 2, 2), measurement)).tolist() == [0, 0]

@@ -24,7 +24,7 @@ def test_a_model_loaded_and_used_in_inference_mode_can_be_differentiated(tmp_pat
     sampler = DPS(n_steps=3)
     with torch.inference_mode():
         denoiser, measurement = load_denoiser(tmp_path / "model"), measured(2)[1]
-        Heun(n_steps=2).sample(denoiser, measurement, noise(2), generators=way(2))
+        Heun(n_steps=2).sample(denoiser, None, noise(2), generators=way(2))
         actual = sampler.sample(denoiser, measurement, noise(2), generators=way(2)).x
     expected = sampler.sample(fresh.eval(), measured(2)[1], noise(2), generators=way(2)).x
     torch.testing.assert_close(actual, expected)

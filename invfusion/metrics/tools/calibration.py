@@ -6,10 +6,16 @@ mean samples that vary too little; too many in the middle, too much; more on one
 2018 (simulation-based calibration), Lemos et al. 2023 (TARP, which in the limit of many references is sufficient too).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from invfusion.codec import decode
 from invfusion.errors import ShapeError
+
+# A pixel counts only where a draw differs from the truth by more than two grey levels.
+AT_STAKE = 2.5 / 127.5
 
 
 def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,3 +87,23 @@ def spread_and_error(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         raise ShapeError(f"a spread needs at least 2 samples of each image, got {n}")
     values = samples.double()
     return values.var(dim=1) * (1 + 1 / n), (values.mean(dim=1) - truth.double()).square()
+
+
+def ranks_of_truth(draws: Tensor, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of draws (n, S, C, H, W) and truth (n, C, H, W), uint8: TARP's ranks (n,), and those of pixels (n, C, H, W).
+
+    TARP's reference for an image is the truth of the next one.
+    """
+    samples, x = decode(draws), decode(truth)
+    of_distance = tarp_ranks(samples, x, x.roll(1, 0), generator)
+    return of_distance, ranks(samples, x, generator)
+
+
+def at_stake(draws: Tensor, truth: Tensor) -> Tensor:
+    """Which pixels (n, C, H, W) bool of 8-bit images are uncertain at all; draws and truth as above."""
+    return (decode(draws) - decode(truth)[:, None]).abs().amax(1) > AT_STAKE
+
+
+def std_ratio(values: Tensor, _: Tensor | None = None) -> Callable[[Tensor], float]:
+    """Predicted over actual deviation, of variances and squared errors (n, 2), as a function of weights (n,)."""
+    return lambda weights: float(((weights @ values[:, 0]) / (weights @ values[:, 1])).sqrt())

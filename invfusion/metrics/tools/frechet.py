@@ -67,6 +67,21 @@ def frechet_distance_from(reference: FeatureStatistics) -> Callable[[FeatureStat
     return distance
 
 
+def frechet(values: Tensor, reference: Tensor | None) -> Callable[[Tensor], float]:
+    """The Frechet distance of features (n, d) to reference features (N, d) as a function of the weights of the former.
+
+    Raises:
+        ShapeError: there is no reference.
+    """
+    distance = frechet_distance_from(FeatureStatistics.of(_there(reference)))
+    return lambda weights: distance(FeatureStatistics.of(values, weights))
+
+
+def kernel(values: Tensor, reference: Tensor | None) -> Callable[[Tensor], float]:
+    """The kernel distance likewise."""
+    return kernel_distance_from(_there(reference), values)
+
+
 def kernel_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> float:
     """Unbiased squared maximum mean discrepancy of features (n, d) and (m, d), kernel (u.v / d + 1)^3.
 
@@ -101,6 +116,12 @@ def _matrix_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
+
+
+def _there(reference: Tensor | None) -> Tensor:
+    if reference is None:
+        raise ShapeError("a distance between sets of images needs features of reference images")
+    return reference
 
 
 def _need_two(n: float) -> None:

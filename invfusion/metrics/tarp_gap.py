@@ -1,0 +1,22 @@
+"""Whether the truth looks like one more draw, seen from reference images (TARP)."""
+
+from torch import Tensor
+
+from invfusion.metrics.base import Metric, Restorations
+from invfusion.metrics.tools.calibration import ranks_of_truth, uniformity_gap
+
+
+def tarp(restored: Restorations) -> Tensor:
+    """TARP's rank of each truth among its draws, (n,) float64, uniform in [0, 1] for calibrated draws."""
+    return ranks_of_truth(restored.need("draws"), restored.need("truth"), restored.random())[0]
+
+
+# The distance of TARP's curve from the diagonal.
+TARP_GAP = Metric(
+    name="tarp_gap",
+    label="TARP gap",
+    better="lower",
+    needs=frozenset({"truth", "draws"}),
+    values=tarp,
+    statistic=lambda ranks, _: lambda weights: uniformity_gap(ranks, weights),
+)
