@@ -134,7 +134,7 @@ class Metric:
         return lambda weights: float(weights @ values.double() / weights.sum())
 
     def capped(self, values: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-        """Values with the ceiling in place of infinite ones."""
+        """Values (any shape) with the ceiling in place of infinite ones."""
         return values if self.ceiling is None else values.clamp(max=self.ceiling(image_shape))
 
 
