@@ -41,7 +41,8 @@ from invfusion.operators import Measurement, operator_from_spec, spec_from_json
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
 # What one request may ask for in all its rows: images, network passes (images times steps), and the squared row counts
-# of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for.
+# of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for; a matrix may have as
+# many rows as the image has numbers.
 MAX_IMAGES = 256
 MAX_PASSES = 2**15
 MAX_SQUARED_ROWS = 2**22
@@ -155,9 +156,12 @@ class Work:
         n_images = len(measurement.y)
         self.n_images += n_images
         self.n_passes += n_images * n_steps
+        rows, n_numbers = 0, math.prod(measurement.operator.image_shape)
         if measurement.operator.kind == "matrix":
-            self.squared_rows += n_images // n_samples * measurement.operator.measurement_shape[0] ** 2
+            rows = measurement.operator.measurement_shape[0]
+        self.squared_rows += n_images // n_samples * rows**2
         for asked, most, what in (
+            (rows, n_numbers, f"rows of a matrix for images of {n_numbers} numbers"),
             (self.n_images, MAX_IMAGES, "images"),
             (self.n_passes, MAX_PASSES, "network passes (images times n_steps)"),
             (self.squared_rows, MAX_SQUARED_ROWS, "squared rows of all matrices"),

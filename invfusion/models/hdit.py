@@ -133,7 +133,8 @@ class JointAttention(SelfAttention):
     def __init__(self, level: LevelConfig, config: DenoiserConfig, patch: int) -> None:
         super().__init__(level, config)
         d = level.width
-        self.degradation = FeatureDegradation(d, patch, config.channels)
+        damping = config.sigma_data**2 if config.knows_noise_level else None
+        self.degradation = FeatureDegradation(d, patch, config.channels, damping)
         self.degradation_norm = AdaRMSNorm(d, config.mapping_width)
         self.degradation_key = Linear(2 * d, d)
         self.degradation_value = Linear(d, d)
@@ -206,8 +207,12 @@ class Level(nn.ModuleList):
         return x
 
 
+# Noise of measurements below this level, half a grey level, is none.
+LEAST_SIGMA_Y = 0.004
+
+
 class Conditioning(nn.Module):
-    """Noise level, augmentation labels and class -> conditioning vector (B or 1, mapping_width). Runs in float32."""
+    """Noise levels, augmentation labels and class -> conditioning vector (B or 1, mapping_width). Runs in float32."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -219,8 +224,19 @@ class Conditioning(nn.Module):
         self.augment_proj = Linear(width, width)
         self.class_embedding = ClassEmbedding(config.n_classes + 1, width) if config.n_classes else None
         self.mapping = Mapping(width, config.mapping_depth, config.mapping_hidden)
+        if config.knows_noise_level:
+            self.sigma_y_features = FourierFeatures(1, width)
+            self.sigma_y_proj = Linear(width, width, zero=True)
+        self.knows_noise_level = config.knows_noise_level
 
-    def forward(self, noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        noise: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+        sigma_y: Tensor | None = None,
+    ) -> Tensor:
+        """noise: ln sigma / 4, (B,) or (1,); sigma_y: (B,), None where nothing is measured."""
         with torch.autocast(noise.device.type, enabled=False):
             if augment_labels is None:
                 augment_labels = noise.new_zeros(1, AUGMENT_LABELS)
@@ -230,6 +246,10 @@ class Conditioning(nn.Module):
                 if class_labels is None:
                     class_labels = torch.full((1,), self.n_classes, device=noise.device)
                 total = total + self.class_embedding(class_labels)
+            if self.knows_noise_level:
+                level = noise.new_zeros(1) if sigma_y is None else sigma_y.float()
+                level = level.clamp(min=LEAST_SIGMA_Y).log()[:, None] / 4
+                total = total + self.sigma_y_proj(self.sigma_y_features(level))
             cond: Tensor = self.mapping(total)
             return cond
 
@@ -261,7 +281,8 @@ class HDiT(nn.Module):
         augment_labels: Tensor | None,
     ) -> Tensor:
         """`measurement` None means that there is nothing to see: the degraded features are zero."""
-        cond = self.conditioning(noise, class_labels, augment_labels)
+        sigma_y = None if measurement is None else measurement.sigma_y
+        cond = self.conditioning(noise, class_labels, augment_labels, sigma_y)
         x = self.patch_in(space_to_depth(x.permute(0, 2, 3, 1).contiguous(), self.patch_size))
         skips = []
         for level, merge in zip(self.down, self.merges, strict=True):

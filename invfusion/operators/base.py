@@ -253,8 +253,13 @@ class LinearOperator(nn.Module, ABC):
         return self.H(x)
 
     def to_spec(self) -> dict[str, Any]:
-        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`."""
+        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`.
+
+        An operator from outside this package names the module to load as `plugin`.
+        """
+        module = type(self).__module__
         return {
+            **({} if module.startswith("invfusion.") else {"plugin": module}),
             "kind": self.kind,
             "image_shape": list(self.image_shape),
             "attributes": self.attributes(),
@@ -508,6 +513,11 @@ class Measurement:
     def H_pinv_y(self) -> Tensor:
         """H_pinv(y), (B, C, H, W): the measurement as an image. Computed once, since networks ask at every call."""
         return self.operator.H_pinv(self.y)
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether any image of the batch was measured with noise. Looked up once: on an accelerator that waits."""
+        return bool((self.sigma_y > 0).any())
 
     def to(self, device: torch.device | str) -> "Measurement":
         """A copy on another device; the operator of this one stays where it is."""
