@@ -5,13 +5,14 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from invfusion.data.sources.base import Listing, Source, SourceImage
+from invfusion.data.sources.dead_leaves import DeadLeavesConfig
 from invfusion.data.sources.digits import DigitsConfig
 from invfusion.data.sources.folder import FolderConfig
 from invfusion.data.sources.shards import ShardsConfig
 from invfusion.data.sources.zip import ZipConfig
 from invfusion.names import Registry
 
-_Members = DigitsConfig | FolderConfig | ZipConfig | ShardsConfig
+_Members = DigitsConfig | DeadLeavesConfig | FolderConfig | ZipConfig | ShardsConfig
 
 SourceConfig = Annotated[_Members, Field(discriminator="kind")]
 
