@@ -26,14 +26,15 @@ PROVIDERS = {
 NOT_DECLARED = {"natten"}
 # Shards are read by invfusion.data.shards, which nothing but the making and staging of datasets imports.
 SHARDS = {"webdataset"}
-# Imported by name at run time, or capped since others of our packages break with a later one.
-NOT_IMPORTED = {"torchvision", "fastapi"}
+# Imported by name at run time or by another package that finds it, or capped since our others break with a later one.
+NOT_IMPORTED = {"torchvision", "fastapi", "imagecodecs"}
 
 
 def declared(*extras: str) -> set[str]:
     """The packages that a group of the project needs; "" is the library alone."""
     chosen = [line for extra in extras for line in (PROJECT["optional-dependencies"][extra] if extra else BASE)]
-    return {_normal(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0]) for line in chosen}
+    # An extra may contain another one of the project itself.
+    return {_normal(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0]) for line in chosen} - {"invfusion"}
 
 
 BASE = PROJECT["dependencies"]
