@@ -4,7 +4,6 @@ DVC decides what to run. Where no Prefect server is configured, one temporary se
 them.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -23,7 +22,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from prefect.settings import PREFECT_API_URL
 
-from components import tracking
+from components import cli, tracking
 from components.children import child
 from components.params import Params, load_params, read_values
 from components.profiles import load_profile, lost_edits, profile_text
@@ -251,7 +250,7 @@ def summary(params: Params) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
     parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")

@@ -21,6 +21,7 @@ from components.reporting.paper import NOT_IN_PAPER, Paper, table_1
 from components.reporting.tables import Table, listing
 from components.reporting.verdicts import Contest, Evidence
 from invfusion.metrics import METRICS
+from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,6 @@ OF_DRAWS, OF_POINTS = ("energy_score", "psnr", "consistency_mse"), ("psnr", "con
 # What evaluations of the paper's kind call "not a measurement".
 GENERATION = (UNCONDITIONAL, "null")
 PAPER_NAMES = {"MMSE": "InvFusion trained for MMSE"}
-KNOWS = {
-    "unconditional": "no, and sees no measurement",
-    "palette": "no: sees H†y",
-    "invfusion": "yes: sees H†y, y and H",
-    "mmse": "yes",
-    "nppc": "yes",
-}
 HOW = {
     "claims": "Differences are means over the images that both restored, with the 95% bootstrap interval of that "
     "paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
@@ -140,7 +134,7 @@ def lead(params: Params) -> str:
         f"Restorations of {params.evaluate.n_images} {params.evaluate.split} images at "
         f"{params.data.image_size}×{params.data.image_size} pixels from incomplete linear measurements y = Hx + n. The "
         f"diffusion models were trained on {params.train.images:,} images each by one recipe; they differ in what they "
-        "are told about H."
+        "know of H."
     )
 
 
@@ -172,13 +166,12 @@ def manifest_of(model: str) -> dict[str, Any]:
 
 def models() -> Table | None:
     """The trained models that are on disk."""
-    names = {"unconditional": "Unconditional", "palette": "Palette", "invfusion": "InvFusion", "mmse": "distilled MMSE"}
     rows = [
-        ({**names, "nppc": "NPPC"}[model], knows, count_of(model, "n_parameters"), count_of(model, "nimg"))
-        for model, knows in KNOWS.items()
-        if (MODELS / model / "model.safetensors").exists()
+        (recipe.label, recipe.given, count_of(name, "n_parameters"), count_of(name, "nimg"))
+        for name, recipe in RECIPES.items()
+        if (MODELS / name / "model.safetensors").exists()
     ]
-    return listing("Model, Knows the operator, #Parameters, #Training images", rows) if rows else None
+    return listing("Model, Is given, #Parameters, #Training images", rows) if rows else None
 
 
 def count_of(model: str, name: str) -> str:
@@ -221,16 +214,17 @@ def split_degradations(params: Params, records: Sequence[Record]) -> tuple[list[
 
 
 def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str]) -> list[Contest]:
-    """Every method of InvFusion against what needs no training, every zero-shot method, and its trained rivals."""
+    """Every method of InvFusion against what needs no training, every zero-shot method, and the others of its kind."""
     evidence, groups = Evidence(records, DETAILS / "scores"), tables.grouped(params.methods, records)
     there = {(r.method, r.metric) for r in available(records) if r.degradation in kinds}
     untrained = [name for group in tables.GROUPS[:2] for name in groups.get(group, [])]
     found = []
     for group, metrics in zip(tables.GROUPS[2:], (OF_DRAWS, OF_POINTS), strict=True):
-        ours = [name for name in groups.get(group, []) if "InvFusion" in tables.label(name) and name != "NPPC"]
-        rivals = [*untrained, *(name for name in groups.get(group, []) if "InvFusion" not in tables.label(name))]
-        known = {name: [m for m in metrics if (name, m) in there] for name in ours}
-        found += [Contest(evidence, name, rivals, kinds, known[name]) for name in ours if known[name]]
+        for name in groups.get(group, []):
+            known = [metric for metric in metrics if (name, metric) in there]
+            if "InvFusion" in tables.label(name) and name != "NPPC" and known:
+                rivals = [*untrained, *(other for other in groups[group] if other not in (name, "NPPC"))]
+                found.append(Contest(evidence, name, rivals, kinds, known))
     return found
 
 
@@ -347,11 +341,10 @@ def nppc_figure(degradations: Sequence[str]) -> Picture | None:
 def curve_figure() -> Picture | None:
     """The logged losses: diffusion models share a panel, the distilled models have one each."""
     panels: dict[str, dict[str, tuple[figures.Array, figures.Array]]] = {}
-    titles = {"mmse": "distilled MMSE loss", "nppc": "NPPC loss"}
-    for model in KNOWS:
-        curve = read_curve(LOGS / f"{model}.csv")
+    for name, recipe in RECIPES.items():
+        curve = read_curve(LOGS / f"{name}.csv")
         if curve:
-            panels.setdefault(titles.get(model, "diffusion loss"), {})[model] = curve
+            panels.setdefault("diffusion loss" if recipe.is_diffusion else f"{recipe.label} loss", {})[name] = curve
     if not panels:
         return None
     figures.curves(FIGURES / "training.png", panels)

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fake_evaluation import FAMILIES, record, records, write_run
 from components import tracking
 from components.params import GatesConfig
 from components.profiles import load_profile
+from components.records import by_key, write_records
 from components.registry import gates, promotion
 from components.registry import register as step
 from components.registry.restoration_model import Work, check_images, read_labels
@@ -76,10 +78,6 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "check_checkpoints", lambda *_: None)
 
 
-def write_records(found: list[dict[str, Any]]) -> None:
-    Path("reports/evaluation.json").write_text(json.dumps(found))
-
-
 def change_checkpoint(text: str) -> None:
     """Pretend that the model was trained anew."""
     Path("artifacts/models/invfusion/config.json").write_text(text)
@@ -122,17 +120,15 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     result = step.register(params)
     client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
-    expected = next(
-        r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("InvFusion", "matrix", "psnr")
-    )
-    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected["value"])
+    expected = by_key(records())["InvFusion", "matrix", "psnr"]
+    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected.value)
 
 
 @pytest.mark.usefixtures("echo")
 def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("worse")
-    write_records(records(InvFusion={"matrix": -1.0}))
+    write_records(records(InvFusion={"matrix": -1.0}), step.EVALUATION)
     after = step.register(params)
     assert champion(params).number == before.version
     assert not after.is_champion
@@ -147,7 +143,7 @@ def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
 def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("better")
-    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)))
+    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)), step.EVALUATION)
     after = step.register(params)
     assert after.is_champion
     assert promotion.rollback(params, "the new one blurs sevens") == before.version
@@ -187,7 +183,8 @@ def test_lost_files_are_registered_anew(params: Any) -> None:
 
 def test_gates_name_what_fails(params: Any) -> None:
     found = records(InvFusion={"matrix": -3.0})
-    next(r for r in found if (r["method"], r["metric"]) == ("InvFusion", "consistency_mse"))["value"] = 0.02
+    first = next(i for i, r in enumerate(found) if (r.method, r.metric) == ("InvFusion", "consistency_mse"))
+    found[first] = replace(found[first], value=0.02)
     failed = {gate.name: gate.reason for gate in gates.judge(found, params, None) if not gate.passed}
     assert failed == {
         "consistency on strided_motion_blur": "MSE 0.02, allowed 0.01",
@@ -209,7 +206,7 @@ def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
 
 def test_one_degradation_of_other_measurements_is_enough() -> None:
     found = records()
-    changed = [dict(r, measurements_sha256="another") if r["degradation"] == "matrix" else r for r in found]
+    changed = [replace(r, measurements_sha256="another") if r.degradation == "matrix" else r for r in found]
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
     failed = [gate.name for gate in gates.champion_gates(changed, -0.2, champion) if not gate.passed]
     assert failed == ["gain over the champion on matrix"]
@@ -218,15 +215,14 @@ def test_one_degradation_of_other_measurements_is_enough() -> None:
 def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
     found = records()
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
-    less = [r for r in found if (r["method"], r["metric"]) != ("InvFusion", "fd_pixel8x8")]
+    less = [r for r in found if (r.method, r.metric) != ("InvFusion", "fd_pixel8x8")]
     failed = [gate for gate in gates.judge(less, params, champion) if not gate.passed]
     assert [gate.name for gate in failed] == ["no missing metrics"]
     assert "InvFusion/matrix/fd_pixel8x8" in failed[0].reason
 
 
 def test_calibration_counts_where_it_was_measured() -> None:
-    found = records()
-    next(r for r in found if r["metric"] == "nppc_std_ratio")["value"] = 0.4
+    found = [replace(r, value=0.4) if r.metric == "nppc_std_ratio" else r for r in records()]
     found += [record("InvFusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
     outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates(found, 2.0, 0.2)]
     on_matrix = "calibration on matrix"
