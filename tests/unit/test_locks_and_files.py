@@ -35,7 +35,7 @@ def other_process(path: Path, fork: str = ""):  # type: ignore[no-untyped-def]
 
 
 def test_any_user_may_lock_the_file(tmp_path: Path) -> None:
-    """Whatever the umask of who came first; and a file of another user, whose mode this one cannot change, is locked."""
+    """Whatever the umask of who came first."""
     before = os.umask(0o077)
     try:
         with locked(tmp_path / "lock"):
