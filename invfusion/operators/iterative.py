@@ -119,7 +119,7 @@ class LinearSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         solve, transposed = ctx.maps
-        return LinearSolve.apply(gradients[0], transposed, solve), None, None
+        return LinearSolve.apply(gradients[0], transposed, solve), None, None  # type: ignore[no-untyped-call]
 
 
 class ImplicitSolve(torch.autograd.Function):
