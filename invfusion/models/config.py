@@ -8,6 +8,7 @@ from invfusion.errors import ConfigError
 from invfusion.schema import Config
 
 Variant = Literal["invfusion", "palette", "unconditional"]
+PreconditioningName = Literal["edm", "gaussian"]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 
@@ -28,11 +29,14 @@ class DenoiserConfig(Config):
     """Architecture of a `Denoiser`; the defaults shared by all presets are the paper's (appendix A.1, Table 5).
 
     variant: "invfusion" sees y and H in its blocks, "palette" only H_pinv y beside its input, "unconditional" neither.
-    image_size: side of a square image, or (height, width).
+    image_size: side of the square images that the model is trained on, or (height, width); it runs at any other size.
     levels: from the finest to the coarsest; each halves the token grid of the one before.
     invfusion_levels: indices of the levels whose blocks are InvFusion blocks, or "all" that can be (Table 8).
     n_classes: 0 for a model without classes.
     n_components: extra output images, the directions of an NPPC model.
+    preconditioning: what surrounds the network: "edm", the paper's, for images N(0, sigma_data^2 I); "gaussian", the
+    posterior of a Gaussian prior that was fitted to the training images.
+    sees_sigma_y: whether a conditional network is told the measurements' noise level; with "gaussian" it always is.
     Raises `ConfigError` where sizes do not fit together.
     """
 
@@ -51,6 +55,8 @@ class DenoiserConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     n_components: Count = 0
     sigma_data: Annotated[float, Field(gt=0)] = 0.5
+    preconditioning: PreconditioningName = "edm"
+    sees_sigma_y: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -60,8 +66,13 @@ class DenoiserConfig(Config):
 
     @property
     def in_channels(self) -> int:
-        """Channels that the network reads: the image, and H_pinv y beside it in the conditional variants."""
+        """Channels that the network reads: the image, and the measurement as an image in the conditional variants."""
         return self.channels * (1 if self.variant == "unconditional" else 2)
+
+    @property
+    def knows_noise_level(self) -> bool:
+        """Whether sigma_y reaches the network: its conditioning, and how far it inverts H."""
+        return self.variant != "unconditional" and (self.sees_sigma_y or self.preconditioning == "gaussian")
 
     @property
     def out_channels(self) -> int:
@@ -71,6 +82,15 @@ class DenoiserConfig(Config):
     def patch_at(self, level: int) -> int:
         """Side in pixels of the image patch that one token of a level stands for."""
         return self.patch_size << level
+
+    def trained_reach(self, level: int) -> int:
+        """Tokens along the longer side of a training image: how far apart two tokens of a level have ever been."""
+        return max(self.image_shape[1:]) // self.patch_at(level)
+
+    @property
+    def coarsest_patch(self) -> int:
+        """Side in pixels of the coarsest tokens: images are padded to multiples of it."""
+        return self.patch_at(len(self.levels) - 1)
 
     def stack_size(self, level: int) -> int:
         """How many feature images the features of a level form; 0 where they do not divide into images."""
@@ -91,7 +111,7 @@ class DenoiserConfig(Config):
         return self
 
     def _check_image_size(self) -> None:
-        coarsest = self.patch_at(len(self.levels) - 1)
+        coarsest = self.coarsest_patch
         _, height, width = self.image_shape
         if height % coarsest or width % coarsest:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The denoiser: EDM preconditioning around the raw network."""
+"""The denoiser: a preconditioning around the raw network."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -8,15 +8,16 @@ import torch
 from torch import Generator, Tensor
 
 from invfusion import rng
-from invfusion.diffusion.precond import precondition
 from invfusion.errors import ConfigError, ShapeError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models.config import DenoiserConfig, Variant
 from invfusion.models.hdit import HDiT
 from invfusion.models.layers import Initialised, Linear
-from invfusion.operators.base import Measurement
+from invfusion.models.preconditioning import Gaussian, Surroundings, preconditioning_for
+from invfusion.operators.base import LinearOperator, Measurement
 
 LOGVAR_FEATURES = 128
-Output = Tensor | tuple[Tensor, Tensor]
+Output = Tensor | tuple[Tensor, ...]
 
 
 class LogVariance(Initialised):
@@ -45,31 +46,40 @@ class LogVariance(Initialised):
 class Denoiser(Initialised):
     """D(x, sigma, y, H, class): the estimate of the clean image, float32 under any autocast of the caller.
 
-    config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device).
+    config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device); prior: of the
+    training images, for preconditioning "gaussian" alone. Images may have any height and width: within, they are
+    reflected at their lower and right edges to whole tokens.
     The unconditional variant ignores measurements; a model without classes ignores class labels.
-    Raises `ShapeError` where images, labels or the operator do not fit the model.
+    Raises `ConfigError` where the prior does not fit the config, and `ShapeError` where images, labels or the operator
+    do not fit the model.
     """
 
-    def __init__(self, config: DenoiserConfig, seed: int = 0) -> None:
+    def __init__(self, config: DenoiserConfig, seed: int = 0, prior: GaussianPrior | None = None) -> None:
         super().__init__()
         self.config = config
         # Below float32, the trunk runs under autocast; see `lower_precision`.
         self.trunk_dtype = torch.float32
         self.net = HDiT(config)
         self.log_variance = LogVariance()
+        self.preconditioning = preconditioning_for(config, prior)
         if not self.log_variance.phases.is_meta:
             self.initialise(rng.generator(seed, "denoiser/weights"))
 
     def initialise(self, generator: Generator) -> None:
-        """Draw all weights anew; then D(x, sigma) = c_skip(sigma) x exactly."""
+        """Draw all weights anew; then D is exactly what its preconditioning says before anything is learned."""
         for module in self.modules():
             if isinstance(module, Initialised) and module is not self:
                 module.initialise(generator)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of the images that the model is trained on."""
         return self.config.image_shape
+
+    @property
+    def prior(self) -> GaussianPrior | None:
+        """The Gaussian prior of preconditioning "gaussian"."""
+        return self.preconditioning.prior if isinstance(self.preconditioning, Gaussian) else None
 
     @property
     def n_classes(self) -> int:
@@ -120,29 +130,27 @@ class Denoiser(Initialised):
     ) -> Output:
         """x (B, C, H, W), sigma (B,) or (), class_labels (B,), augment_labels (B, 9) -> (B, C, H, W).
 
-        With `return_logvar`, also the log-variance (B,); with `return_components`, also the raw directions
-        (B, K, C, H, W) of an NPPC model. `sigma` may be 0-dimensional: one noise level for the whole batch.
+        With `return_logvar`, also the log-variance (B,) of the weighted squared error and the weight, (B,); with
+        `return_components`, also the raw directions (B, K, C, H, W) of an NPPC model. `sigma` may be 0-dimensional: one
+        noise level for the whole batch.
         """
         sigma = sigma.reshape(-1)
         if not self.is_conditional:
             measurement = None
         self._check(x, sigma, measurement, class_labels)
         x = x.float()
-        factors = precondition(sigma, self.config.sigma_data)
-        with self._trunk_precision(x.device.type):
-            raw = self.net(
-                self._network_input(factors.in_ * x, measurement),
-                factors.noise,
-                None if measurement is None or measurement.y.numel() == 0 else measurement,
-                class_labels,
-                augment_labels,
-            ).float()
+        around = self.preconditioning(x, sigma, measurement)
+        raw = self._raw(around, measurement, class_labels, augment_labels)
         channels = self.config.channels
-        denoised = torch.addcmul(factors.skip * x, factors.out, raw[:, :channels])
+        denoised = torch.addcmul(around.estimate, around.scale, _open(around, raw[:, :channels]))
         if return_logvar:
-            return denoised, self.log_variance(factors.noise).expand(len(x))
+            return denoised, self.log_variance(around.noise).expand(len(x)), around.weight.expand(len(x))
         if return_components:
-            return denoised, raw[:, channels:].reshape(-1, self.config.n_components, *self.image_shape)
+            directions = raw[:, channels:].reshape(-1, self.config.n_components, *x.shape[1:])
+            if around.directions is None:
+                return denoised, directions
+            learned = around.scale[:, None] * _open(around, directions)
+            return denoised, around.directions(self.config.n_components) + learned
         return denoised
 
     def denoise_with_logvar(
@@ -154,7 +162,7 @@ class Denoiser(Initialised):
         augment_labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The denoised images (B, C, H, W) and the log-variance of their loss (B,)."""
-        denoised, logvar = self(x, sigma, measurement, class_labels, augment_labels, return_logvar=True)
+        denoised, logvar, _ = self(x, sigma, measurement, class_labels, augment_labels, return_logvar=True)
         return denoised, logvar
 
     def components(
@@ -176,17 +184,24 @@ class Denoiser(Initialised):
             return nullcontext()
         return torch.autocast(device_type, self.trunk_dtype)
 
-    def _network_input(self, x: Tensor, measurement: Measurement | None) -> Tensor:
-        """The scaled image, with H_pinv y beside it in the conditional variants."""
-        if not self.is_conditional:
-            return x
-        hint = torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
-        return torch.cat((x, hint), dim=1)
+    def _raw(
+        self,
+        around: Surroundings,
+        measurement: Measurement | None,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+    ) -> Tensor:
+        """What the network makes of it, (B, out_channels, H, W) float32."""
+        seen = None if measurement is None or measurement.y.numel() == 0 else measurement
+        with self._trunk_precision(around.images.device.type):
+            images = padded(around.images, self.config.coarsest_patch)
+            raw: Tensor = self.net(images, around.noise, seen, class_labels, augment_labels).float()
+        return raw[..., : around.images.shape[-2], : around.images.shape[-1]]
 
     def _check(self, x: Tensor, sigma: Tensor, measurement: Measurement | None, class_labels: Tensor | None) -> None:
-        if x.ndim != 4 or x.shape[1:] != self.image_shape:
+        if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise ShapeError(
-                f"this model takes images (B, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}"
+                f"this model takes images (B, {self.config.channels}, H, W) of any size, got {tuple(x.shape)}"
             )
         b = len(x)
         if len(sigma) not in (1, b):
@@ -194,17 +209,36 @@ class Denoiser(Initialised):
         if class_labels is not None and class_labels.shape != (b,):
             raise ShapeError(f"class_labels must have the shape ({b},), got {tuple(class_labels.shape)}")
         if measurement is not None:
-            self._check_operator(b, measurement)
+            check_operator_fits(measurement.operator, x)
 
-    def _check_operator(self, batch_size: int, measurement: Measurement) -> None:
-        operator = measurement.operator
-        if operator.image_shape != self.image_shape:
-            raise ShapeError(
-                f"operator '{operator.kind}' acts on images {operator.image_shape}, but this model takes "
-                f"{self.image_shape}; draw the operator for the model's image_shape"
-            )
-        if operator.batch_size != batch_size:
-            raise ShapeError(f"operator '{operator.kind}' holds {operator.batch_size} samples for {batch_size} images")
+
+def check_operator_fits(operator: LinearOperator, x: Tensor) -> None:
+    """Raise `ShapeError` unless the operator acts on images like x, (B, C, H, W)."""
+    if operator.image_shape != tuple(x.shape[1:]):
+        raise ShapeError(
+            f"operator '{operator.kind}' acts on images {operator.image_shape}, but the model was given "
+            f"{tuple(x.shape[1:])}; make the operator for that image_shape"
+        )
+    if operator.batch_size != len(x):
+        raise ShapeError(f"operator '{operator.kind}' holds {operator.batch_size} samples for {len(x)} images")
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W), reflected at the lower and right edges until height and width are multiples; itself if they are.
+
+    An axis too short to be reflected repeats its last pixel for the rest.
+    """
+    for axis in (2, 3):
+        n = x.shape[axis]
+        missing = -n % multiple
+        if missing:
+            beyond = torch.arange(n, n + missing, device=x.device)
+            x = torch.cat((x, x.index_select(axis, (2 * (n - 1) - beyond).clamp(0, n - 1))), dim=axis)
+    return x
+
+
+def _open(around: Surroundings, images: Tensor) -> Tensor:
+    return images if around.leave_open is None else around.leave_open(images)
 
 
 def with_components(denoiser: Denoiser, n_components: int, seed: int = 0) -> Denoiser:
@@ -212,7 +246,7 @@ def with_components(denoiser: Denoiser, n_components: int, seed: int = 0) -> Den
 
     Source: paper section 5. The image that the copy estimates is unchanged.
     """
-    grown = Denoiser(denoiser.config.model_copy(update={"n_components": n_components}), seed)
+    grown = Denoiser(denoiser.config.model_copy(update={"n_components": n_components}), seed, denoiser.prior)
     head, old_head = grown.net.patch_out, denoiser.net.patch_out
     with torch.no_grad():
         head.by_channel()[:, : denoiser.config.channels] = old_head.by_channel()[:, : denoiser.config.channels].cpu()

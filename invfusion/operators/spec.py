@@ -4,14 +4,14 @@ That of a user's operator names its plug-in too.
 """
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from invfusion.errors import OperatorError
@@ -24,11 +24,7 @@ MAX_SAMPLES = 2**16
 MAX_IMAGE_SIZE = 2**24
 
 SPEC_KEYS = ("kind", "image_shape", "attributes", "tensors")
-DTYPES: dict[str, tuple[torch.dtype, str]] = {
-    "float16": (torch.float16, "<f2"),
-    "float32": (torch.float32, "<f4"),
-    "float64": (torch.float64, "<f8"),
-}
+DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
 def operator_from_spec(spec: Mapping[str, Any]) -> LinearOperator:
@@ -49,15 +45,19 @@ def operator_from_spec(spec: Mapping[str, Any]) -> LinearOperator:
 
 
 def spec_to_json(spec: Mapping[str, Any]) -> str:
-    """The spec as JSON text; each tensor as {dtype, shape, data in base64 of little-endian numbers}."""
+    """The spec as JSON text; the tensors as the bytes of a safetensors file, in base64."""
     _check_keys(spec)
     _check_tensors(spec["tensors"])
-    tensors = {name: _encode(name, tensor) for name, tensor in spec["tensors"].items()}
-    return json.dumps({**spec, "tensors": tensors})
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in spec["tensors"].items()}
+    return json.dumps({**spec, "tensors": base64.b64encode(save(tensors)).decode("ascii")})
 
 
 def spec_from_json(text: str) -> dict[str, Any]:
-    """The spec that `spec_to_json` wrote; raises `OperatorError` on malformed or oversized text."""
+    """The spec that `spec_to_json` wrote, or one typed by hand, whose tensors are {name: nested lists of numbers}.
+
+    Raises:
+        OperatorError: the text is malformed or too large.
+    """
     if len(text) > 2 * MAX_BYTES:
         raise OperatorError(f"an operator spec may have at most {2 * MAX_BYTES} characters, got {len(text)}")
     try:
@@ -65,9 +65,12 @@ def spec_from_json(text: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise OperatorError(f"the operator spec is not valid JSON: {error}") from error
     _check_keys(spec)
-    if not isinstance(spec["tensors"], dict):
-        raise OperatorError("the tensors of an operator spec must be a mapping from name to {dtype, shape, data}")
-    return {**spec, "tensors": {name: _decode(name, value) for name, value in spec["tensors"].items()}}
+    tensors = spec["tensors"]
+    if isinstance(tensors, dict):
+        return {**spec, "tensors": {name: _from_lists(name, value) for name, value in tensors.items()}}
+    if not isinstance(tensors, str):
+        raise OperatorError("the tensors of an operator spec must be {name: nested lists} or safetensors in base64")
+    return {**spec, "tensors": _from_safetensors(tensors)}
 
 
 def _check_keys(spec: Any) -> None:
@@ -88,8 +91,8 @@ def _checked_shape(shape: Any, name: str, max_size: int) -> tuple[int, ...]:
 def _check_tensors(tensors: Any) -> None:
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors.values()):
         raise OperatorError("the tensors of an operator must be a mapping from name to a tensor with a batch axis")
-    if any(not t.is_floating_point() for t in tensors.values()):
-        raise OperatorError("the tensors of an operator must hold real floating-point numbers")
+    if any(t.dtype not in DTYPES for t in tensors.values()):
+        raise OperatorError("the tensors of an operator must hold floating-point numbers of 16, 32 or 64 bits")
     samples = max((len(t) for t in tensors.values()), default=0)
     size = sum(t.nbytes for t in tensors.values())
     if samples > MAX_SAMPLES or size > MAX_BYTES:
@@ -99,27 +102,15 @@ def _check_tensors(tensors: Any) -> None:
         )
 
 
-def _encode(name: str, tensor: Tensor) -> dict[str, Any]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise OperatorError(f"tensor '{name}' is {dtype}; an operator spec carries only {', '.join(DTYPES)}")
-    raw = tensor.detach().cpu().numpy().astype(DTYPES[dtype][1]).tobytes()
-    return {"dtype": dtype, "shape": list(tensor.shape), "data": base64.b64encode(raw).decode("ascii")}
-
-
-def _decode(name: str, value: Any) -> Tensor:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data"}:
-        raise OperatorError(f"tensor '{name}' must be a mapping with the keys dtype, shape and data")
-    if value["dtype"] not in list(DTYPES):
-        raise OperatorError(f"tensor '{name}' has dtype {value['dtype']!r}; valid are {', '.join(DTYPES)}")
-    dtype, layout = DTYPES[value["dtype"]]
-    shape = _checked_shape(value["shape"], f"the shape of tensor '{name}'", MAX_BYTES // dtype.itemsize)
+def _from_lists(name: str, value: Any) -> Tensor:
     try:
-        raw = base64.b64decode(value["data"], validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise OperatorError(f"the data of tensor '{name}' is not valid base64: {error}") from error
-    expected = math.prod(shape) * dtype.itemsize
-    if len(raw) != expected:
-        raise OperatorError(f"tensor '{name}' of shape {list(shape)} needs {expected} bytes, got {len(raw)}")
-    array = np.frombuffer(raw, dtype=layout).astype(layout[1:], copy=True)
-    return torch.from_numpy(array).reshape(shape)
+        return torch.tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OperatorError(f"tensor '{name[:80]}' must be nested lists of numbers of equal lengths: {error}") from None
+
+
+def _from_safetensors(text: str) -> dict[str, Tensor]:
+    try:
+        return load(base64.b64decode(text, validate=True))
+    except (ValueError, SafetensorError, KeyError) as error:
+        raise OperatorError(f"the tensors are not a safetensors file in base64: {error}") from error

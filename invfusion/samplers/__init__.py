@@ -13,6 +13,7 @@ from invfusion.samplers.ddnm import DDNM
 from invfusion.samplers.ddrm import DDRM, UnrolledDDRM
 from invfusion.samplers.dpmpp_2m import DPMpp2M
 from invfusion.samplers.dps import DPS
+from invfusion.samplers.gaussian import GaussianDraws, Wiener
 from invfusion.samplers.heun import Heun
 from invfusion.samplers.indi import InDI
 from invfusion.samplers.mgps import MGPS
@@ -20,7 +21,23 @@ from invfusion.samplers.mmse import MMSE
 from invfusion.samplers.nppc import NPPC
 from invfusion.samplers.pigdm import PiGDM
 
-_Members = Heun | DPMpp2M | MMSE | NPPC | DDRM | DDNM | DPS | PiGDM | DAPS | MGPS | InDI | UnrolledDDRM | ASeqDIP
+_Members = (
+    Heun
+    | DPMpp2M
+    | MMSE
+    | NPPC
+    | DDRM
+    | DDNM
+    | DPS
+    | PiGDM
+    | DAPS
+    | MGPS
+    | InDI
+    | UnrolledDDRM
+    | ASeqDIP
+    | Wiener
+    | GaussianDraws
+)
 
 # A plug-in's sampler joins by `@SAMPLERS.register`.
 SAMPLERS: Registry[type[_Members]] = Registry(
@@ -47,10 +64,12 @@ __all__ = [
     "ASeqDIP",
     "AnySampler",
     "DPMpp2M",
+    "GaussianDraws",
     "Heun",
     "InDI",
     "PiGDM",
     "SampleOutput",
     "Sampler",
     "UnrolledDDRM",
+    "Wiener",
 ]
