@@ -27,7 +27,7 @@ NOT_DECLARED = {"natten"}
 # Shards are read by invfusion.data.shards, which nothing but the making and staging of datasets imports.
 SHARDS = {"webdataset"}
 # Imported by name at run time or by another package that finds it, or capped since our others break with a later one.
-NOT_IMPORTED = {"torchvision", "fastapi", "imagecodecs"}
+NOT_IMPORTED = {"torchvision", "fastapi", "imagecodecs", "deepinv"}
 
 
 def declared(*extras: str) -> set[str]:
