@@ -196,7 +196,7 @@ class _Run:
             residual=residual if n == 1 else residual.view(-1, n),
             nfe=outputs[0].nfe,
             sigma_y=measurement.sigma_y,
-            doubts=doubts(measurement, mean, typical.view(-1, n).amin(1)),
+            doubts=doubts(measurement, mean, typical.view(-1, n).amin(1), of_draws=self.sampler.follows != "mean"),
             components=components,
             stds=stds,
         )
@@ -261,7 +261,7 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:
     if y.ndim != 4 or not bool(measured_entries(operator).all()):
         raise ConfigError(f"the noise of a measurement by '{operator.kind}' cannot be estimated; state sigma_y")
     try:
-        from skimage.restoration import estimate_sigma
+        from skimage.restoration import estimate_sigma  # type: ignore[attr-defined]
     except ImportError:
         raise ConfigError(
             "sigma_y='estimate' needs scikit-image; pip install 'invfusion[pictures]', or state sigma_y"
