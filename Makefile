@@ -12,7 +12,8 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
 # TRAIN=0: tables with the models at hand.
-EXPERIMENT := $(if $(PROFILE),--profile $(PROFILE)) $(if $(filter 0,$(TRAIN)),--no-train)
+SWITCH := $(if $(PROFILE),--profile $(PROFILE)) $(if $(DISCARD),--discard-edits)
+EXPERIMENT := $(SWITCH) $(if $(filter 0,$(TRAIN)),--no-train)
 
 .PHONY: help setup repro oracle table figure tune test check faults up down dry-run clean
 
@@ -32,8 +33,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 		|| echo "NATTEN could not be installed; attention falls back to torch's own kernels"
 	@touch $@
 
-repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the experiment
-	@$(BIN)/python -m flows.reproduce $(if $(PROFILE),--profile $(PROFILE))
+repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the experiment (DISCARD=1: edits of params.yaml are lost)
+	@$(BIN)/python -m flows.reproduce $(SWITCH)
 
 oracle: setup  ## judge samplers and small models against exact posteriors (20 minutes); see docs/oracle.md
 	@$(BIN)/python -m flows.reproduce oracle/dvc.yaml:oracle

@@ -145,7 +145,7 @@ class PlainDenoiser(nn.Module):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
         return_logvar: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         """As `Denoiser.forward`."""
         factors = precondition(sigma.reshape(-1), self.denoiser.config.sigma_data)
         scaled = factors.in_ * x
@@ -154,7 +154,7 @@ class PlainDenoiser(nn.Module):
             scaled = torch.cat((scaled, hint), dim=1)
         raw = self._network(scaled, self._conditioning(factors.noise, class_labels, augment_labels), measurement)
         denoised = factors.skip * x + factors.out * raw
-        return (denoised, self.denoiser.log_variance(factors.noise)) if return_logvar else denoised
+        return (denoised, self.denoiser.log_variance(factors.noise), factors.weight) if return_logvar else denoised
 
     def _conditioning(self, noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         cond: Tensor = self.denoiser.net.conditioning(noise, class_labels, augment_labels)

@@ -22,9 +22,10 @@ from invfusion.errors import ConfigError
 PACKAGES = frozenset({"invfusion", "components", "flows"})
 
 # Modules, and all below them, that change no result: the reading of params.yaml (stages and runs are keyed by its
-# values), messages, the record of runs, locks, and how work is shared.
+# values), messages, the record of runs, locks and the writing of files, and how work is shared.
 NEUTRAL = (
     "components.children",
+    "components.cli",
     "components.code",
     "components.device",
     "components.evaluation.costs",
@@ -35,6 +36,9 @@ NEUTRAL = (
     "components.training.grids",
     "invfusion.errors",
     "invfusion.schema",
+    "invfusion.files",
+    "invfusion.locks",
+    "invfusion.names",
     "invfusion.training.lock",
 )
 
@@ -53,7 +57,8 @@ def code_of(*objects: Any) -> set[str]:
     found: set[str] = set()
     for thing in objects:
         if isinstance(thing, BaseModel):
-            found |= {type(thing).__module__} | code_of(*dict(thing).values())
+            own = type(thing).__module__
+            found |= (set() if _is_neutral(own) else {own}) | code_of(*dict(thing).values())
         elif isinstance(thing, Mapping):
             found |= code_of(*thing.values())
         elif isinstance(thing, list | tuple):
@@ -132,40 +137,32 @@ class _Module:
 
     def __init__(self, sources: Sources, name: str, path: Path) -> None:
         self._sources, self._name, self._is_package = sources, name, path.name == "__init__.py"
-        self._tree = _Bare().visit(ast.parse(path.read_text(), str(path)))
+        self._content = _content(path.read_text())
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(_plain(self._tree)).encode()).hexdigest()
+        return self._content.digest
+
+    @property
+    def defined(self) -> frozenset[str]:
+        return self._content.defined
 
     @cached_property
     def imports(self) -> set[str]:
         """The project's modules that it imports, anywhere in it."""
         found: set[str] = set()
-        for node in ast.walk(self._tree):
+        for node in self._content.imports:
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names if self._is_ours(alias.name)}
-            elif isinstance(node, ast.ImportFrom) and self._is_ours(base := self._base(node)):
+            elif self._is_ours(base := self._base(node)):
                 found |= {module for alias in node.names for module in self._sources._named(base, alias.name)}
         return found
 
     @cached_property
     def re_exported(self) -> dict[str, tuple[str, str]]:
         """{name: (module, its name there)} of what it imports by name."""
-        nodes = [node for node in ast.walk(self._tree) if isinstance(node, ast.ImportFrom)]
+        nodes = [node for node in self._content.imports if isinstance(node, ast.ImportFrom)]
         return {a.asname or a.name: (self._base(node), a.name) for node in nodes for a in node.names}
-
-    @cached_property
-    def defined(self) -> set[str]:
-        """The names that it binds itself, other than by an import."""
-        found: set[str] = set()
-        for node in self._tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                found.add(node.name)
-            elif not isinstance(node, ast.ImportFrom | ast.Import):
-                names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-                found |= {n.id for n in names}
-        return found
 
     def _base(self, node: ast.ImportFrom) -> str:
         if not node.level:
@@ -177,6 +174,31 @@ class _Module:
     def _is_ours(self, module: str) -> bool:
         top = module.partition(".")[0]
         return (top in PACKAGES or top == self._name.partition(".")[0]) and self._sources._path(module) is not None
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a source file says. defined: the names that it binds itself, other than by an import."""
+
+    digest: str
+    imports: tuple[ast.Import | ast.ImportFrom, ...]
+    defined: frozenset[str]
+
+
+@cache
+def _content(text: str) -> _Content:
+    tree: ast.Module = _Bare().visit(ast.parse(text))
+    digest = hashlib.sha256(json.dumps(_plain(tree)).encode()).hexdigest()
+    imports = tuple(node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    return _Content(digest, imports, frozenset(_defined(tree)))
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif not isinstance(node, ast.ImportFrom | ast.Import):
+            yield from (n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
 
 
 class _Bare(ast.NodeTransformer):

@@ -9,21 +9,24 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from invfusion.degradations import AnyFamily
+from invfusion.degradations import AnyFamily, DegradationFamily
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
-from invfusion.models.config import DenoiserConfig, Variant
+from invfusion.models.config import DenoiserConfig
 from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.noise import GaussianNoise, Levels, NoiseConfig
+from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
 from invfusion.schema import Config
-from invfusion.training.config import DistillConfig, OptimisationConfig, TrainConfig
+from invfusion.training.config import OptimisationConfig, TrainConfig
+from invfusion.training.recipes import RECIPES, Distillation, Recipe
+from invfusion.training.task import Task
 
 # The measurement set that measures nothing, from which images are generated.
 UNCONDITIONAL = "unconditional"
@@ -50,7 +53,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _known_preset(self) -> Self:
         if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset '{self.preset}'{_nearest(self.preset, list(PRESETS))}")
+            raise ValueError(f"unknown preset '{self.preset}'{nearest(self.preset, list(PRESETS))}")
         return self
 
 
@@ -79,7 +82,7 @@ class MethodConfig(Config):
             for name in values:
                 if name not in tunable:
                     raise ValueError(
-                        f"tuned.{kind}: '{name}' is no setting that can be tuned{_nearest(name, list(tunable))}"
+                        f"tuned.{kind}: '{name}' is no setting that can be tuned{nearest(name, list(tunable))}"
                     )
             self.sampler_for(kind, Heun())
         return self
@@ -227,16 +230,27 @@ class RuntimeConfig(Config):
         return 1 if self.processes == "auto" else self.processes
 
 
+if TYPE_CHECKING:
+    Recipes: TypeAlias = Config
+else:
+    # Each recipe's own settings, under its name.
+    Recipes = create_model("Recipes", __base__=Config, **{name: (recipe, recipe()) for name, recipe in RECIPES.items()})
+
+
 class Params(Config):
-    """One experiment: every scientific value of the pipeline."""
+    """One experiment: every scientific value of the pipeline.
+
+    plugins: modules of the user's own that register kinds named below.
+    """
 
     seed: int = Field(ge=0)
+    plugins: list[str] = Field(default=[])
     data: DataConfig
     degradation: AnyFamily
     noise: NoiseConfig = GaussianNoise()
     model: ModelConfig
     train: TrainConfig
-    distill: DistillConfig
+    recipes: Recipes = Recipes()
     methods: dict[str, MethodConfig]
     evaluate: EvaluateConfig
     tables: TablesConfig = TablesConfig()
@@ -250,30 +264,43 @@ class Params(Config):
     def _parts_fit_together(self) -> Self:
         for name in self.evaluate.methods:
             if name not in self.methods:
-                raise ValueError(f"evaluate.methods: unknown method '{name}'{_nearest(name, list(self.methods))}")
-        if self.distill.teacher not in self.train.variants:
-            raise ValueError(
-                f"distill.teacher '{self.distill.teacher}' is not among train.variants {self.train.variants}"
-            )
-        if "unrolled_ddrm" in self.distill.targets and self.distill.unrolled_ddrm.start not in self.train.variants:
-            raise ValueError(
-                f"distill.unrolled_ddrm.start '{self.distill.unrolled_ddrm.start}' is not among train.variants "
-                f"{self.train.variants}"
-            )
-        image_shape = self.denoiser_config("invfusion").image_shape
-        trained = (self.degradation, self.distill.nppc.degradation)
+                raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, list(self.methods))}")
+        _check_models(self.train)
+        image_shape = self.denoiser_config().image_shape
+        trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
         for family in (*trained, *self.evaluate.families):
             family.check(image_shape)
         _check_noise(self.noise, "noise", trained)
         _check_noise(self.evaluate.noise, "evaluate.noise", self.evaluate.families)
         return self
 
-    def denoiser_config(self, variant: Variant, **overrides: Any) -> DenoiserConfig:
-        """The architecture of one variant. Raises `ConfigError` where the preset cannot take the image size."""
+    @property
+    def models(self) -> list[str]:
+        """What the pipeline trains."""
+        return [*self.train.models, *self.train.distilled]
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of a model, with its settings. Raises `ConfigError` where there is none."""
+        recipe: Recipe = getattr(self.recipes, RECIPES[name].name)
+        return recipe
+
+    def task(self, name: str) -> Task:
+        """What a model learns."""
+        return self.recipe(name).task(Task(self.train.loss, self.degradation, self.noise, self.train, self.seed))
+
+    def starts_from(self, name: str) -> str | None:
+        """The model whose weights the training of another starts from; None: from fresh ones."""
+        return self.train.distilled.get(name, self.recipe(name).starts_from)
+
+    def denoiser_config(self, **overrides: Any) -> DenoiserConfig:
+        """The architecture, with some of its fields changed.
+
+        Raises:
+            ConfigError: the preset cannot take the image size.
+        """
         levels = self.model.invfusion_levels
         config = denoiser_config(
             self.model.preset,
-            variant,
             image_size=self.data.image_size,
             channels=self.data.channels,
             invfusion_levels=levels if levels == "all" else tuple(levels),
@@ -287,8 +314,29 @@ class Params(Config):
         return everywhere if is_same else config
 
 
-def _check_noise(noise: NoiseConfig, key: str, families: Sequence[AnyFamily]) -> None:
-    bad = [family.kind for family in families if noise.needs_nonnegative and not family.is_nonnegative]
+def _check_models(train: TrainConfig) -> None:
+    """Each model has a recipe and stands where it belongs, and what it starts from is trained and fit for it."""
+    known = {is_distilled: _names(is_distilled) for is_distilled in (False, True)}
+    for name in train.models:
+        if name not in known[False]:
+            raise ValueError(f"train.models: unknown model '{name}'{nearest(name, known[False])}")
+    for name, start in train.distilled.items():
+        if name not in known[True]:
+            raise ValueError(f"train.distilled: unknown model '{name}'{nearest(name, known[True])}")
+        recipe = RECIPES[name]
+        if start not in train.models:
+            raise ValueError(f"train.distilled.{name}: '{start}' is not among train.models {train.models}")
+        if not (issubclass(recipe, Distillation) and recipe.can_start_from(RECIPES[start])):
+            raise ValueError(f"train.distilled.{name}: '{start}' is no model that {recipe.label} can start from")
+
+
+def _names(is_distilled: bool) -> list[str]:
+    return [name for name, recipe in RECIPES.items() if (recipe.starts_from is not None) == is_distilled]
+
+
+def _check_noise(noise: NoiseConfig, key: str, families: Sequence[DegradationFamily]) -> None:
+    unfit = [family for family in families if noise.needs_nonnegative and not family.is_nonnegative]
+    bad = dict.fromkeys(str(family.model_dump()["kind"]) for family in unfit)
     if bad:
         raise ValueError(
             f"{key}: '{noise.kind}' noise is defined for operators without negative entries; "
@@ -321,6 +369,8 @@ def read_values(path: Path | str) -> dict[str, Any]:
 
 def params_from(values: Mapping[str, Any], source: str) -> Params:
     """Validate the values of one experiment; `source` is named where they are wrong."""
+    plugins = values.get("plugins")
+    load_plugins(plugins if isinstance(plugins, list) else [])
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -333,18 +383,19 @@ def _explain(problem: Any) -> str:
     location = problem["loc"]
     key = _without_tags(location)
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(str(location[-1]), _keys_at(Params, location[:-1]))}"
+        return f"{key}: unknown key{nearest(str(location[-1]), _keys_at(Params, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     if problem["type"] == "union_tag_invalid":
         expected = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
-        return f"{key}.kind: unknown kind '{problem['ctx']['tag']}'{_nearest(problem['ctx']['tag'], expected)}"
+        return f"{key}.kind: unknown kind '{problem['ctx']['tag']}'{nearest(problem['ctx']['tag'], expected)}"
     if problem["type"] == "value_error":
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     return f"{key}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _nearest(wrong: str, valid: list[str]) -> str:
+def nearest(wrong: str, valid: list[str]) -> str:
+    """The end of a message about an unknown name."""
     close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; valid are {', '.join(valid)}"
 

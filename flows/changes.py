@@ -4,26 +4,26 @@ An empty field keeps the value of params.yaml; a filled one is written there, wh
 """
 
 import contextlib
-import fcntl
-import io
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
-from ruamel.yaml import YAML
 
 from components.params import load_params
+from components.profiles import overlay, round_trip, written
 from invfusion.errors import ConfigError
+from invfusion.files import replacing
+from invfusion.locks import locked, shared
 
 LOCK = Path("state/params.lock")
 
 
-def changes_of(model: type[BaseModel]) -> type[BaseModel]:
-    """A model of the same fields and checks, each optional; sections in it are treated alike."""
+def changes_of(model: type[BaseModel], only: Sequence[str] = ()) -> type[BaseModel]:
+    """A model of the same fields and checks, each optional; sections in it are treated alike. only: these fields."""
     fields: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
+    for name in only or model.model_fields:
+        field = model.model_fields[name]
         kind: Any = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = changes_of(kind)
@@ -56,60 +56,26 @@ def applied(changes: Mapping[str, Any], params: Path) -> Iterator[None]:
         ConfigError: the result is not valid, or other jobs of this working copy use the parameters now; the file is
             untouched.
     """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as lock:
-        fresh = _with_changes(params, changes)
-        if fresh is not None:
-            _exclude_others(lock)
+    fresh = _with_changes(params, changes)
+    if fresh is not None:
+        with locked(LOCK, wait=False) as is_alone:
+            if not is_alone:
+                raise ConfigError(
+                    "params.yaml cannot be changed: other jobs of this working copy use it now. Wait for them, leave "
+                    "the form empty, or use a working copy of its own for each experiment"
+                )
             _write_valid(params, fresh)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with shared(LOCK):
         yield
-
-
-def _exclude_others(lock: io.TextIOWrapper) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            "params.yaml cannot be changed: other jobs of this working copy use it now. Wait for them, leave the form "
-            "empty, or use a working copy of its own for each experiment"
-        ) from None
 
 
 def _with_changes(path: Path, changes: Mapping[str, Any]) -> str | None:
     """The text of the parameters with the changes in it; None where they change nothing."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    values = yaml.load(path.read_text())
-    if not _merge(values, changes):
-        return None
-    text = io.StringIO()
-    yaml.dump(values, text)
-    return text.getvalue()
-
-
-def _merge(values: Any, changes: Mapping[str, Any]) -> bool:
-    """Put the changes into the values, in place; whether anything differs now."""
-    differs = False
-    for key, change in changes.items():
-        old = values.get(key)
-        # Members of a union are replaced as a whole.
-        if isinstance(change, Mapping) and isinstance(old, Mapping) and "kind" not in change:
-            differs |= _merge(old, change)
-        elif old != change:
-            values[key] = change
-            differs = True
-    return differs
+    values = round_trip().load(path.read_text())
+    return written(values) if overlay(values, changes) else None
 
 
 def _write_valid(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    try:
+    with replacing(path) as partial:
+        partial.write_text(text)
         load_params(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -22,17 +22,14 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 
 from flows import entry, jobs
+from flows.stages import STAGES
 from flows.worker import POOL
 
 log = logging.getLogger(__name__)
 
 NAME = "gpu"
 TAGS: Mapping[Any, list[str]] = {
-    jobs.stage: ["data"],
-    jobs.train: ["gpu", "training"],
-    jobs.distill: ["gpu", "training"],
-    jobs.evaluate: ["gpu", "evaluation"],
-    jobs.register: ["registry"],
+    **{jobs.JOBS[name]: list(stage.tags) for name, stage in STAGES.items()},
     jobs.promote: ["registry"],
     jobs.rollback: ["registry"],
     jobs.reproduce: ["gpu", "pipeline"],

@@ -1,6 +1,5 @@
-"""What every flow's command line shares: checks before any work, clear errors, a clean end on signals."""
+"""What every command line of flows shares: checks before any work, clear errors, a clean end on signals."""
 
-import argparse
 import contextlib
 import json
 import logging
@@ -8,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import HTTPError
@@ -17,6 +16,7 @@ from urllib.request import urlopen
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
+from components import cli
 from components.params import Params, load_params
 from components.tracking import masked
 from flows import leases
@@ -34,24 +34,6 @@ TIMINGS = "INVFUSION_TIMINGS"
 JOB = "INVFUSION_JOB"
 # The steps that this process has finished.
 _done: list[str] = []
-
-
-def command_line(
-    flow: Callable[..., Any], description: str | None, option: str = "", choices: Sequence[str] = ()
-) -> None:
-    """Run one flow as a process: the params file, and where a step has variants the choice of one."""
-    parser = argparse.ArgumentParser(description=description)
-    if option:
-        parser.add_argument(f"--{option}", required=True, choices=choices)
-    parser.add_argument("--params", default="params.yaml", help="the experiment's parameters (default: %(default)s)")
-    arguments = vars(parser.parse_args())
-    with clear_ends():
-        load_params(arguments["params"])
-        if os.environ.get(JOB):
-            flow.fn(**arguments)  # type: ignore[attr-defined]
-            return
-        check_prefect()
-        run_recorded(flow, arguments)
 
 
 def run_recorded(flow: Callable[..., Any], arguments: dict[str, Any]) -> None:
@@ -105,9 +87,8 @@ def clear_ends() -> Iterator[None]:
     # Set even where a shell started us with SIGINT ignored, as shells do for what runs in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+        with cli.one_line_errors():
+            yield
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

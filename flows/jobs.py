@@ -5,19 +5,21 @@ A job ends with the worker that started it: the stage writes its checkpoint, and
 """
 
 import contextlib
+import inspect
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from uuid import UUID
 
-from prefect import flow, get_run_logger
+from prefect import Flow, flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
@@ -25,16 +27,16 @@ from prefect.states import Cancelled
 from pydantic import BaseModel
 
 from components.children import child
-from components.params import EvaluateConfig, Params, RegisterConfig, RuntimeConfig, load_params
+from components.params import Params, load_params
 from components.registry import promotion
 from flows import entry, records
 from flows.changes import applied, changes_of, filled
-from flows.mending import mend
 from flows.pages import shown
+from flows.repair import repair
 from flows.reproduce import PARAMS, dvc_command, dvc_environment, stale, use_profile
+from flows.stages import STAGES, Stage, target
 from invfusion.errors import ServiceError
-from invfusion.models import Variant
-from invfusion.training.config import DistillConfig, DistilledTarget, TrainConfig
+from invfusion.training.recipes import RECIPES
 
 # The working copy in which this host's jobs work.
 ROOT = "INVFUSION_ROOT"
@@ -47,73 +49,58 @@ RETRY_S = 10
 LOOK_S = 2.0
 CANCEL_S = 4.0
 
+
+def form_of(*sections: str) -> type[BaseModel]:
+    """The form of some sections of params.yaml, of all without any."""
+    names = {field.alias or name: name for name, field in Params.model_fields.items()}
+    return changes_of(Params, [names[section] for section in sections])
+
+
+def job_of(stage: Stage) -> Flow[..., Any]:
+    """The flow that brings a stage up to date: for a model where the stage trains each, and with its form filled in."""
+
+    def job(settings: BaseModel | None = None, force: bool = False, **chosen: str) -> State | None:
+        changes = {} if settings is None else filled(settings)
+        return run_job(lambda params: [target(params, stage.name, *chosen.values())], changes, force)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("force", kind, default=False, annotation=bool)]
+    if stage.form:
+        form: Any = form_of(*stage.form) | None
+        parameters.insert(0, inspect.Parameter("settings", kind, default=None, annotation=form))
+    if stage.each:
+        parameters.insert(0, inspect.Parameter(stage.each, kind, annotation=Literal[tuple(RECIPES)]))
+    job.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    # Workers find a flow by its module and its function's name.
+    job.__name__ = job.__qualname__ = stage.name
+    name = f"{stage.name}-{{{stage.each}}}" if stage.each else None
+    return flow(name=stage.name, flow_run_name=name, description=stage.does)(job)
+
+
+JOBS = {name: job_of(stage) for name, stage in STAGES.items()}
+globals().update(JOBS)
+
 if TYPE_CHECKING:
-    TrainChanges: TypeAlias = BaseModel
-    DistillChanges: TypeAlias = BaseModel
-    EvaluateChanges: TypeAlias = BaseModel
-    RegisterChanges: TypeAlias = BaseModel
-    RuntimeChanges: TypeAlias = BaseModel
     ParamsChanges: TypeAlias = BaseModel
 else:
-    TrainChanges = changes_of(TrainConfig)
-    DistillChanges = changes_of(DistillConfig)
-    EvaluateChanges = changes_of(EvaluateConfig)
-    RegisterChanges = changes_of(RegisterConfig)
-    RuntimeChanges = changes_of(RuntimeConfig)
-    ParamsChanges = changes_of(Params)
-
-
-@flow(name="stage")
-def stage(force: bool = False) -> State | None:
-    """Verify and decode the versioned shards."""
-    return run_job(["stage"], {}, force)
-
-
-@flow(name="train", flow_run_name="train-{variant}")
-def train(
-    variant: Variant = "invfusion",
-    settings: TrainChanges | None = None,
-    runtime: RuntimeChanges | None = None,
-    force: bool = False,
-) -> State | None:
-    """Train one variant of the denoiser, or go on training it."""
-    return run_job([f"train@{variant}"], {"train": settings, "runtime": runtime}, force)
-
-
-@flow(name="distill", flow_run_name="distill-{target}")
-def distill(
-    target: DistilledTarget = "mmse",
-    settings: DistillChanges | None = None,
-    runtime: RuntimeChanges | None = None,
-    force: bool = False,
-) -> State | None:
-    """Distill a trained diffusion model."""
-    return run_job([f"distill@{target}"], {"distill": settings, "runtime": runtime}, force)
-
-
-@flow(name="evaluate")
-def evaluate(
-    settings: EvaluateChanges | None = None, runtime: RuntimeChanges | None = None, force: bool = False
-) -> State | None:
-    """Judge every method on frozen measurement sets."""
-    return run_job(["evaluate"], {"evaluate": settings, "runtime": runtime}, force)
-
-
-@flow(name="register")
-def register(settings: RegisterChanges | None = None, force: bool = False) -> State | None:
-    """Register the model in MLflow, and promote it where the gates pass."""
-    return run_job(["register"], {"register": settings}, force)
+    ParamsChanges = form_of()
 
 
 @flow(name="reproduce")
 def reproduce(
-    profile: str = "", changes: ParamsChanges | None = None, targets: list[str] | None = None, force: bool = False
+    profile: str = "",
+    discard_edits: bool = False,
+    settings: ParamsChanges | None = None,
+    targets: list[str] | None = None,
+    force: bool = False,
 ) -> State | None:
-    """Rerun whatever is stale, end to end; `profile` is a name under profiles/ to put in place of params.yaml first."""
+    """Rerun whatever is stale, end to end; `profile` is a name under profiles/ to put in place of params.yaml first,
+    which is refused where values that somebody has changed there would be lost, unless `discard_edits`.
+    """
     with at_root():
         if profile:
-            use_profile(profile)
-    return run_job(targets or [], {} if changes is None else filled(changes), force)
+            use_profile(profile, discard_edits)
+    return run_job(lambda _: targets or [], {} if settings is None else filled(settings), force)
 
 
 @flow(name="promote")
@@ -134,16 +121,21 @@ class CancelledError(Exception):
     """Somebody asked for the end of this run, and its worker did not pass that on."""
 
 
-def run_job(targets: Sequence[str], changes: Mapping[str, Any], force: bool) -> State | None:
+def run_job(targets_of: Callable[[Params], Sequence[str]], changes: Mapping[str, Any], force: bool) -> State | None:
     """Run `dvc repro` under the Prefect run of this process; returns its final state where that is "cancelled".
+
+    targets_of: of the parameters, once they are changed.
 
     Raises:
         InvFusionError: the changes are not valid, or a stage failed.
         SystemExit: the worker is gone. A checkpoint is written then, as when the run is cancelled.
     """
     run_id, worker = str(flow_run.get_id()), os.getppid()
-    sections = {key: filled(form) if isinstance(form, BaseModel) else form for key, form in changes.items() if form}
-    with at_root(), applied(sections, PARAMS), shown(run_id, [target.split("@")[-1] for target in targets]):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(at_root())
+        stack.enter_context(applied(changes, PARAMS))
+        targets = targets_of(load_params(PARAMS))
+        stack.enter_context(shown(run_id, [re.split("[@:]", target)[-1] for target in targets]))
         records.keep(run_id)
         try:
             code = _repro(targets, ["--force"] if force else [], worker)
@@ -168,7 +160,7 @@ def _repro(targets: Sequence[str], options: Sequence[str], worker: int) -> int:
     run alone.
     """
     while True:
-        mend()
+        repair()
         alone = ["--single-item"] if len(targets) == 1 and stale(targets) == set(targets) else []
         code, is_busy = _follow(dvc_command([*options, *alone, *targets]), worker)
         if not (code and is_busy):

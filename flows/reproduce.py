@@ -4,12 +4,10 @@ DVC decides what to run. Where no Prefect server is configured, one temporary se
 them.
 """
 
-import argparse
 import contextlib
 import json
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,12 +22,13 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from prefect.settings import PREFECT_API_URL
 
-from components import tracking
+from components import cli, tracking
 from components.children import child
-from components.params import Params, load_params
+from components.params import Params, load_params, read_values
+from components.profiles import load_profile, lost_edits, profile_text
 from components.registry.register import SUMMARY
 from flows import entry
-from flows.mending import mend
+from flows.repair import repair
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
 
@@ -38,7 +37,8 @@ log = logging.getLogger(__name__)
 PARAMS = Path("params.yaml")
 # What runs without targets; the oracle has a graph of its own.
 GRAPH = "dvc.yaml"
-PROFILES = Path("profiles")
+# The stage that writes down what the others depend on.
+IDENTIFY = "identify"
 SERVER_START_S = 90
 SERVER_STOP_S = 10
 # A stage may have to finish its batch and write a checkpoint.
@@ -62,21 +62,31 @@ def dvc_environment() -> dict[str, str]:
     return {**os.environ, "PATH": path}
 
 
-def use_profile(name: str) -> None:
+def use_profile(name: str, discard_edits: bool = False) -> None:
     """Put a profile in place of params.yaml.
 
     Raises:
-        ConfigError: there is no such profile, or it is not valid; params.yaml is untouched.
+        ConfigError: there is no such profile, it is not valid, or values of the user's would be lost, unless those are
+            to be discarded; params.yaml is untouched.
         DataError: its dataset is neither here nor tracked; params.yaml is untouched.
     """
-    source = PROFILES / f"{name}.yaml"
-    if not source.exists():
-        names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
-        raise ConfigError(f"unknown profile '{name}'; there are {names}")
-    check_data(load_params(source))
-    if not PARAMS.exists() or source.read_bytes() != PARAMS.read_bytes():
-        shutil.copyfile(source, PARAMS)
+    check_data(load_profile(name))
+    if PARAMS.exists() and not discard_edits:
+        refuse_to_lose(lost_edits(read_values(PARAMS), name))
+    text = profile_text(name)
+    if not PARAMS.exists() or PARAMS.read_text() != text:
+        PARAMS.write_text(text)
         log.info("params.yaml is now the profile '%s'", name)
+
+
+def refuse_to_lose(lost: Mapping[str, str]) -> None:
+    """Raise `ConfigError` that names values of params.yaml which are in no profile, if there are any."""
+    if lost:
+        lines = "\n".join(f"  {key}: {change}" for key, change in lost.items())
+        raise ConfigError(
+            f"the profile would take the place of values that you have changed in {PARAMS}:\n{lines}\n"
+            "Put them into a file of your own under profiles/ to keep them, or say --discard-edits (make: DISCARD=1)"
+        )
 
 
 def check_data(params: Params) -> None:
@@ -101,14 +111,14 @@ def is_tracked(path: Path) -> bool:
         return True
 
 
-def checked_params(profile: str) -> Params:
+def checked_params(profile: str, discard_edits: bool = False) -> Params:
     """The parameters, of a profile where one is named, once data and services are known to be there.
 
     Raises:
         ConfigError, DataError, ServiceError: what is wrong, before anything runs.
     """
     if profile:
-        use_profile(profile)
+        use_profile(profile, discard_edits)
     params = load_params(PARAMS)
     check_data(params)
     tracking.check_reachable(params)
@@ -120,7 +130,18 @@ def checked_params(profile: str) -> Params:
 
 
 def stale(targets: Sequence[str]) -> set[str] | None:
-    """The stages that DVC would run for the targets, or for all; None where it cannot tell."""
+    """The stages that DVC would run for the targets, or for all; None where it cannot tell.
+
+    An edit makes other stages stale through what `identify` writes, so that comes first.
+    """
+    found = _status(targets)
+    if found and IDENTIFY in found:
+        subprocess.run(dvc_command([IDENTIFY]), env=dvc_environment(), capture_output=True, check=False)
+        found = _status(targets)
+    return found
+
+
+def _status(targets: Sequence[str]) -> set[str] | None:
     command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *(targets or [GRAPH])]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return None if answer.returncode else set(json.loads(answer.stdout or "{}"))
@@ -143,7 +164,7 @@ def registration() -> dict[str, Any]:
 
 def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
     """Run what is to do, if anything; returns DVC's exit code."""
-    mend()
+    repair()
     to_run = force or stale(targets) != set()
     if not to_run and (targets or is_registered(params)):
         log.info("Everything is up to date: nothing to do.")
@@ -229,13 +250,14 @@ def summary(params: Params) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
+    parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")
     parser.add_argument("targets", nargs="*", help="stages; default: all")
     arguments = parser.parse_args()
     with entry.clear_ends():
-        params = checked_params(arguments.profile)
+        params = checked_params(arguments.profile, arguments.discard_edits)
         code = run_stale(params, arguments.targets, arguments.force)
         if not (code or arguments.targets):
             log.info("%s", summary(params))

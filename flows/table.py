@@ -5,7 +5,6 @@ DVC first brings the pipeline's own models up to date, as far as the table uses 
 versions the frozen measurement sets.
 """
 
-import argparse
 import logging
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from components import cli
 from components.params import Params
 from components.reporting.experiments import experiment_names, load_experiment
 from components.reporting.table import SETS
@@ -20,6 +20,7 @@ from components.reporting.table import table as component
 from components.training.zoo import pipeline_models
 from flows import entry
 from flows.reproduce import PARAMS, checked_params, dvc_environment, run_stale
+from flows.stages import target
 from invfusion.errors import DataError, InvFusionError
 
 log = logging.getLogger(__name__)
@@ -62,28 +63,26 @@ def _dvc(*arguments: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("--name", default="", help="such as table_03 or figure_04; default: all of them")
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
+    parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
     parser.add_argument("--no-train", action="store_true", help="use the models at hand")
     arguments = parser.parse_args()
     failed: list[str] = []
     with entry.clear_ends():
-        params = checked_params(arguments.profile)
+        params = checked_params(arguments.profile, arguments.discard_edits)
         bring_sets()
         for name in [arguments.name] if arguments.name else experiment_names():
             try:
                 models = [] if arguments.no_train else pipeline_models(params, load_experiment(name))
-                if code := run_stale(params, ["stage", *models], force=False):
+                trainings = [target(params, "train", model) for model in models]
+                if code := run_stale(params, ["stage", *trainings], force=False):
                     return code
                 table(name, str(PARAMS), not arguments.no_train)
             except InvFusionError as error:
                 failed.append(f"{name}: {error}")
         version_sets()
-    return _told(failed)
-
-
-def _told(failed: list[str]) -> int:
     for line in failed:
         sys.stderr.write(f"error: {line}\n")
     return 1 if failed else 0

@@ -91,11 +91,12 @@ def _rates(record: Record, images: int) -> Record:
 def _training_run(setting: Setting, dataset: StagedDataset, n_threads: int) -> Callable[[], Any]:
     task = setting.task("mixture")
     config = task.config.model_copy(update={"images": STEPS * setting.batch_size})
+    stream = TrainingStream(dataset, task.seed, config.micro_batch_size)
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             train(
-                replace(task, config=config), setting.denoiser("invfusion"), dataset, Path(folder),
+                replace(task, config=config), setting.denoiser("invfusion"), stream, Path(folder),
                 device=setting.device, processes=Processes(), n_draw_threads=n_threads,
             )  # fmt: skip
 

@@ -79,8 +79,8 @@ def _extra_draws(params: Params, method: Method, kind: str) -> int:
 
 def trained_models(params: Params) -> list[str]:
     """The models that params train; methods that need others are left out."""
-    found: list[str] = [*params.train.variants, *params.distill.targets]
+    found = params.models
     for name in params.evaluate.methods:
         if (model := params.methods[name].model) not in (None, *found):
-            log.info("%s is left out: its model '%s' is neither in train.variants nor in distill.targets", name, model)
+            log.info("%s is left out: its model '%s' is neither in train.models nor in train.distilled", name, model)
     return found

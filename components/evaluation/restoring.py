@@ -28,6 +28,15 @@ OF_COMPONENTS = frozenset({"mean", "components", "stds"})
 
 
 @dataclass(frozen=True)
+class Costs:
+    """nfe: network calls per image; peak_memory_mib: None where unknown."""
+
+    nfe: int
+    seconds_per_image: float
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True)
 class Restored:
     """All restorations of a set by a method. They stay on disk: entries holds the facts of each batch's."""
 
@@ -58,19 +67,15 @@ class Restored:
         return self.gather("diverged")
 
     @cached_property
-    def nfe(self) -> int:
-        """Network calls per image."""
-        return int(max(self._of_batches("nfe")))
-
-    @property
-    def seconds_per_image(self) -> float:
-        return sum(self._of_batches("seconds")) / sum(len(batch.indices) for batch in self.batches)
-
-    @property
-    def peak_memory_mib(self) -> float | None:
-        """None where unknown."""
-        peak = max(self._of_batches("peak_memory"))
-        return peak if math.isfinite(peak) else None
+    def costs(self) -> Costs:
+        """What all of it took."""
+        parts = [self.memo.stored(facts, ("nfe", "seconds", "peak_memory")) for facts in self.entries]
+        peak = max(float(part["peak_memory"]) for part in parts)
+        return Costs(
+            nfe=max(int(part["nfe"]) for part in parts),
+            seconds_per_image=sum(float(part["seconds"]) for part in parts) / sum(len(b.indices) for b in self.batches),
+            peak_memory_mib=peak if math.isfinite(peak) else None,
+        )
 
     def gather(self, name: str, n_images: int | None = None) -> Tensor:
         """A tensor of the first draw of each of the first images, (n_images, ...)."""
@@ -101,9 +106,6 @@ class Restored:
                 tensor = self.memo.stored(facts, [name])[name]
                 found |= {job: tensor[row] for job, row in wanted}
         return torch.stack([found[job] for job in sorted(found)])
-
-    def _of_batches(self, name: str) -> list[float]:
-        return [float(self.memo.stored(facts, [name])[name]) for facts in self.entries]
 
 
 @dataclass

@@ -1,25 +1,23 @@
-"""Several processes, one evaluation: they share its batches through files, and a batch belongs to whoever locks it."""
+"""Several processes, one evaluation: what they keep is locked by the one that makes it."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from ruamel.yaml import YAML
 
 from components.children import child
 from components.device import n_processes, threads_each
+from components.evaluation.restoring import STATE
 from components.params import Params
 
 log = logging.getLogger(__name__)
 
 # Set in the processes that only help: which of them this is.
 HELPER = "INVFUSION_HELPER"
-STATE = Path("state/evaluate")
 # A helper that is asked to stop finishes at most one batch.
 STOP_S = 30
 
@@ -27,18 +25,6 @@ STOP_S = 30
 def is_helper() -> bool:
     """Whether this process computes for another one, which gathers the results."""
     return HELPER in os.environ
-
-
-@contextlib.contextmanager
-def claim(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock for the block; False where another process has it. It ends with the process that holds it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @contextlib.contextmanager

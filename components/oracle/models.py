@@ -1,15 +1,26 @@
 """Train small models on draws of a known prior, of which there is no end, and measure what they lose against Bayes."""
 
-import copy
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.oracle.records import Job, Record, Results, kept, kind_of, merged, of_verdict, record
+from components.oracle.records import (
+    STATE,
+    Candidate,
+    Head,
+    Job,
+    OracleRecord,
+    Results,
+    identity,
+    kept,
+    kind_of,
+    of_verdict,
+    record,
+)
 from components.params import OracleTrainingConfig, Params
 from invfusion import codec
 from invfusion.data import Batch
@@ -19,12 +30,11 @@ from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, with_components
 from invfusion.noise import GaussianNoise
 from invfusion.operators import Measurement
-from invfusion.oracle import Draw, GaussianMixture, Oracle, draw_measurements
+from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import DDRM, MMSE, NPPC, Heun, SampleOutput, Sampler
 from invfusion.training.distributed import Processes
-from invfusion.training.ema import EMA
-from invfusion.training.step import Stepper
+from invfusion.training.loop import train
 from invfusion.training.task import Loss, Task
 
 NO_LABEL = -1
@@ -33,15 +43,18 @@ TEST_BATCH = 32
 # Noise levels at which the unconditional model is compared with the exact denoiser.
 DENOISING = (0.2, 1.0)
 RESAMPLES = 500
+CODE = (__name__, "invfusion.oracle", "invfusion.training.loop")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The prior that the models are trained on, with the settings."""
+    """A model to train on the prior, with the settings."""
 
     params: Params
     name: str
     prior: GaussianMixture
+    variant: Variant
+    width: int
 
     @property
     def chosen(self) -> OracleTrainingConfig:
@@ -52,7 +65,29 @@ class Bench:
         """The noise level of the tests, the middle of the training's."""
         return sum(self.chosen.sigma_y) / 2
 
-    def head(self, method: str, degradation: str, width: int, nfe: int) -> Record:
+    @property
+    def boxes(self) -> DegradationFamily:
+        """What NPPC is trained on."""
+        family = self.params.task("nppc").degradation
+        assert family is not None
+        return family
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its training depends on."""
+        chosen = self.params.oracle
+        return {
+            "prior": chosen.priors[0].model_dump(),
+            "weights": self.prior.log_weights.tolist(),
+            "families": [family.model_dump(mode="json") for family in chosen.families],
+            "training": chosen.training.model_dump(mode="json"),
+            "nppc": self.boxes.model_dump(mode="json"),
+            "seed": self.params.seed,
+            "variant": self.variant,
+            "width": self.width,
+        }
+
+    def head(self, method: str, degradation: str, nfe: int) -> Head:
         """What the records of a model begin with."""
         return {
             "judgement": "model",
@@ -61,62 +96,53 @@ class Bench:
             "sigma_y": self.sigma_y,
             "n": self.chosen.n_test,
             "method": method,
-            "settings": {"width": width},
+            "settings": {"width": self.width},
             "nfe": nfe,
         }
+
+    def kept(self, what: str, compute: Job, **facts: Any) -> Results:
+        """One judgement of the model: from disk, or computed now."""
+        return kept(self.facts | facts | {"what": what}, CODE, compute)
 
 
 def jobs(params: Params, name: str, prior: GaussianMixture) -> list[Job]:
     """One job for each model: every variant at the largest width, and InvFusion at the others."""
-    bench, widths = Bench(params, name, prior), params.oracle.training.widths
+    widths = params.oracle.training.widths
     models: list[tuple[Variant, int]] = [("invfusion", width) for width in reversed(widths)]
     models += [("palette", widths[-1]), ("unconditional", widths[-1])]
-    return [partial(_kept, bench, variant, width) for variant, width in models]
+    return [partial(judge_model, Bench(params, name, prior, *model)) for model in models]
 
 
-def _kept(bench: Bench, variant: Variant, width: int) -> Results:
-    chosen = bench.params.oracle
-    facts = {
-        "prior": chosen.priors[0].model_dump(),
-        "weights": bench.prior.log_weights.tolist(),
-        "families": [family.model_dump(mode="json") for family in chosen.families],
-        "training": chosen.training.model_dump(mode="json"),
-        "nppc": bench.params.distill.nppc.degradation.model_dump(mode="json"),
-        "n": [chosen.n_measurements, chosen.n_samples],
-        "seed": bench.params.seed,
-        "variant": variant,
-        "width": width,
-    }
-    return kept(facts, lambda: judge_model(bench, variant, width))
-
-
-def judge_model(bench: Bench, variant: Variant, width: int) -> Results:
+def judge_model(bench: Bench) -> Results:
     """Train one model, measuring its excess risk on the way; then judge its draws, and distill InvFusion."""
-    sets = measured_sets(bench)
-    parts, model = [], build(bench, variant, width)
-    for images, averaged in train_on_prior(bench, task_of(bench, variant), model):
-        parts.append({"records": list(_excess(bench, averaged, variant, width, images, sets)), "curves": []})
-        model = averaged
-    if width == bench.chosen.widths[-1]:
-        parts += [_judge_draws(bench, model, variant, width, family) for family in bench.params.oracle.families]
-    if (variant, width) == ("invfusion", bench.chosen.widths[-1]):
-        parts += [_judge_mmse(bench, model, width, sets), _judge_nppc(bench, model, width)]
-    return merged(parts)
+    chosen, sets, largest = bench.chosen, measured_sets(bench), bench.width == bench.chosen.widths[-1]
+    oracle = bench.params.oracle
+    counts = [n for n in chosen.checkpoints if n < chosen.total_images] + [chosen.total_images]
+    parts = [bench.kept("excess", partial(_judge_excess, bench, n, sets), images=n) for n in counts]
+    if largest:
+        draws = {"n": [oracle.n_measurements, oracle.n_samples]}
+        parts += [bench.kept(kind_of(f), partial(_judge_draws, bench, f), **draws) for f in oracle.families]
+    if largest and bench.variant == "invfusion":
+        parts += [
+            bench.kept("mmse", partial(_judge_mmse, bench, sets)),
+            bench.kept("nppc", partial(_judge_nppc, bench)),
+        ]
+    return Results.joined(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training.
 
 
-def build(bench: Bench, variant: Variant, width: int) -> Denoiser:
+def build(bench: Bench) -> Denoiser:
     """A denoiser of one level with patches of 2 x 2 pixels."""
     channels, *sides = bench.prior.image_shape
     config = DenoiserConfig(
-        variant=variant,
+        variant=bench.variant,
         image_size=(sides[0], sides[1]),
         channels=channels,
         patch_size=2,
-        levels=(LevelConfig(width=width, depth=bench.chosen.depth),),
+        levels=(LevelConfig(width=bench.width, depth=bench.chosen.depth),),
         head_dim=24,
         mapping_width=64,
         mapping_hidden=128,
@@ -125,12 +151,43 @@ def build(bench: Bench, variant: Variant, width: int) -> Denoiser:
     return Denoiser(config, bench.params.seed)
 
 
-def task_of(bench: Bench, variant: Variant) -> Task:
-    """What a diffusion model learns: all families in equal parts, and to generate."""
-    degradation = None if variant == "unconditional" else _all_families(bench)
-    return Task(
-        bench.chosen.loss, degradation, GaussianNoise(sigma_y=bench.chosen.sigma_y), bench.chosen, bench.params.seed
-    )
+@dataclass(frozen=True)
+class PriorDraws:
+    """Draws of the prior in the form of training batches, unquantised; each is seen once."""
+
+    prior: GaussianMixture
+    seed: int
+    micro_batch_size: int
+    highest_label: int = NO_LABEL
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return tuple(self.prior.image_shape)
+
+    def iterate(self, start: int, end: int, step: int = 1, offset: int = 0) -> Iterator[Batch]:
+        """As `TrainingStream.iterate`."""
+        size = self.micro_batch_size
+        for first in range(start + offset * size, end, step * size):
+            rows = range(first, first + size)
+            x = self.prior.sample(generators(self.seed, "oracle/train", rows))
+            yield Batch(codec.to_pixel_scale(x.float()), [f"draw-{i}" for i in rows], torch.full((size,), NO_LABEL))
+
+
+def trained(bench: Bench, name: str, task: Task, build: Callable[[], Denoiser]) -> Denoiser:
+    """The averaged model after the task's images; its training state is kept, and continued by longer tasks."""
+    folder = STATE / "training" / f"{name}-{identity(bench.facts, CODE)}"
+    stream = PriorDraws(bench.prior, task.seed, task.config.micro_batch_size)
+    model = train(task, build(), stream, folder, device=torch.device("cpu"), processes=Processes())
+    assert model is not None, "nothing asks it to stop"
+    return model
+
+
+def diffusion_model(bench: Bench, images: int) -> Denoiser:
+    """The bench's model after so many images: all families in equal parts, and to generate."""
+    config = bench.chosen.model_copy(update={"images": images})
+    degradation = None if bench.variant == "unconditional" else _all_families(bench)
+    task = Task(config.loss, degradation, GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed)
+    return trained(bench, bench.variant, task, partial(build, bench))
 
 
 def _all_families(bench: Bench) -> Mixture:
@@ -138,41 +195,14 @@ def _all_families(bench: Bench) -> Mixture:
     return Mixture.model_validate({"members": [*members, {"kind": "null"}]})
 
 
-def train_on_prior(bench: Bench, task: Task, denoiser: Denoiser) -> Iterator[tuple[int, Denoiser]]:
-    """Train on fresh draws, each seen once; yields the image count and the averaged model at every checkpoint."""
-    config = task.config
-    stepper = Stepper(task, denoiser.train(), Processes(), torch.device("cpu"))
-    ema = EMA(denoiser, config.ema_half_life, config.ema_rampup)
-    batches = draws_as_batches(bench.prior, config.micro_batch_size, task.seed)
-    waiting = [n for n in bench.chosen.checkpoints if n < config.total_images] + [config.total_images]
-    for seen in range(config.batch_size, config.total_images + 1, config.batch_size):
-        stepper.step(seen - config.batch_size, batches)
-        ema.update(denoiser, seen, config.batch_size)
-        if seen >= waiting[0]:
-            waiting = [n for n in waiting if n > seen]
-            yield seen, _averaged(denoiser, ema)
-
-
-def _averaged(denoiser: Denoiser, ema: EMA) -> Denoiser:
-    model = copy.deepcopy(denoiser)
-    model.load_state_dict(ema.weights)
-    return model.requires_grad_(False).eval()
-
-
-def draws_as_batches(prior: GaussianMixture, size: int, seed: int) -> Iterator[Batch]:
-    """Draws of the prior in the form of training batches, unquantised."""
-    for start in itertools.count(0, size):
-        x = prior.sample(generators(seed, "oracle/train", range(start, start + size)))
-        pixels = codec.to_pixel_scale(x.float())
-        yield Batch(pixels, [f"draw-{start + i}" for i in range(size)], torch.full((size,), NO_LABEL))
-
-
-def distilled(bench: Bench, loss: Loss, degradation: DegradationFamily, start: Denoiser) -> Denoiser:
-    """A one-step estimator that starts from a trained model."""
-    config = bench.chosen.model_copy(update={"images": bench.chosen.distill_images, "checkpoints": [1 << 60]})
+def distilled(
+    bench: Bench, name: str, loss: Loss, degradation: DegradationFamily, start: Callable[[Denoiser], Denoiser]
+) -> Denoiser:
+    """A one-step estimator that starts from the trained model."""
+    config = bench.chosen.model_copy(update={"images": bench.chosen.distill_images})
     task = Task(loss, degradation, GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed + 1)
-    *_, (_, model) = train_on_prior(bench, task, copy.deepcopy(start).requires_grad_(True))
-    return model
+    teacher = partial(diffusion_model, bench, bench.chosen.total_images)
+    return trained(bench, name, task, lambda: start(teacher()).requires_grad_(True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,41 +241,47 @@ def _measured(bench: Bench, family: DegradationFamily) -> list[Measured]:
     return batches
 
 
-def _excess(
-    bench: Bench,
-    model: Denoiser,
-    variant: Variant,
-    width: int,
-    images: int,
-    sets: dict[str, list[Measured]],
-    method: str = "",
-) -> Iterator[Record]:
+def _judge_excess(bench: Bench, images: int, sets: dict[str, list[Measured]]) -> Results:
     """The excess risk of the MMSE estimate on every family; of the unconditional model, that of denoising."""
-    extra = {"images": images, "width": width}
-    if variant == "unconditional":
-        for sigma in DENOISING:
-            head = bench.head("unconditional", "denoising", width, 1) | {"sigma_y": sigma}
-            yield excess_record(head, *_denoising_errors(bench, model, sigma), bench.params.seed) | extra
-        return
+    model, total = diffusion_model(bench, images), -(-images // bench.chosen.batch_size) * bench.chosen.batch_size
+    if bench.variant != "unconditional":
+        return _excess(bench, model, f"{bench.variant}_mmse", total, sets)
+    found = []
+    for sigma in DENOISING:
+        head = bench.head("unconditional", "denoising", 1) | {"sigma_y": sigma, "images": total, "width": bench.width}
+        found.append(excess_record(head, *_denoising_errors(bench, model, sigma), bench.params.seed))
+    return Results(found)
+
+
+def _excess(bench: Bench, model: Denoiser, method: str, images: int, sets: dict[str, list[Measured]]) -> Results:
+    found = []
     for degradation, batches in sets.items():
-        head = bench.head(method or f"{variant}_mmse", degradation, width, 1)
+        head = bench.head(method, degradation, 1) | {"images": images, "width": bench.width}
         errors = torch.cat([_error(_read_out(bench, model, MMSE(), b.measurement).x, b.mean) for b in batches])
-        yield excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed) | extra
+        found.append(excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed))
+    return Results(found)
 
 
-def excess_record(head: Record, errors: Tensor, risks: Tensor, seed: int) -> Record:
+def excess_record(head: Head, errors: Tensor, risks: Tensor, seed: int) -> OracleRecord:
     """1 + E|D - m|^2 / E tr C: the estimate's expected squared error over Bayes' own.
 
     As the posterior mean m is orthogonal to its error, E|x - D|^2 = E|D - m|^2 + E tr C; with the right-hand side the
     truths' own noise does not enter.
     """
+    return ratio_record(head, "excess_mse", errors, risks, generator(seed, "oracle/excess"), plus=1.0)
+
+
+def ratio_record(
+    head: Head, metric: str, above: Tensor, below: Tensor, draws: torch.Generator, plus: float = 0.0
+) -> OracleRecord:
+    """The ratio of two means over images, (n,) or (n, K) each, with its interval over images; 1 is perfect."""
+    above, below = (values.reshape(len(values), -1).sum(1) for values in (above, below))
 
     def ratio(weights: Tensor) -> float:
-        return float(1 + (weights @ errors) / (weights @ risks))
+        return plus + float((weights @ above) / (weights @ below))
 
-    value = ratio(torch.ones(len(errors), dtype=torch.float64))
-    low, high = statistic_interval(ratio, value, len(errors), RESAMPLES, generator(seed, "oracle/excess"))
-    return record(head, "excess_mse", value, low, high, floor=1.0)
+    value = ratio(torch.ones(len(above), dtype=torch.float64))
+    return record(head, metric, value, *statistic_interval(ratio, value, len(above), RESAMPLES, draws), floor=1.0)
 
 
 def _error(estimate: Tensor, mean: Tensor) -> Tensor:
@@ -275,59 +311,37 @@ def _denoising_errors(bench: Bench, model: Denoiser, sigma: float) -> tuple[Tens
 # Draws, and the distilled estimators.
 
 
-def _judge_draws(bench: Bench, model: Denoiser, variant: Variant, width: int, family: DegradationFamily) -> Results:
+def _judge_draws(bench: Bench, family: DegradationFamily) -> Results:
     """Posterior samples of a trained model; the unconditional one restores by DDRM."""
-    sampler = DDRM() if variant == "unconditional" else Heun(n_steps=bench.chosen.n_steps)
-    method = "unconditional_ddrm" if variant == "unconditional" else variant
+    sampler = DDRM() if bench.variant == "unconditional" else Heun(n_steps=bench.chosen.n_steps)
+    method = "unconditional_ddrm" if bench.variant == "unconditional" else bench.variant
     chosen, seed = bench.params.oracle, bench.params.seed
     measurements = draw_measurements(bench.prior, family, chosen.n_measurements, bench.sigma_y, seed)
-    calls: list[int] = []
-    verdict = Oracle(bench.prior, measurements, chosen.n_samples, seed).judge(_candidate(model, sampler, calls))
-    head = bench.head(method, kind_of(family), width, calls[-1])
-    return of_verdict(head | {"n": chosen.n_measurements}, verdict)
+    draw = Candidate(sampler, diffusion_model(bench, bench.chosen.total_images))
+    verdict = Oracle(bench.prior, measurements, chosen.n_samples, seed).judge(draw)
+    return of_verdict(bench.head(method, kind_of(family), draw.nfe) | {"n": chosen.n_measurements}, verdict)
 
 
-def _candidate(model: Denoiser, sampler: Sampler, calls: list[int]) -> Draw:
-    @torch.no_grad()
-    def draw(measurement: Measurement, noise: Tensor, way: Sequence[torch.Generator]) -> Tensor:
-        output = sampler.sample(model, measurement, noise, generators=way)
-        calls.append(output.nfe)
-        return output.x
-
-    return draw
+def _judge_mmse(bench: Bench, sets: dict[str, list[Measured]]) -> Results:
+    estimator = distilled(bench, "mmse", MMSELoss(), _all_families(bench), lambda teacher: teacher)
+    return _excess(bench, estimator, "mmse", bench.chosen.total_images + bench.chosen.distill_images, sets)
 
 
-def _judge_mmse(bench: Bench, model: Denoiser, width: int, sets: dict[str, list[Measured]]) -> Results:
-    estimator = distilled(bench, MMSELoss(), _all_families(bench), model)
-    images = bench.chosen.total_images + bench.chosen.distill_images
-    return {"records": list(_excess(bench, estimator, "invfusion", width, images, sets, "mmse")), "curves": []}
-
-
-def _judge_nppc(bench: Bench, model: Denoiser, width: int) -> Results:
+def _judge_nppc(bench: Bench) -> Results:
     """Principal components on in-painting: the variance that they capture, and the deviations that they predict."""
-    family = bench.params.distill.nppc.degradation
-    kind = kind_of(family)
-    grown = with_components(model, bench.chosen.n_components, bench.params.seed)
-    estimator = distilled(bench, NPPCLoss(), family, grown)
+    family, seed = bench.boxes, bench.params.seed
+    estimator = distilled(
+        bench, "nppc", NPPCLoss(), family, lambda teacher: with_components(teacher, bench.chosen.n_components, seed)
+    )
     parts = zip(*_directions(bench, estimator, family), strict=True)
     captured, best, predicted, actual = (torch.cat(part) for part in parts)
-    head = bench.head("nppc", kind, width, 1)
-    seed, n = bench.params.seed, len(captured)
-
-    def of_ratio(name: str, above: Tensor, below: Tensor) -> Record:
-        def ratio(weights: Tensor) -> float:
-            return float((weights @ above) / (weights @ below))
-
-        value = ratio(torch.ones(n, dtype=torch.float64))
-        low, high = statistic_interval(ratio, value, n, RESAMPLES, generator(seed, "oracle/nppc"))
-        return record(head, name, value, low, high, floor=1.0)
-
-    deviations = {"predicted": predicted.flatten().tolist(), "actual": actual.flatten().tolist()}
+    head = bench.head("nppc", kind_of(family), 1)
     records = [
-        of_ratio("nppc_captured", captured, best),
-        of_ratio("nppc_std_ratio", predicted.sum(1), actual.sum(1)),
+        ratio_record(head, "nppc_captured", captured, best, generator(seed, "oracle/nppc")),
+        ratio_record(head, "nppc_std_ratio", predicted, actual, generator(seed, "oracle/nppc")),
     ]
-    return {"records": records, "curves": [head | deviations]}
+    deviations = {"predicted": predicted.flatten().tolist(), "actual": actual.flatten().tolist()}
+    return Results(records, [head | deviations])
 
 
 def _directions(

@@ -21,24 +21,24 @@ A killed run continues where it stopped: finished cells lie in state/oracle.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from components.code import code_of
 from components.oracle import models as oracle_models
 from components.oracle import report as oracle_report
 from components.oracle.records import (
+    Candidate,
+    Head,
     Job,
-    Record,
     Results,
     in_parallel,
     kept,
     kind_of,
-    merged,
     of_verdict,
     unavailable,
     write,
@@ -48,10 +48,8 @@ from invfusion.codec import decode
 from invfusion.data import StagedDataset
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import ConfigError, OperatorError
-from invfusion.operators import Measurement
 from invfusion.oracle import (
     DECOYS,
-    Draw,
     ExactDenoiser,
     GaussianMixture,
     Oracle,
@@ -66,6 +64,8 @@ log = logging.getLogger(__name__)
 STAGED = Path("artifacts/staged")
 RECORDS = Path("reports/oracle.json")
 CURVES = Path("artifacts/oracle/curves.json")
+# What judges samplers, but for each sampler's own.
+CODE = (f"{__name__}:judge_sampler", "components.oracle.records", "invfusion.oracle")
 
 
 def oracle(params: Params) -> Path:
@@ -74,25 +74,27 @@ def oracle(params: Params) -> Path:
     Raises:
         ConfigError: a prior does not fit the staged images.
     """
-    images = decode(_all_images())
-    priors = {prior.name: _fit(prior, images, params.seed) for prior in params.oracle.priors}
+    priors = fit_priors(params)
     # The models take longest: they go first.
     models, cells = oracle_models.jobs(params, *next(iter(priors.items()))), sampler_jobs(params, priors)
     done = in_parallel([*models, *cells])
-    results = merged(done[len(models) :] + done[: len(models)])
+    results = Results.joined(done[len(models) :] + done[: len(models)])
     write(results, RECORDS, CURVES)
     page = oracle_report.write_page(params, results, priors)
-    log.info("%d records in %s; the page is %s", len(results["records"]), RECORDS, page)
+    log.info("%d records in %s; the page is %s", len(results.records), RECORDS, page)
     return page
 
 
-def _all_images() -> Tensor:
+def fit_priors(params: Params) -> dict[str, GaussianMixture]:
+    """The priors by name, fitted to all training images."""
     dataset = StagedDataset(STAGED, "train")
-    return dataset.read(range(len(dataset)))
-
-
-def _fit(prior: PriorConfig, images: Tensor, seed: int) -> GaussianMixture:
-    return fit_mixture(resized(prior, images), prior.n_components, prior.rank, seed=seed, floor=prior.floor)
+    images = decode(dataset.read(range(len(dataset))))
+    return {
+        prior.name: fit_mixture(
+            resized(prior, images), prior.n_components, prior.rank, seed=params.seed, floor=prior.floor
+        )
+        for prior in params.oracle.priors
+    }
 
 
 def resized(prior: PriorConfig, images: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class Cell:
         return Oracle(self.prior, measurements, chosen.n_samples, seed)
 
     @property
-    def head(self) -> Record:
+    def head(self) -> Head:
         """What all records of the cell begin with."""
         return {
             "prior": self.name,
@@ -135,7 +137,7 @@ class Cell:
         }
 
     @property
-    def facts(self) -> Record:
+    def facts(self) -> Head:
         """What its results depend on."""
         chosen = self.params.oracle
         return self.head | {
@@ -164,39 +166,27 @@ def samplers_to_judge(listed: Sequence[Sampler]) -> list[Sampler]:
 def judge_cell(cell: Cell, samplers: Sequence[Sampler]) -> Results:
     """Everything that claims to sample the cell's posteriors, each kept on disk as soon as it is judged."""
     parts = [_judge_reference(cell, name, wrong) for name, wrong in {"exact": {}, **DECOYS}.items()]
-    return merged([*parts, *(_judge_sampler(cell, sampler) for sampler in samplers)])
+    return Results.joined([*parts, *(_judge_sampler(cell, sampler) for sampler in samplers)])
 
 
 def _judge_reference(cell: Cell, name: str, wrong: dict[str, float]) -> Results:
     head = {"judgement": "sampler", **cell.head, "method": name, "settings": wrong, "nfe": 0}
     draw = exact_sampler(cell.prior, **wrong)
-    return kept(cell.facts | head, lambda: of_verdict(head, cell.oracle.judge(draw)))
+    return kept(cell.facts | head, CODE, lambda: of_verdict(head, cell.oracle.judge(draw)))
 
 
 def _judge_sampler(cell: Cell, sampler: Sampler) -> Results:
     settings = sampler.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
     head = {"judgement": "sampler", **cell.head, "method": kind_of(sampler), "settings": settings}
     facts = cell.facts | head | {"sampler": sampler.model_dump(mode="json")}
-    return kept(facts, lambda: judge_sampler(cell, head, sampler))
+    return kept(facts, (*CODE, *code_of(sampler)), lambda: judge_sampler(cell, head, sampler))
 
 
-def judge_sampler(cell: Cell, head: Record, sampler: Sampler) -> Results:
+def judge_sampler(cell: Cell, head: Head, sampler: Sampler) -> Results:
     """One sampler with the exact denoiser of the cell's prior."""
-    draw, nfe = counted(sampler, ExactDenoiser(cell.prior))
+    draw = Candidate(sampler, ExactDenoiser(cell.prior))
     try:
         verdict = cell.oracle.judge(draw)
     except OperatorError as error:
-        return {"records": [unavailable(head | {"nfe": None}, "sliced_wasserstein", str(error))], "curves": []}
-    return of_verdict(head | {"nfe": nfe()}, verdict)
-
-
-def counted(sampler: Sampler, denoiser: ExactDenoiser) -> tuple[Draw, Callable[[], int]]:
-    """The sampler as a candidate, and the network calls of its last run."""
-    calls: list[int] = []
-
-    def draw(measurement: Measurement, noise: Tensor, way: Sequence[torch.Generator]) -> Tensor:
-        output = sampler.sample(denoiser, measurement, noise, generators=way)
-        calls.append(output.nfe)
-        return output.x
-
-    return draw, lambda: calls[-1]
+        return Results([unavailable(head | {"nfe": None}, "sliced_wasserstein", str(error))])
+    return of_verdict(head | {"nfe": draw.nfe}, verdict)

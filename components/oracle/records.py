@@ -4,8 +4,9 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,80 @@ from tqdm import tqdm
 
 from components.code import code_digest
 from components.memo import Memo
-from components.records import tidy
+from components.memo import identity as named
+from components.records import Record, tidy, write_records
+from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.metrics import coverage, cumulative
+from invfusion.operators import Measurement
 from invfusion.oracle import Verdict
+from invfusion.samplers import Sampler
 from invfusion.schema import Config
 
-Record = dict[str, Any]
-# "records" and "curves", in order.
-Results = dict[str, list[Record]]
-
-Job = Callable[[], Results]
-
 STATE = Path("state/oracle")
-# The code that judges.
-_CODE = ("components.oracle.models", "components.oracle.records", "invfusion.oracle", "invfusion.samplers")
 LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
 
 
-def kept(facts: dict[str, Any], compute: Callable[[], Results]) -> Results:
+@dataclass(frozen=True, kw_only=True)
+class OracleRecord(Record):
+    """A number of the oracle, where the truth is known.
+
+    judgement: "sampler" (an ideal denoiser) or "model" (a trained one). floor: what exact draws score; ratio: value
+    over floor. images, width: of the training, where a record is about an estimate on the way.
+    """
+
+    measurements_sha256: str | None = None
+    judgement: str
+    prior: str
+    settings: dict[str, Any]
+    sigma_y: float
+    floor: float | None
+    ratio: float | None
+    images: int = 0
+    width: int = 0
+
+    @property
+    def cell(self) -> str:
+        """The degradation with its noise level."""
+        return f"{self.degradation}, σ {self.sigma_y:g}"
+
+
+# What records of one candidate on one cell begin with: fields of `OracleRecord`.
+Head = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records, and curves as JSON, in order."""
+
+    records: list[OracleRecord] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"records": [r.as_json() for r in self.records], "curves": self.curves}
+
+    @classmethod
+    def joined(cls, parts: Iterable["Results"]) -> "Results":
+        parts = list(parts)
+        return cls([r for part in parts for r in part.records], [c for part in parts for c in part.curves])
+
+
+Job = Callable[[], Results]
+
+
+def identity(facts: Mapping[str, Any], code: Iterable[str]) -> str:
+    """A name made of what results depend on: facts, and the code behind some entry points."""
+    return named(with_code(facts, code))
+
+
+def with_code(facts: Mapping[str, Any], code: Iterable[str]) -> dict[str, Any]:
+    """Facts, and the code behind some entry points."""
+    return {**facts, "code": code_digest(*code)}
+
+
+def kept(facts: Mapping[str, Any], code: Iterable[str], compute: Job) -> Results:
     """The results for these facts and this code: from disk, or computed and written there."""
-    return Memo(STATE).data(facts | {"code": code_digest(*_CODE)}, compute)
+    found = Memo(STATE).data(with_code(facts, code), lambda: compute().as_json())
+    return Results([OracleRecord(**r) for r in found["records"]], found["curves"])
 
 
 def in_parallel(jobs: Sequence[Job]) -> list[Results]:
@@ -50,48 +105,57 @@ def in_parallel(jobs: Sequence[Job]) -> list[Results]:
     return [future.result() for future in futures]
 
 
+class Candidate:
+    """A sampler with a denoiser, in the form that the oracle judges; nfe: the network calls of its last run."""
+
+    def __init__(self, sampler: Sampler, denoiser: DenoiserLike) -> None:
+        self.sampler, self.denoiser, self.nfe = sampler, denoiser, 0
+
+    @torch.no_grad()
+    def __call__(self, measurement: Measurement, noise: Tensor, way: Sequence[torch.Generator]) -> Tensor:
+        output = self.sampler.sample(self.denoiser, measurement, noise, generators=way)
+        self.nfe = output.nfe
+        return output.x
+
+
 def kind_of(section: Config) -> str:
     """The name by which a member of a tagged union goes."""
     kind: str = type(section).model_fields["kind"].default
     return kind
 
 
-def merged(parts: Sequence[Results]) -> Results:
-    """All records and curves in order."""
-    return {name: [entry for part in parts for entry in part[name]] for name in ("records", "curves")}
-
-
 def record(
-    cell: Record,
+    head: Head,
     metric: str,
     value: float,
     low: float | None = None,
     high: float | None = None,
     floor: float | None = None,
-) -> Record:
-    """One number of a cell; one that is not finite says so in place of its value."""
-    head, tail = cell | {"metric": metric}, {"floor": None if floor is None else tidy(floor)}
+) -> OracleRecord:
+    """One number; one that is not finite says so in place of its value."""
     if not math.isfinite(value):
-        gone = {"value": None, "low": None, "high": None, **tail, "ratio": None}
-        return head | gone | {"unavailable": f"not finite ({value}): draws are infinite or undefined"}
-    bounds = {"low": None if low is None else tidy(low), "high": None if high is None else tidy(high)}
-    return head | {"value": tidy(value)} | bounds | tail | {"ratio": tidy(value / floor) if floor else None}
+        return unavailable(head, metric, f"not finite ({value}): draws are infinite or undefined", floor)
+    numbers = {"value": value, "low": low, "high": high, "floor": floor, "ratio": value / floor if floor else None}
+    tidied: dict[str, Any] = {name: None if number is None else tidy(number) for name, number in numbers.items()}
+    return OracleRecord(**head, metric=metric, **tidied)
 
 
-def unavailable(cell: Record, metric: str, reason: str) -> Record:
+def unavailable(head: Head, metric: str, reason: str, floor: float | None = None) -> OracleRecord:
     """One number that could not be computed."""
-    nothing = dict.fromkeys(("value", "low", "high", "floor", "ratio"))
-    return cell | {"metric": metric} | nothing | {"unavailable": reason}
+    known = None if floor is None else tidy(floor)
+    return OracleRecord(
+        **head, metric=metric, value=None, low=None, high=None, floor=known, ratio=None, unavailable=reason
+    )
 
 
-def of_verdict(cell: Record, verdict: Verdict) -> Results:
+def of_verdict(head: Head, verdict: Verdict) -> Results:
     """The scores of a candidate as records, and its calibration as curves over LEVELS."""
-    records = [record(cell, name, s.value, s.low, s.high, s.floor) for name, s in verdict.scores.items()]
+    records = [record(head, name, s.value, s.low, s.high, s.floor) for name, s in verdict.scores.items()]
     curves = {
         "tarp": _listed(cumulative(verdict.tarp_ranks, LEVELS)),
         "coverage": _listed(coverage(verdict.pixel_ranks, LEVELS)),
     }
-    return {"records": records, "curves": [cell | curves]}
+    return Results(records, [head | curves])
 
 
 def _listed(values: Tensor) -> list[float]:
@@ -100,7 +164,7 @@ def _listed(values: Tensor) -> list[float]:
 
 def write(results: Results, flat: Path, curves: Path) -> None:
     """One record per line, and the curves beside them."""
-    for path, entries in ((flat, results["records"]), (curves, results["curves"])):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(entry) for entry in entries)
-        path.write_text(f"[\n{lines}\n]\n")
+    write_records(results.records, flat)
+    curves.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(curve) for curve in results.curves)
+    curves.write_text(f"[\n{lines}\n]\n")

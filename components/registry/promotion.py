@@ -5,18 +5,17 @@ entry says from which version to which; it holds only if the champion then was t
 promotions that begin at once, the one that is numbered first holds and the other one is refused, wherever they run.
 """
 
-import argparse
 import getpass
 import logging
 import socket
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from components.params import Params, load_params
+from components import cli
+from components.params import Params
 from components.registry.gates import Gate, judge, stored
 from components.tracking import Change, Registry, Version
-from invfusion.errors import ConfigError, InvFusionError
+from invfusion.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def present(registry: Registry) -> Version | None:
     holder, known = registry.holder(CHAMPION), valid(registry.history())
     number = holder.number if holder else ""
     if known and not known[-1].is_done:
-        settle(registry)
+        conclude(registry)
         holder = registry.holder(CHAMPION)
     elif number != (known[-1].after if known else ""):
         move(registry, Version(known[-1].after, {}) if known else None, number, BY_HAND, "found so")
@@ -89,11 +88,11 @@ def move(registry: Registry, before: Version | None, after: str, action: str, wh
             f"another promotion of models:/{registry.name} came first, so this one (from version {start or 'none'} to "
             f"{after or 'none'}) did not happen; look at the new champion and decide again"
         )
-    settle(registry)
+    conclude(registry)
     log.info("models:/%s@champion: version %s -> %s, %s: %s", registry.name, start or "none", after, action, why)
 
 
-def settle(registry: Registry) -> None:
+def conclude(registry: Registry) -> None:
     """Make the alias what the history says, also after a crash between the two."""
     while True:
         newest = valid(registry.history())[-1]
@@ -141,26 +140,22 @@ def history_table(changes: Sequence[Change]) -> str:
 
 def main() -> None:
     """Promote a version, roll the last promotion back, or show the history."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    actions = parser.add_subparsers(dest="action", required=True)
+    command = cli.parser(main.__doc__)
+    actions = command.add_subparsers(dest="action", required=True)
     promotion = actions.add_parser("promote", help="make a version the champion")
     promotion.add_argument("version")
     promotion.add_argument("--why", required=True)
     promotion.add_argument("--anyway", action="store_true", help="against failed gates; the history names them")
     actions.add_parser("rollback", help="the former champion again").add_argument("--why", required=True)
     actions.add_parser("history", help="all changes of the champion")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        params = load_params()
-        if arguments.action == "promote":
-            promote(params, arguments.version, arguments.why, arguments.anyway)
-        elif arguments.action == "rollback":
-            rollback(params, arguments.why)
+    with cli.started(command) as options:
+        params = options.params
+        if options.action == "promote":
+            promote(params, options.version, options.why, options.anyway)
+        elif options.action == "rollback":
+            rollback(params, options.why)
         else:
             log.info("%s", history_table(Registry(params, params.register_.name).history()))
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

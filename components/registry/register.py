@@ -5,23 +5,24 @@ again adds nothing, and a clone without a registry makes one. The decision is st
 not taken again while checkpoints, evaluation and gates stay the same; so an alias moved by hand stays where it is.
 """
 
-import argparse
 import hashlib
 import importlib.metadata
 import json
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.params import Params, load_params
-from components.registry.gates import Gate, Record, judge, packed
+from components import cli
+from components.params import Params
+from components.records import Record, read_records
+from components.registry.gates import Gate, judge, packed
 from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
-from invfusion.errors import CheckpointError, DataError, InvFusionError
+from invfusion.errors import CheckpointError, DataError
+from invfusion.models import load_denoiser, load_manifest
 from invfusion.operators import spec_to_json
 from invfusion.rng import generator, generators, randn
 
@@ -32,7 +33,7 @@ EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
 # The model that restores, and its distilled companions where they were trained.
 MEMBERS = ("invfusion", "mmse", "nppc")
-REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "pandas")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "filelock", "pandas")
 LICENCE = "Apache-2.0"
 
 
@@ -59,13 +60,14 @@ def register(params: Params) -> Registration:
     Reads reports/evaluation.json; writes reports/registration.json (no run ids, no times).
 
     Raises:
-        CheckpointError: there is no trained InvFusion model.
+        CheckpointError: there is no trained InvFusion model, or a folder is damaged or holds another model.
         DataError: the evaluation is missing.
         ServiceError: MLflow does not answer.
     """
     checkpoints = find_checkpoints(MODELS)
-    checkpoint = checkpoint_hash(checkpoints)
     records = read_records(EVALUATION)
+    check_checkpoints(checkpoints, params)
+    checkpoint = checkpoint_hash(checkpoints)
     registry = Registry(params, params.register_.name)
     known = registry.find(checkpoint)
     version = known or registry.add(
@@ -85,7 +87,9 @@ def register(params: Params) -> Registration:
 
 def decide(registry: Registry, version: Version, records: list[Record], params: Params) -> list[Gate]:
     """The gates of a version: as decided before for the same evaluation and gates, or judged now."""
-    basis = _sha256(json.dumps([records, params.register_.gates.model_dump()], sort_keys=True).encode())
+    basis = _sha256(
+        json.dumps([[r.as_json() for r in records], params.register_.gates.model_dump()], sort_keys=True).encode()
+    )
     if version.tags.get("decided_on") == basis:
         return [Gate(**gate) for gate in json.loads(version.tags["gates"])]
     champion = present(registry)
@@ -107,7 +111,31 @@ def find_checkpoints(folder: Path) -> dict[str, Path]:
     """The checkpoint folders that make the registered model."""
     if not (folder / "invfusion" / "model.safetensors").exists():
         raise CheckpointError(f"{folder / 'invfusion'} holds no trained model; run `dvc repro train@invfusion` first")
-    return {name: folder / name for name in MEMBERS if (folder / name / "model.safetensors").exists()}
+    return {name: folder / name for name in MEMBERS if (folder / name).is_dir()}
+
+
+def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
+    """Load every model, and compare it with what its folder's name and the parameters say.
+
+    Raises:
+        CheckpointError: a folder is incomplete or damaged, or holds another model than its name says.
+    """
+    shape = (params.data.channels, params.data.image_size, params.data.image_size)
+    for name, folder in checkpoints.items():
+        trained_as = load_manifest(folder).get("name", name)
+        config = load_denoiser(folder).config
+        found = {
+            f"it was trained as '{trained_as}'": trained_as != name,
+            f"its network is '{config.variant}'": name == "invfusion" and config.variant != "invfusion",
+            f"it has {config.n_components} components": (config.n_components > 0) != (name == "nppc"),
+            f"it makes images {config.image_shape}, data.image_size asks for {shape}": config.image_shape != shape,
+        }
+        wrong = [reason for reason, is_wrong in found.items() if is_wrong]
+        if wrong:
+            raise CheckpointError(
+                f"{folder} does not hold this project's model '{name}': {', '.join(wrong)}; train it anew, or bring "
+                "back the folder with `dvc checkout`"
+            )
 
 
 def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
@@ -119,18 +147,9 @@ def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def read_records(path: Path) -> list[Record]:
-    """The flat list of evaluation records."""
-    try:
-        records: list[Record] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); run `dvc repro evaluate` first") from error
-    return records
-
-
 def metrics_of(records: Iterable[Record]) -> dict[str, float]:
     """The evaluation as MLflow metrics named method/degradation/metric."""
-    return {f"{r['method']}/{r['degradation']}/{r['metric']}": r["value"] for r in records if r["value"] is not None}
+    return {"/".join(r.key): r.value for r in records if r.value is not None}
 
 
 def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
@@ -153,7 +172,7 @@ def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str
 
 def measurements_hash(records: Iterable[Record]) -> str:
     """One hash for all the frozen measurement sets of an evaluation."""
-    hashes = sorted({r["measurements_sha256"] for r in records if r["measurements_sha256"]})
+    hashes = sorted({r.measurements_sha256 for r in records if r.measurements_sha256})
     return _sha256("\n".join(hashes).encode())
 
 
@@ -221,12 +240,8 @@ def _sha256(content: bytes) -> str:
 
 def main() -> None:
     """Register what was trained; components.registry.promotion promotes and rolls back by hand."""
-    argparse.ArgumentParser(description=main.__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        register(load_params())
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    with cli.started(cli.parser(main.__doc__)) as options:
+        register(options.params)
 
 
 if __name__ == "__main__":

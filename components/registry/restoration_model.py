@@ -8,7 +8,7 @@
 
 Input: a dict as above, or a DataFrame whose rows are such requests. Columns:
     y           the measurements of the B operators, flattened in C order: B * prod(M) numbers in pixel units ([-1, 1])
-    operator    the JSON text of an operator's spec (`invfusion.operators.spec_to_json`)
+    operator    the JSON text of an operator's spec (`operators.spec_to_json`); its tensors may be nested lists
     sigma_y     optional, B noise standard deviations; 0 where absent
     class_labels  optional, B integers, for a class-conditional model
 Parameters: `method` ("sample", "mmse" or "nppc"), `n_steps`, `seed`, `n_samples`, `guidance`.
@@ -16,11 +16,13 @@ Output: images (B, C, H, W) of all rows together; (B, n_samples, C, H, W) where 
 `mean` (B, C, H, W), `components` (B, K, C, H, W), unit directions, and `stds` (B, K), the deviation along each.
 
 Through HTTP (`mlflow models serve`) the same columns travel as {"dataframe_records": [request], "params": {...}}.
-An image does not depend on its neighbours in the request. MLflow runs this file as a script when the model is loaded.
+An image does not depend on its neighbours in the request. A request has bounds (`MAX_...`), known before any work.
+MLflow runs this file as a script when the model is loaded.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,12 @@ from invfusion.models import load_denoiser
 from invfusion.operators import Measurement, operator_from_spec, spec_from_json
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
+# What one request may ask for in all its rows: images, network passes (images times steps), and the squared row counts
+# of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for; a matrix may have as
+# many rows as the image has numbers.
 MAX_IMAGES = 256
+MAX_PASSES = 2**15
+MAX_SQUARED_ROWS = 2**22
 MAX_STEPS = 1000
 METHODS = ("sample", "mmse", "nppc")
 
@@ -65,7 +72,9 @@ class RestorationModel(PythonModel):
         settings = {**self.defaults, **(params or {})}
         try:
             check_settings(settings)
-            rows = [self.restore(row, settings) for row in model_input.to_dict(orient="records")]
+            requests = self.read(model_input.to_dict(orient="records"), settings)
+            rows = [self.restore(measurement, labels, settings) for measurement, labels in requests]
+            check_images(rows)
         except InvFusionError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         joined = {name: torch.cat([row[name] for row in rows]).cpu().numpy() for name in rows[0]}
@@ -81,21 +90,31 @@ class RestorationModel(PythonModel):
             self.loaded[name] = load_denoiser(self.folders[name], device=self.device)
         return self.loaded[name]
 
-    @torch.inference_mode()
-    def restore(self, row: Mapping[str, Any], settings: Mapping[str, Any]) -> Outputs:
-        """One request: B measurements of one operator batch."""
+    def read(
+        self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+    ) -> list[tuple[Measurement, Tensor | None]]:
+        """Measurements and labels of all rows. Raises `InvFusionError` where one is wrong or all are too much work."""
         model = self.denoiser("invfusion")
-        image_shape = tuple(model.image_shape)
-        n_samples = int(settings["n_samples"])
-        measurement = read_measurement(row, image_shape, n_samples).to(self.device)
-        labels = read_labels(row, len(measurement.y) // n_samples, n_samples, model.n_classes)
+        n_samples, n_steps = int(settings["n_samples"]), int(settings["n_steps"])
+        work, requests = Work(), []
+        for row in rows:
+            measurement = read_measurement(row, tuple(model.image_shape), n_samples)
+            labels = read_labels(row, len(measurement.y) // n_samples, n_samples, model.n_classes)
+            work.add(measurement, n_samples, n_steps if settings["method"] == "sample" else 1)
+            requests.append((measurement, labels))
+        return requests
+
+    @torch.inference_mode()
+    def restore(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Outputs:
+        """One row: B measurements of one operator batch, each repeated `n_samples` times."""
+        measurement = measurement.to(self.device)
         labels = labels if labels is None else labels.to(self.device)
         if settings["method"] == "nppc":
             return self.principal_components(measurement, labels)
         if settings["method"] == "mmse":
             return {"images": self.mmse(measurement, labels)}
-        images = self.sample(measurement, labels, settings)
-        return {"images": images if n_samples == 1 else images.reshape(-1, n_samples, *image_shape)}
+        images, n_samples = self.sample(measurement, labels, settings), int(settings["n_samples"])
+        return {"images": images if n_samples == 1 else images.reshape(-1, n_samples, *images.shape[1:])}
 
     def sample(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
         """Draw from the posterior with the deterministic Heun sampler."""
@@ -124,6 +143,39 @@ class RestorationModel(PythonModel):
         return sampler.sample(denoiser, measurement, class_labels=labels, seed=seed)
 
 
+@dataclass
+class Work:
+    """What the rows of a request ask for together."""
+
+    n_images: int = 0
+    n_passes: int = 0
+    squared_rows: int = 0
+
+    def add(self, measurement: Measurement, n_samples: int, n_steps: int) -> None:
+        """Count one row's. Raises `ShapeError` where the request asks for too much."""
+        n_images = len(measurement.y)
+        self.n_images += n_images
+        self.n_passes += n_images * n_steps
+        rows, n_numbers = 0, math.prod(measurement.operator.image_shape)
+        if measurement.operator.kind == "matrix":
+            rows = measurement.operator.measurement_shape[0]
+        self.squared_rows += n_images // n_samples * rows**2
+        for asked, most, what in (
+            (rows, n_numbers, f"rows of a matrix for images of {n_numbers} numbers"),
+            (self.n_images, MAX_IMAGES, "images"),
+            (self.n_passes, MAX_PASSES, "network passes (images times n_steps)"),
+            (self.squared_rows, MAX_SQUARED_ROWS, "squared rows of all matrices"),
+        ):
+            if asked > most:
+                raise ShapeError(f"a request may ask for at most {most} {what}, this one asks for {asked}; split it")
+
+
+def check_images(rows: Sequence[Outputs]) -> None:
+    """Finite measurements far out of range overflow on their way."""
+    if not all(bool(torch.isfinite(value).all()) for row in rows for value in row.values()):
+        raise ShapeError("the restoration is not finite: y, sigma_y or the operator are far out of range ([-1, 1])")
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse parameters out of range before any work."""
     if settings["method"] not in METHODS:
@@ -149,7 +201,7 @@ def read_measurement(row: Mapping[str, Any], image_shape: tuple[int, ...], n_sam
         raise ShapeError(f"the operator is for images {operator.image_shape}, this model restores {image_shape}")
     batch = operator.batch_size
     if not 1 <= batch * n_samples <= MAX_IMAGES:
-        raise ShapeError(f"a request may ask for 1 to {MAX_IMAGES} images, this one asks for {batch} x {n_samples}")
+        raise ShapeError(f"a row may ask for 1 to {MAX_IMAGES} images, this one asks for {batch} x {n_samples}")
     shape = (batch, *operator.measurement_shape)
     y = numbers(row["y"], math.prod(shape), f"y of {batch} operators with measurements {operator.measurement_shape}")
     given = optional(row, "sigma_y")
@@ -178,7 +230,7 @@ def read_labels(row: Mapping[str, Any], batch: int, n_samples: int, n_classes: i
 
 
 def optional(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column that may be absent; a table fills the gaps of its rows with None or NaN."""
+    """The value of a column that may be absent; a table has None or NaN there."""
     value = row.get(name)
     return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
 

@@ -6,17 +6,17 @@ profile of the paper at the paper's. How each method samples stands in params.me
 
 import difflib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from components.params import UNCONDITIONAL, Params, params_from, read_values
+from components.profiles import merged
 from invfusion.degradations import FAMILIES
 from invfusion.errors import ConfigError
 from invfusion.schema import Config
-from invfusion.training.config import DistilledTarget, TrainedVariant
+from invfusion.training.recipes import RECIPES
 
 FOLDER = Path("experiments")
 MAIN_FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix")
@@ -43,9 +43,9 @@ class Row(Config):
 
 
 class Model(Config):
-    """A model that is trained for the experiment: which variant or target, and the parameters that differ."""
+    """A model that is trained for the experiment: by which recipe, and the parameters that differ."""
 
-    train: TrainedVariant | DistilledTarget
+    train: Annotated[str, Field(pattern="|".join(f"^{name}$" for name in RECIPES))]
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -160,16 +160,6 @@ def _family(params: Params, kind: str) -> dict[str, Any]:
     known = [*params.evaluate.families, *getattr(params.degradation, "members", [params.degradation])]
     family = next((f for f in known if f.kind == kind), None) or FAMILIES[kind]()
     return family.model_dump(mode="json")
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with some of them changed; a section with another `kind` is replaced as a whole."""
-    result = dict(values)
-    for key, change in changes.items():
-        old = result.get(key)
-        nested = isinstance(change, Mapping) and isinstance(old, Mapping) and "kind" not in change
-        result[key] = merged(old, change) if nested else change  # type: ignore[arg-type]
-    return result
 
 
 def experiment_names() -> list[str]:

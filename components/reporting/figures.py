@@ -1,12 +1,14 @@
 """The report's pictures, drawn with matplotlib from plain arrays. The same arrays give the same PNG bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+
+from components.records import AnyRecord
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -55,8 +57,8 @@ class Tiles:
     captions: Sequence[str] = ()
 
 
-# Of each series: (network calls, value, low, high).
-Lines = Mapping[str, Sequence[tuple[int, float, float, float]]]
+# Of each series: (x, value, low, high).
+Lines = Mapping[str, Sequence[tuple[float, float, float, float]]]
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,7 @@ def calibration(
     column for each group, a line for each method with its `tarp`, `coverage`, `predicted` and `actual` values.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    turns = iter(TURNS * len(names))
-    colours = {name: COLOURS.get(name.split()[0].lower()) or next(turns) for name in names}
+    colours = colours_of(names)
     rows = 3 if any(line.get("predicted") for lines in panels.values() for line in lines.values()) else 2
     with plt.rc_context(STYLE):
         size = (2.5 * len(panels) + 1.6, 2.5 * rows)
@@ -180,6 +181,15 @@ def _calibration_lines(column: Any, line: Mapping[str, Sequence[float]], style: 
         column[2].plot(line["predicted"], line["actual"], "o", markersize=2.5, **style)
 
 
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """Of each series its own: that of its kind of model for the first of a kind."""
+    turns, found = iter(TURNS * len(names)), dict[str, str]()
+    for name in names:
+        kind = COLOURS.get(name.split()[0].lower().rstrip(","))
+        found[name] = kind if kind and kind not in found.values() else next(turns)
+    return found
+
+
 def _frame(column: Any) -> None:
     """The diagonal, which is calibrated, and the axes."""
     for panel, x in zip(column, ("credibility", "level", "predicted deviation"), strict=False):
@@ -197,28 +207,56 @@ def one_legend(figure: Figure, axes: Any) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside right upper", frameon=False, fontsize=8)
 
 
-def against_calls(path: Path, panels: Mapping[tuple[str, str], Lines]) -> Path:
-    """Metrics (rows of panels) on degradations (columns) against network calls, one line per sampler."""
-    metrics, kinds = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+def points(
+    records: Iterable[AnyRecord],
+    x: Callable[[AnyRecord], float | None],
+    y: Callable[[AnyRecord, float], float] = lambda _, value: value,
+) -> list[tuple[float, float, float, float]]:
+    """What `lines` draws of the records that have an interval, at x of each; y: what is drawn of its values."""
+    return [
+        (at, y(r, r.value), y(r, r.low), y(r, r.high))
+        for r in records
+        if (at := x(r)) is not None and r.value is not None and r.low is not None and r.high is not None
+    ]
+
+
+def lines(
+    path: Path,
+    panels: Mapping[tuple[str, str], Lines],
+    x: str,
+    *,
+    log_y: bool = False,
+    level: float | None = None,
+    band: tuple[float, float] | None = None,
+) -> Path:
+    """Values with their intervals over a logarithmic axis: one panel for each (row, column), one line for each series.
+
+    level: drawn as a horizontal line; band: a range of values that is shaded.
+    """
+    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    colours = colours_of(names)
     with plt.rc_context(STYLE):
-        size = (2.9 * len(kinds) + 0.6, 2.1 * len(metrics) + 0.5)
+        size = (2.9 * len(columns) + 1.6, 2.3 * len(rows) + 0.5)
         figure, axes = plt.subplots(
-            len(metrics), len(kinds), figsize=size, sharex=True, squeeze=False, layout="constrained"
+            len(rows), len(columns), figsize=size, sharex="row", squeeze=False, layout="constrained"
         )
-        for (metric, kind), lines in panels.items():
-            panel = axes[metrics.index(metric), kinds.index(kind)]
-            for name, points in lines.items():
-                if points:
-                    nfe, value, low, high = (np.array(column) for column in zip(*sorted(points), strict=True))
-                    (line,) = panel.plot(nfe, value, "o-", markersize=3.5, linewidth=1.4, label=name)
-                    panel.fill_between(nfe, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-            panel.set_xscale("log", base=2)
-            panel.xaxis.set_major_formatter("{x:g}")
+        for (row, column), series in panels.items():
+            panel = axes[rows.index(row), columns.index(column)]
+            for name, points in series.items():
+                where, value, low, high = np.array(sorted(points), dtype=float).reshape(-1, 4).T
+                panel.plot(where, value, "o-", color=colours[name], markersize=3.5, linewidth=1.3, label=name)
+                panel.vlines(where, low, high, color=colours[name], linewidth=1)
+            if band is not None:
+                panel.axhspan(*band, color="#2c7a55", alpha=0.15, linewidth=0)
+            if level is not None:
+                panel.axhline(level, color=FAINT, linewidth=0.8, linestyle="--")
+            panel.set(xscale="log", yscale="log" if log_y else "linear")
             panel.grid()
-            panel.set_title(kind if metric == metrics[0] else "", size=9)
-            panel.set_ylabel(metric if kind == kinds[0] else "", size=8)
-            panel.set_xlabel("network calls" if metric == metrics[-1] else "", size=8)
-        axes[0, 0].legend(frameon=False, fontsize=7)
+            panel.set_title(column if row == rows[0] else "", size=9)
+            panel.set_ylabel(row if column == columns[0] else "", size=8)
+            panel.set_xlabel(x if row == rows[-1] else "", size=8)
+        one_legend(figure, axes)
         return save(figure, path)
 
 

@@ -13,22 +13,14 @@ from components.evaluation.records import file_name
 from components.reporting import figures, tables
 from components.reporting.figures import Tiles
 
-# Column heads of the galleries, where the table's name is too long.
-COLUMN_TITLES = {
-    "Palette MMSE": "Palette\none step",
-    "InvFusion MMSE": "InvFusion\none step",
-    "MMSE": "InvFusion\ndistilled",
-    "NPPC": "NPPC\nmean",
-}
-
 
 def gallery(path: Path, restorations: Path, degradation: str) -> Path:
-    """Rows are held-out images; columns are the truth, the measurement, and every method, in the tables' order."""
+    """Rows are held-out images; columns are the truth, the measurement, and every method, in the evaluation's order."""
     folder = restorations / degradation
     truth = load_file(folder / "truth.safetensors")["images"]
     columns = [Tiles("Truth", list(truth / 255)), measured_column(folder)]
     shown: dict[str, Any] = json.loads((restorations / "index.json").read_text())
-    for method in tables.ordered(set(shown[degradation]["methods"]) - {"H_pinv y"}, tables.METHODS):
+    for method in (name for name in shown[degradation]["methods"] if name != "H_pinv y"):
         columns += method_columns(method, load_file(folder / f"{file_name(method)}.safetensors"), truth)
     columns += spread_column(folder / "invfusion.safetensors")
     return figures.gallery(path, columns)
@@ -70,7 +62,7 @@ def wrapped(title: str) -> str:
 def method_columns(method: str, found: Mapping[str, figures.Array], truth: figures.Array) -> list[Tiles]:
     """The restorations of one method, for InvFusion also a second draw."""
     diverged = found.get("diverged", np.zeros(len(truth), bool))
-    columns = [restored(COLUMN_TITLES.get(method, wrapped(tables.label(method))), found["images"], truth, diverged)]
+    columns = [restored(wrapped(tables.label(method)), found["images"], truth, diverged)]
     if method == "InvFusion" and "draws" in found:
         columns.append(restored("InvFusion\nanother draw", found["draws"][:, 0], truth, diverged))
     return columns

@@ -1,7 +1,7 @@
 """Write the report: one self-contained HTML page, and the same as Markdown with PNG figures.
 
-Reads what `components/evaluation/evaluate.py` and the training stages left on disk, computes nothing but layout, and
-writes the same bytes for the same inputs.
+Reads what `components/evaluation/evaluate.py` and the training stages left on disk, computes nothing but comparisons
+and layout, and writes the same bytes for the same inputs.
 """
 
 import csv
@@ -13,38 +13,41 @@ from typing import Any
 
 import numpy as np
 
-from components.params import Params
-from components.registry.register import read_records
+from components.params import UNCONDITIONAL, Params
+from components.records import Record, available, read_records
 from components.reporting import figures, pictures, tables
-from components.reporting.pages import Picture, render
-from components.reporting.tables import Claim, Paper, Record, Table
+from components.reporting.pages import Block, Notes, Page, Picture, Section
+from components.reporting.paper import NOT_IN_PAPER, Paper, table_1
+from components.reporting.tables import Table, listing
+from components.reporting.verdicts import Contest, Evidence
+from invfusion.metrics import METRICS
+from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
 EVALUATION = Path("reports/evaluation.json")
-CALIBRATION = Path("artifacts/evaluation/calibration.json")
-RESTORATIONS = Path("artifacts/evaluation/restorations")
+DETAILS = Path("artifacts/evaluation")
 MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
-HERE = Path(__file__).parent
 
 CITATION = (
     "Noam Elata, Hyungjin Chung, Jong Chul Ye, Tomer Michaeli, Michael Elad: InvFusion: Bridging Supervised and "
-    "Zero-shot Diffusion for Inverse Problems, arXiv:2504.01689."
+    "Zero-shot Diffusion for Inverse Problems, arXiv:2504.01689. Every measured number on this page stands in "
+    "reports/evaluation.json."
 )
-KNOWS = {
-    "unconditional": "no, and sees no measurement",
-    "palette": "no: sees H†y",
-    "invfusion": "yes: sees H†y, y and H",
-    "mmse": "yes",
-    "nppc": "yes",
-}
+# The headline of draws is a proper score, which rewards accuracy and calibration together; PSNR favours draws without
+# spread, and is the headline of point estimates.
+OF_DRAWS, OF_POINTS = ("energy_score", "psnr", "consistency_mse"), ("psnr", "consistency_mse")
+# What evaluations of the paper's kind call "not a measurement".
+GENERATION = (UNCONDITIONAL, "null")
+PAPER_NAMES = {"MMSE": "InvFusion trained for MMSE"}
 HOW = {
-    "claims": "The paper's ordering is that InvFusion, which knows the operator, comes before Palette, which must "
-    "guess it from H†y. Higher PSNR is better, lower consistency error is better. Small grey numbers are 95% bootstrap "
-    "intervals over the images; “holds” without an addition means that they do not overlap.",
+    "claims": "Differences are means over the images that both restored, with the 95% bootstrap interval of that "
+    "paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
+    "decided. Draws are judged by the energy score where it was measured, a proper score of accuracy and calibration "
+    "together; PSNR, below it, favours draws without spread. One-step estimates are judged by PSNR.",
     "tables": "Every method of a column saw the same frozen measurements. PSNR (dB, against the truth) rewards the "
     "mean of all plausible images, so the one-step MMSE predictors lead it by construction: compare samplers with "
     "samplers. FD-px8 is the Fréchet distance between the restored and the true images as sets, in the space of their "
@@ -78,61 +81,49 @@ def report(params: Params) -> Path:
     Raises:
         DataError: the evaluation is missing.
     """
-    records = read_records(EVALUATION)
-    content = describe(params, records)
-    page = REPORTS / "index.html"
-    page.write_text(render("report.html.j2", content))
-    (REPORTS / "report.md").write_text(render("report.md.j2", content))
+    page = describe(params, read_records(EVALUATION)).write(REPORTS / "index.html", REPORTS / "report.md")
     log.info("the report is at %s", page)
     return page
 
 
-def describe(params: Params, records: Sequence[Record]) -> dict[str, Any]:
-    """Everything that the templates show."""
+def describe(params: Params, records: Sequence[Record]) -> Page:
+    """Everything that the report says."""
     trained, unseen = split_degradations(params, records)
-    paper = Paper.load(HERE / "paper_tables.csv", params.data.name, params.evaluate.noise)
-    orderings = tables.claims(records, trained + unseen)
-    generation = [r for r in records if r["degradation"] in tables.UNCONDITIONAL]
-    content = {
-        "data_name": params.data.name,
-        "lead": lead(params),
-        "facts": facts(params),
-        "models": models(),
-        "how": HOW,
-        "citation": CITATION,
-        "claims": tables.claim_grid(orderings),
-        "quantities": [quantity for quantity, _, _ in tables.COMPARED],
-        "verdict": verdict(orderings),
-        "tables": restoration_tables(records, trained, unseen, paper),
-        "notes": notes(records),
-        "unconditional": generation_table(generation, paper),
-        "nppc_table": nppc_table(records),
-        "paper_line": paper_line(paper),
-        "paper_table": paper.table_1(),
-        "galleries": galleries(trained + unseen),
-        "figures": {
-            "psnr": psnr_figure(records, trained + unseen),
-            "nppc": nppc_figure(trained + unseen),
-            "calibration": calibration_figure(trained + unseen),
-            "curves": curve_figure(),
-        },
-    }
-    return {**content, "sections": sections(content)}
+    kinds, paper = trained + unseen, Paper.of_noise(params.evaluate.noise, params.data.name)
+    contests = contests_of(params, records, kinds)
+    headlines = [line for contest in contests if (line := contest.headline())]
+    restoration = restoration_tables(params, records, trained, unseen, paper)
+    generation = generation_table(params, records, paper)
+    return Page(
+        title=f"InvFusion on {params.data.name}",
+        lead=lead(params),
+        headlines=headlines or ["This evaluation holds no comparison of InvFusion with another method."],
+        facts=facts(params),
+        sections=(
+            Section("Models", [models()]),
+            Section(
+                "What the numbers show",
+                [*(c.table() for c in contests), psnr_figure(params, records, kinds)],
+                HOW["claims"],
+            ),
+            Section("Restoration", [*restoration, Notes(notes(records))], HOW["tables"]),
+            Section("Unconditional generation", [generation], HOW["unconditional"] if generation else ""),
+            *pictured(kinds, nppc_table(params, records)),
+            Section("The paper's numbers", [paper_table()], paper_line(paper)),
+        ),
+        footer=CITATION,
+    )
 
 
-def sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The anchors of the page."""
-    present = {
-        "claims": ("What the numbers show", True),
-        "restoration": ("Restoration", True),
-        "unconditional": ("Unconditional generation", content["unconditional"]),
-        "galleries": ("Galleries", content["galleries"]),
-        "calibration": ("Calibration", content["figures"]["calibration"]),
-        "nppc": ("Directions of uncertainty", content["figures"]["nppc"]),
-        "training": ("Training", content["figures"]["curves"]),
-        "paper": ("The paper's numbers", True),
-    }
-    return [(anchor, title) for anchor, (title, shown) in present.items() if shown]
+def pictured(kinds: Sequence[str], fit: Table | None) -> list[Section]:
+    """The sections that are about figures, where these are there."""
+    found: list[tuple[str, Sequence[Block | None], str]] = [
+        ("Galleries", galleries(kinds), "galleries"),
+        ("Calibration", [calibration_figure(kinds)], "calibration"),
+        ("Directions of uncertainty", [nppc_figure(kinds), fit], "nppc"),
+        ("Training", [curve_figure()], "curves"),
+    ]
+    return [Section(title, blocks, HOW[how]) for title, blocks, how in found if any(blocks)]
 
 
 # Words.
@@ -143,22 +134,22 @@ def lead(params: Params) -> str:
         f"Restorations of {params.evaluate.n_images} {params.evaluate.split} images at "
         f"{params.data.image_size}×{params.data.image_size} pixels from incomplete linear measurements y = Hx + n. The "
         f"diffusion models were trained on {params.train.images:,} images each by one recipe; they differ in what they "
-        "are told about H."
+        "know of H."
     )
 
 
-def facts(params: Params) -> list[tuple[str, str]]:
+def facts(params: Params) -> dict[str, str]:
     """What was run, on what."""
     manifest = manifest_of("invfusion")
     sampler = params.evaluate.sampler
-    return [
-        ("Dataset", f"{params.data.name}, digest {str(manifest.get('data_digest', 'unknown'))[:12]}"),
-        ("Code", f"revision {short_revision(manifest)}"),
-        ("Seed", str(params.seed)),
-        ("Trained on", ", ".join(trained_kinds(params))),
-        ("Measurement noise", "none" if params.evaluate.noise.is_absent else params.evaluate.noise.describe()),
-        ("Sampler", f"{sampler.kind.capitalize()}, {sampler.n_steps} steps"),
-    ]
+    return {
+        "Dataset": f"{params.data.name}, digest {str(manifest.get('data_digest', 'unknown'))[:12]}",
+        "Code": f"revision {short_revision(manifest)}",
+        "Seed": str(params.seed),
+        "Trained on": ", ".join(trained_kinds(params)),
+        "Measurement noise": "none" if params.evaluate.noise.is_absent else params.evaluate.noise.describe(),
+        "Sampler": f"{sampler.kind.capitalize()}, {sampler.n_steps} steps",
+    }
 
 
 def short_revision(manifest: Mapping[str, Any]) -> str:
@@ -173,19 +164,14 @@ def manifest_of(model: str) -> dict[str, Any]:
     return found
 
 
-def models() -> list[dict[str, str]]:
-    """One line per trained model that is on disk."""
-    names = {"unconditional": "Unconditional", "palette": "Palette", "invfusion": "InvFusion", "mmse": "distilled MMSE"}
-    return [
-        {
-            "name": {**names, "nppc": "NPPC"}[model],
-            "knows": knows,
-            "parameters": count_of(model, "n_parameters"),
-            "images": count_of(model, "nimg"),
-        }
-        for model, knows in KNOWS.items()
-        if (MODELS / model / "model.safetensors").exists()
+def models() -> Table | None:
+    """The trained models that are on disk."""
+    rows = [
+        (recipe.label, recipe.given, count_of(name, "n_parameters"), count_of(name, "nimg"))
+        for name, recipe in RECIPES.items()
+        if (MODELS / name / "model.safetensors").exists()
     ]
+    return listing("Model, Is given, #Parameters, #Training images", rows) if rows else None
 
 
 def count_of(model: str, name: str) -> str:
@@ -194,23 +180,9 @@ def count_of(model: str, name: str) -> str:
     return f"{manifest[name]:,}" if name in manifest else "–"
 
 
-def verdict(orderings: Sequence[Claim]) -> str:
-    """One sentence that a hurried reader takes away."""
-    if not orderings:
-        return "This evaluation holds no comparison of InvFusion with Palette."
-    clear = sum(claim.holds and claim.clear for claim in orderings)
-    ahead = sum(claim.holds for claim in orderings)
-    behind = [f"{c.quantity.removesuffix('·10³')} on {c.degradation.lower()}" for c in orderings if not c.holds]
-    exceptions = f" It is not ahead in: {'; '.join(behind)}." if behind else ""
-    return (
-        f"InvFusion is ahead of Palette in {ahead} of {len(orderings)} comparisons; in {clear} of these the 95% "
-        f"intervals do not overlap.{exceptions}"
-    )
-
-
 def notes(records: Sequence[Record]) -> list[str]:
     """What could not be measured, and on which measurements the rest was."""
-    hashes = {tables.name_of(r["degradation"]): r["measurements_sha256"] for r in records if r["measurements_sha256"]}
+    hashes = {tables.name_of(r.degradation): r.measurements_sha256 for r in records if r.measurements_sha256}
     frozen = ", ".join(f"{name} {value[:12]}" for name, value in hashes.items())
     return [*tables.reasons(records), *([f"Frozen measurements (sha256): {frozen}."] if frozen else [])]
 
@@ -235,57 +207,92 @@ def trained_kinds(params: Params) -> list[str]:
 
 def split_degradations(params: Params, records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """The evaluated degradations: those the models were trained on, and the others."""
-    found = tables.ordered({r["degradation"] for r in records} - set(tables.UNCONDITIONAL), tables.DEGRADATIONS)
+    found = [d for d in dict.fromkeys(r.degradation for r in records) if d not in GENERATION]
     kinds = trained_kinds(params)
     trained = [name for name in found if tables.name_of(name).lower() in kinds]
     return trained, [name for name in found if name not in trained]
 
 
+def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str]) -> list[Contest]:
+    """Every method of InvFusion against what needs no training, every zero-shot method, and the others of its kind."""
+    evidence, groups = Evidence(records, DETAILS / "scores"), tables.grouped(params.methods, records)
+    there = {(r.method, r.metric) for r in available(records) if r.degradation in kinds}
+    untrained = [name for group in tables.GROUPS[:2] for name in groups.get(group, [])]
+    found = []
+    for group, metrics in zip(tables.GROUPS[2:], (OF_DRAWS, OF_POINTS), strict=True):
+        for name in groups.get(group, []):
+            known = [metric for metric in metrics if (name, metric) in there]
+            if "InvFusion" in tables.label(name) and name != "NPPC" and known:
+                rivals = [*untrained, *(other for other in groups[group] if other not in (name, "NPPC"))]
+                found.append(Contest(evidence, name, rivals, kinds, known))
+    return found
+
+
+def is_main(record: Record, there: set[str]) -> bool:
+    """Whether a record belongs into the main tables: its metric does, and stands in for none that is there."""
+    return METRICS[record.metric].main and not any(METRICS[m].stand_in == record.metric for m in there)
+
+
 def restoration_tables(
-    records: Sequence[Record], trained: Sequence[str], unseen: Sequence[str], paper: Paper
-) -> list[tuple[Table, str]]:
+    params: Params, records: Sequence[Record], trained: Sequence[str], unseen: Sequence[str], paper: Paper
+) -> list[Table | None]:
     """The main tables, then what is left of the metrics."""
-    main = [r for r in records if tables.is_main(r, records)]
-    further = [r for r in records if not tables.is_main(r, records) and not r["metric"].startswith("nppc")]
-    shapes = [
-        (main, trained, "<b>Degradations of the training distribution</b>, the shape of the paper's Tables 1 and 2."),
-        (main, unseen, "<b>Degradations that did not appear in training</b>, the shape of the paper's Table 3."),
-        (further, trained, "<b>Further metrics</b>, degradations of the training distribution."),
-        (further, unseen, "<b>Further metrics</b>, degradations that did not appear in training."),
+    there = {r.metric for r in available(records)}
+    main = [r for r in records if is_main(r, there)]
+    further = [r for r in records if not is_main(r, there) and not r.metric.startswith("nppc")]
+    inside, outside = "Degradations of the training distribution", "Degradations that did not appear in training"
+    return [
+        table_of(params, main, trained, inside, "The shape of the paper's Tables 1 and 2.", paper),
+        table_of(params, main, unseen, outside, "The shape of the paper's Table 3.", paper),
+        table_of(params, further, trained, inside, "Further metrics.", paper),
+        table_of(params, further, unseen, outside, "Further metrics.", paper),
     ]
-    made = [(tables.restoration_table(chosen, names, paper), caption) for chosen, names, caption in shapes]
-    return [(table, caption) for table, caption in made if table.column_groups]
 
 
-def nppc_table(records: Sequence[Record]) -> Table | None:
+def table_of(
+    params: Params, records: Sequence[Record], kinds: Sequence[str], title: str, caption: str, paper: Paper
+) -> Table | None:
+    """The records of some degradations in the paper's layout; None where there are none."""
+    chosen = [r for r in records if r.degradation in kinds]
+    columns = tables.metrics_of(chosen, kinds)
+    groups = tables.grouped(params.methods, chosen)
+    return tables.layout(groups, columns, chosen, paper, PAPER_NAMES, title, caption) if columns else None
+
+
+def nppc_table(params: Params, records: Sequence[Record]) -> Table | None:
     """How well the predicted directions and deviations fit the actual errors."""
-    chosen = [r for r in records if r["metric"].startswith("nppc")]
-    table = tables.restoration_table(chosen, list(dict.fromkeys(r["degradation"] for r in chosen)), None)
-    return table if table.column_groups else None
+    chosen = [r for r in records if r.metric.startswith("nppc")]
+    kinds = list(dict.fromkeys(r.degradation for r in chosen))
+    return table_of(params, chosen, kinds, "Fit of the predicted uncertainty", "", NOT_IN_PAPER)
 
 
-def generation_table(records: Sequence[Record], paper: Paper) -> Table | None:
-    degradations = list(dict.fromkeys(r["degradation"] for r in records if tables.is_number(r["value"])))
-    return tables.restoration_table(records, degradations, paper) if degradations else None
+def generation_table(params: Params, records: Sequence[Record], paper: Paper) -> Table | None:
+    title, caption = "Unconditional sampling", "The shape of the paper's Table 4."
+    return table_of(params, records, GENERATION, title, caption, paper)
+
+
+def paper_table() -> Table:
+    """The paper's Table 1."""
+    records = table_1()
+    kinds = list(dict.fromkeys(r.degradation for r in records))
+    caption = "64×64 faces, 10 000 images, Inception features. For the ordering of the methods, not for the values."
+    groups = {"": list(dict.fromkeys(r.method for r in records))}
+    return tables.layout(groups, tables.metrics_of(records, kinds), records, title="Table 1: FFHQ64", caption=caption)
 
 
 # Figures.
 
 
-def psnr_figure(records: Sequence[Record], degradations: Sequence[str]) -> Picture | None:
+def psnr_figure(params: Params, records: Sequence[Record], degradations: Sequence[str]) -> Picture | None:
     """PSNR with intervals of everything that restores."""
-    chosen = [
-        r for r in records if r["metric"] == "psnr" and tables.has_interval(r) and r["degradation"] in degradations
-    ]
-    methods = tables.ordered({r["method"] for r in chosen}, tables.METHODS)
+    chosen = [r for r in records if r.metric == "psnr" and r.has_interval and r.degradation in degradations]
+    order = [name for names in tables.grouped(params.methods, chosen).values() for name in names]
     points = [
         figures.Point(
-            tables.name_of(d), r["method"].split()[0].lower(), tables.label(m), r["value"], r["low"], r["high"]
+            tables.name_of(r.degradation), r.method.split()[0].lower(), tables.label(r.method), r.value, r.low, r.high
         )
-        for d in degradations
-        for m in methods
-        for r in chosen
-        if (r["degradation"], r["method"]) == (d, m)
+        for r in sorted(chosen, key=lambda r: (degradations.index(r.degradation), order.index(r.method)))
+        if r.value is not None and r.low is not None and r.high is not None
     ]
     if not points:
         return None
@@ -295,7 +302,8 @@ def psnr_figure(records: Sequence[Record], degradations: Sequence[str]) -> Pictu
 
 def calibration_figure(degradations: Sequence[str]) -> Picture | None:
     """Whether the spread of the samplers' draws, and the deviations of NPPC, can be trusted."""
-    curves = json.loads(CALIBRATION.read_text()) if CALIBRATION.exists() else []
+    path = DETAILS / "calibration.json"
+    curves = json.loads(path.read_text()) if path.exists() else []
     panels = {
         tables.name_of(d): {tables.label(c["method"]): c for c in curves if c["degradation"] == d}
         for d in degradations
@@ -309,20 +317,21 @@ def calibration_figure(degradations: Sequence[str]) -> Picture | None:
 
 def galleries(degradations: Sequence[str]) -> list[Picture]:
     """One figure per degradation that has restorations on disk."""
-    found = []
-    for degradation in (d for d in degradations if (RESTORATIONS / d).is_dir()):
+    found, restorations = [], DETAILS / "restorations"
+    for degradation in (d for d in degradations if (restorations / d).is_dir()):
         file = f"gallery-{degradation}.png"
-        pictures.gallery(FIGURES / file, RESTORATIONS, degradation)
-        found.append(Picture(FIGURES / file, tables.name_of(degradation), ""))
+        pictures.gallery(FIGURES / file, restorations, degradation)
+        found.append(Picture(FIGURES / file, tables.name_of(degradation)))
     return found
 
 
 def nppc_figure(degradations: Sequence[str]) -> Picture | None:
     """The posterior mean, its principal directions, and the mean moved along each."""
-    degradation = next((d for d in degradations if (RESTORATIONS / d / "nppc.safetensors").exists()), None)
+    restorations = DETAILS / "restorations"
+    degradation = next((d for d in degradations if (restorations / d / "nppc.safetensors").exists()), None)
     if degradation is None:
         return None
-    pictures.components(FIGURES / "nppc.png", RESTORATIONS / degradation, "NPPC")
+    pictures.components(FIGURES / "nppc.png", restorations / degradation, "NPPC")
     kind = tables.name_of(degradation).lower()
     return Picture(
         FIGURES / "nppc.png", f"Posterior principal components, {kind}", "σ below each direction, in [-1, 1] units."
@@ -332,11 +341,10 @@ def nppc_figure(degradations: Sequence[str]) -> Picture | None:
 def curve_figure() -> Picture | None:
     """The logged losses: diffusion models share a panel, the distilled models have one each."""
     panels: dict[str, dict[str, tuple[figures.Array, figures.Array]]] = {}
-    titles = {"mmse": "distilled MMSE loss", "nppc": "NPPC loss"}
-    for model in KNOWS:
-        curve = read_curve(LOGS / f"{model}.csv")
+    for name, recipe in RECIPES.items():
+        curve = read_curve(LOGS / f"{name}.csv")
         if curve:
-            panels.setdefault(titles.get(model, "diffusion loss"), {})[model] = curve
+            panels.setdefault("diffusion loss" if recipe.is_diffusion else f"{recipe.label} loss", {})[name] = curve
     if not panels:
         return None
     figures.curves(FIGURES / "training.png", panels)

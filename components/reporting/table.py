@@ -4,7 +4,6 @@
 .md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is taken.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -13,18 +12,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components import tracking
+from components import cli, tracking
 from components.evaluation.evaluate import STAGED, Results, prepare
 from components.evaluation.methods import Column, columns
 from components.evaluation.sharing import helpers, is_helper
-from components.params import UNCONDITIONAL, Params, load_params
-from components.records import Record
-from components.reporting import claims, figures, pictures, tables
+from components.params import UNCONDITIONAL, Params
+from components.records import available, by_key
+from components.reporting import figures, pictures, tables, verdicts
 from components.reporting.experiments import Experiment, experiment_names, load_experiment
-from components.reporting.pages import Picture, render
+from components.reporting.pages import Notes, Page, Picture, Section
+from components.reporting.paper import Paper
+from components.reporting.tables import Cell, Table, listing
+from components.reporting.verdicts import Evidence, Finding
 from components.training.zoo import Zoo
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, InvFusionError
+from invfusion.metrics import METRICS
 from invfusion.samplers import Sampler
 
 log = logging.getLogger(__name__)
@@ -107,32 +110,58 @@ def _images_of(folder: Path) -> int:
 
 def write(outcome: Outcome) -> Path:
     """The page, its Markdown, the pictures, and everything as JSON."""
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    content = describe(outcome)
-    page = REPORTS / f"{outcome.name}.html"
-    page.write_text(render("table.html.j2", content))
-    (REPORTS / f"{outcome.name}.md").write_text(render("table.md.j2", content))
-    (REPORTS / f"{outcome.name}.json").write_text(json.dumps(as_data(outcome, content), indent=1) + "\n")
-    return page
+    found = findings(outcome)
+    data = REPORTS / f"{outcome.name}.json"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.write_text(json.dumps(as_data(outcome, found), indent=1) + "\n")
+    return describe(outcome, found).write(data.with_suffix(".html"), data.with_suffix(".md"))
 
 
-def describe(outcome: Outcome) -> dict[str, Any]:
-    """Everything that the templates show."""
-    experiment, records = outcome.experiment, [r.as_json() for r in outcome.results.records]
-    paper = tables.PaperTable.load(experiment.table, outcome.params.data.name)
-    names = {name: experiment.row(name).paper or name for name in experiment.names}
-    kinds = [column.kind for column in outcome.plan]
-    return {
-        "heading": heading(outcome.name),
-        "title": experiment.title,
-        "caption": caption(outcome, paper),
-        "table": tables.paper_layout(experiment.groups, kinds, experiment.metrics, records, paper, names),
-        "claims": claims.findings(experiment.claims, experiment.names, kinds, records),
-        "notes": [*outcome.missing.values(), *tables.reasons(records), *frozen_notes(outcome.results)],
-        "costs": outcome.results.costs,
-        "figures": figures_of(outcome, kinds),
-        "settings": settings(outcome),
+def findings(outcome: Outcome) -> list[Finding]:
+    """How the paper's claims come out here."""
+    experiment, kinds = outcome.experiment, [column.kind for column in outcome.plan]
+    evidence = Evidence(outcome.results.records, OUTPUT / outcome.name / "scores")
+    return verdicts.findings(experiment.claims, experiment.names, kinds, evidence)
+
+
+def describe(outcome: Outcome, found: Sequence[Finding]) -> Page:
+    """Everything that the page says."""
+    experiment, records = outcome.experiment, outcome.results.records
+    notes = [*outcome.missing.values(), *tables.reasons(records), *frozen_notes(outcome.results)]
+    claims = [(f.claim, f.degradation, Cell(f.verdict, style=verdicts.STYLES[f.verdict]), f.numbers) for f in found]
+    return Page(
+        title=f"{heading(outcome.name)}: {experiment.title}",
+        lead=caption(outcome),
+        sections=(
+            Section("Results", [results_table(outcome), Notes(notes)]),
+            Section("What the paper claims", [listing("Claim, Degradation, Here, Numbers", claims)] if claims else []),
+            Section("Figures", figures_of(outcome)),
+            Section("How each row sampled, and what it took", [Notes(settings(outcome)), costs_table(outcome)]),
+        ),
+    )
+
+
+def results_table(outcome: Outcome) -> Table:
+    """The paper's table with our numbers, its own beside them."""
+    experiment, records = outcome.experiment, outcome.results.records
+    metrics = {
+        column.kind: tables.with_stand_ins(experiment.metrics, [r for r in records if r.degradation == column.kind])
+        for column in outcome.plan
     }
+    names = {name: experiment.row(name).paper or name for name in experiment.names}
+    return tables.layout(experiment.groups, metrics, records, paper_of(outcome), names)
+
+
+def paper_of(outcome: Outcome) -> Paper:
+    return Paper.of_table(outcome.experiment.table, outcome.params.data.name)
+
+
+def costs_table(outcome: Outcome) -> Table:
+    """What each cell took."""
+    names = ("method", "degradation", "n", "n_diverged", "nfe", "seconds_per_image", "peak_memory_mib", "device")
+    heads = "Method, Degradation, #Images, #Diverged, #NFE, #Seconds per image, #Peak memory (MiB), Device"
+    costs = outcome.results.costs
+    return listing(heads, [["–" if cost[name] is None else cost[name] for name in names] for cost in costs])
 
 
 def heading(name: str) -> str:
@@ -141,9 +170,9 @@ def heading(name: str) -> str:
     return f"{kind.capitalize()} {int(number)}" if number.isdigit() else "Beyond the paper"
 
 
-def caption(outcome: Outcome, paper: tables.PaperTable) -> str:
+def caption(outcome: Outcome) -> str:
     """What was measured on what, and how far that is from the paper's scale."""
-    params, experiment = outcome.params, outcome.experiment
+    params, experiment, paper = outcome.params, outcome.experiment, paper_of(outcome)
     noise = "no noise" if params.evaluate.noise.is_absent else params.evaluate.noise.describe()
     trained = ", ".join(f"{images:,}" for images in sorted(set(outcome.trained_images.values()))) or "no"
     text = (
@@ -167,64 +196,60 @@ def frozen_notes(results: Results) -> list[str]:
 def settings(outcome: Outcome) -> list[str]:
     """How each row samples, where it differs from its algorithm's own settings."""
     methods = [method for column in outcome.plan for method in column.methods if method.sampler is not None]
-    return list(dict.fromkeys(f"{method.name}: {_told(method.sampler)}" for method in methods if method.sampler))
+    return list(dict.fromkeys(f"{method.name}: {_differences(method.sampler)}" for method in methods if method.sampler))
 
 
-def _told(sampler: Sampler) -> str:
+def _differences(sampler: Sampler) -> str:
     chosen, own = sampler.model_dump(), type(sampler)().model_dump()
     changed = [f"{key} {value} instead of {own[key]}" for key, value in chosen.items() if own[key] != value]
     return f"{chosen['kind']}, {', '.join(changed) or 'its own settings'}"
 
 
-def figures_of(outcome: Outcome, kinds: Sequence[str]) -> list[Picture]:
+def figures_of(outcome: Outcome) -> list[Picture]:
     """The pictures, one per degradation."""
     if outcome.experiment.shows == "curve":
-        return [curve_of(outcome, kinds)]
+        return [curve_of(outcome)]
     restorations, found = OUTPUT / outcome.name / "restorations", []
-    for kind in kinds:
+    for column in outcome.plan:
+        kind, methods = column.kind, [method.name for method in column.methods]
         path = REPORTS / f"{outcome.name}_{kind}.png"
-        methods = [method.name for column in outcome.plan if column.kind == kind for method in column.methods]
         if kind == UNCONDITIONAL:
             pictures.samples(path, restorations / kind, methods)
         elif outcome.experiment.shows == "components":
             pictures.components(path, restorations / kind, methods[0])
         else:
             pictures.gallery(path, restorations, kind)
-        found.append(Picture(path, tables.name_of(kind), ""))
+        found.append(Picture(path, tables.name_of(kind)))
     return found
 
 
-def curve_of(outcome: Outcome, kinds: Sequence[str]) -> Picture:
+def curve_of(outcome: Outcome) -> Picture:
     """Each metric against network calls, one line per group of rows, one panel per degradation."""
-    lookup = {(r["method"], r["degradation"], r["metric"]): r for r in map(Record.as_json, outcome.results.records)}
-    panels: dict[tuple[str, str], figures.Lines] = {}
-    for metric in tables.at_hand(outcome.experiment.metrics, list(lookup.values())):
-        for kind in kinds:
-            lines = {
-                group: [
-                    (r["nfe"], r["value"], r["low"], r["high"])
-                    for name in names
-                    if (r := lookup.get((name, kind, metric))) and tables.has_interval(r)
-                ]
-                for group, names in outcome.experiment.groups.items()
-            }
-            panels[tables.metric_name(metric) + tables.arrow(metric), tables.name_of(kind)] = lines
+    found = by_key(available(outcome.results.records))
+    panels = {
+        (METRICS[metric].label + METRICS[metric].arrow, tables.name_of(column.kind)): {
+            group: figures.points((r for n in names if (r := found.get((n, column.kind, metric)))), lambda r: r.nfe)
+            for group, names in outcome.experiment.groups.items()
+        }
+        for metric in tables.with_stand_ins(outcome.experiment.metrics, found.values())
+        for column in outcome.plan
+    }
     path = REPORTS / f"{outcome.name}.png"
-    figures.against_calls(path, panels)
-    return Picture(path, "Quality against network calls", "")
+    figures.lines(path, panels, "network calls")
+    return Picture(path, "Quality against network calls")
 
 
-def as_data(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, Any]:
+def as_data(outcome: Outcome, found: Sequence[Finding]) -> dict[str, Any]:
     """The table for programs."""
     return {
         "name": outcome.name,
         "title": outcome.experiment.title,
-        "caption": content["caption"],
+        "caption": caption(outcome),
         "dataset": outcome.params.data.name,
         "measurements_sha256": outcome.results.measurements,
-        "settings": content["settings"],
+        "settings": settings(outcome),
         "missing": dict(outcome.missing),
-        "claims": [asdict(finding) for finding in content["claims"]],
+        "claims": [asdict(finding) for finding in found],
         "costs": outcome.results.costs,
         "records": [record.as_json() for record in outcome.results.records],
     }
@@ -232,19 +257,17 @@ def as_data(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Make a table or figure of the paper, or all of them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
-    parser.add_argument("--params", default="params.yaml")
-    parser.add_argument("--no-train", action="store_true", help="use the models at hand; rows without one are left out")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR if is_helper() else logging.INFO, format="%(message)s")
+    command = cli.parser(main.__doc__)
+    command.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
+    command.add_argument("--no-train", action="store_true", help="leave out rows whose model is not trained")
     failed = []
-    for name in arguments.names or experiment_names():
-        try:
-            table(load_params(arguments.params), name, trains=not arguments.no_train)
-        except InvFusionError as error:
-            failed.append(name)
-            log.error("error: %s: %s", name, error)
+    with cli.started(command, quiet=is_helper()) as options:
+        for name in options.names or experiment_names():
+            try:
+                table(options.params, name, trains=not options.no_train)
+            except InvFusionError as error:
+                failed.append(name)
+                log.error("error: %s: %s", name, error)
     if failed:
         sys.exit(
             f"error: {', '.join(failed)} could not be made; the reasons stand above, and what was computed is kept"

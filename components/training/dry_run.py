@@ -4,31 +4,24 @@
 could not.
 """
 
-import argparse
 import logging
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from components import cli
 from components.params import Params, load_params
-from components.training.train import denoiser_for
+from components.profiles import load_profile
+from components.training.train import network
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import Condition
-from invfusion.errors import InvFusionError
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
 from invfusion.rng import generator, generators, randn
 
 log = logging.getLogger(__name__)
-
-
-def profile_path(name: str) -> Path:
-    """The params file of a named profile; `params.yaml` itself where no name is given."""
-    return Path("profiles") / f"{name}.yaml" if name else Path("params.yaml")
 
 
 def dry_run(params: Params, batch_size: int = 1) -> None:
@@ -38,11 +31,11 @@ def dry_run(params: Params, batch_size: int = 1) -> None:
         InvFusionError: the model, the operators or the loss do not fit together.
     """
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
-    for variant in params.train.variants:
+    for name in params.train.models:
         with torch.device("meta"):
-            model = denoiser_for(params, variant)
-        log.info("%-13s %11s parameters", variant, f"{sum(p.numel() for p in model.parameters()):,}")
-    denoiser = denoiser_for(params, "invfusion")
+            model = network(params, name)
+        log.info("%-13s %11s parameters", name, f"{sum(p.numel() for p in model.parameters()):,}")
+    denoiser = network(params, "invfusion")
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
     for family in families(params.degradation):
         _one_step(params, denoiser, x, family)
@@ -67,18 +60,14 @@ def _one_step(params: Params, denoiser: Denoiser, x: Tensor, family: Degradation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
-    parser.add_argument("--batch-size", type=int, default=1)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        path = profile_path(arguments.profile)
-        params = load_params(path)
-        log.info("%s is valid: %d training images at %d px", path, params.train.images, params.data.image_size)
-        dry_run(params, arguments.batch_size)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    command = cli.parser(__doc__, params=False)
+    command.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
+    command.add_argument("--batch-size", type=int, default=1)
+    with cli.started(command) as options:
+        params = load_profile(options.profile) if options.profile else load_params()
+        name = options.profile or "params.yaml"
+        log.info("%s is valid: %d training images at %d px", name, params.train.images, params.data.image_size)
+        dry_run(params, options.batch_size)
 
 
 if __name__ == "__main__":

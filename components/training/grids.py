@@ -2,29 +2,27 @@
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from invfusion import codec
 from invfusion.data import StagedDataset
-from invfusion.diffusion.losses import DiffusionLoss, InDILoss
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
 from invfusion.operators import Measurement
 from invfusion.rng import generators, randn
-from invfusion.samplers import MMSE, Heun, InDI, Sampler
-from invfusion.training.task import Loss, Task
-from invfusion.training.unrolled import UnrolledDDRMLoss
+from invfusion.samplers import AnySampler, Sampler
+from invfusion.training.task import Task
 
 N_IMAGES = 8
-N_STEPS = 8
 SCALE = 4
+SAMPLER: TypeAdapter[Sampler] = TypeAdapter(AnySampler)
 
 
-def restoration_grid(dataset: StagedDataset, task: Task, denoiser: Denoiser) -> np.ndarray:
+def restoration_grid(dataset: StagedDataset, task: Task, denoiser: Denoiser, sampler: Sampler) -> np.ndarray:
     """Rows: truth, H_pinv y, restoration; (H, W, C) uint8. Unconditional models show samples alone.
 
-    Diffusion models restore by a few Heun steps, distilled ones in one, the others as they are trained to. Labels are
-    left out.
+    Labels are left out.
     """
     device = next(denoiser.parameters()).device
     x = codec.decode(dataset.read(range(min(N_IMAGES, len(dataset))))).to(device)
@@ -32,22 +30,9 @@ def restoration_grid(dataset: StagedDataset, task: Task, denoiser: Denoiser) -> 
     draws = generators(task.seed, "grid/noise", range(len(x)))
     noise = randn(tuple(x.shape[1:]), draws, device)
     with torch.inference_mode():
-        restored = _sampler(task.loss).sample(denoiser, measurement, noise, generators=draws).x
+        restored = sampler.sample(denoiser, measurement, noise, generators=draws).x
     rows = [restored] if measurement is None else [x, measurement.H_pinv_y, restored]
     return _tile(torch.stack(rows))
-
-
-def _sampler(loss: Loss) -> Sampler:
-    """What reads out a model that was trained by this loss."""
-    match loss:
-        case DiffusionLoss():
-            return Heun(n_steps=N_STEPS)
-        case InDILoss():
-            return InDI(n_steps=N_STEPS, epsilon=loss.epsilon)
-        case UnrolledDDRMLoss():
-            return loss.sampler
-        case _:
-            return MMSE()
 
 
 def _measure(task: Task, x: Tensor) -> Measurement | None:

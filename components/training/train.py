@@ -1,10 +1,9 @@
-"""Train one variant of the denoiser on the staged data, and publish its averaged weights.
+"""Train one model on the staged data, from fresh weights or from another model, and publish its averaged weights.
 
-`python -m components.training.train --variant invfusion` runs it without orchestration. For many GPUs or machines,
+`python -m components.training.train --model invfusion` runs it without orchestration. For many GPUs or machines,
 start that under torchrun, or set `runtime.processes` for those of one machine.
 """
 
-import argparse
 import csv
 import hashlib
 import json
@@ -17,34 +16,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from components import tracking
+from components import cli, tracking
 from components.children import child
 from components.code import code_digest
 from components.device import n_processes, pick_device, threads_each
-from components.params import Params, RuntimeConfig, load_params
+from components.params import Params, RuntimeConfig
 from components.progress import Progress
-from components.training.grids import restoration_grid
-from invfusion.data import StagedDataset
+from components.training import identity
+from components.training.grids import SAMPLER, restoration_grid
+from invfusion.data import StagedDataset, TrainingStream
 from invfusion.errors import DataError, InvFusionError
 from invfusion.models import (
     Denoiser,
-    build_denoiser,
     checkpoint_activations,
     compile_network,
+    load_denoiser,
     save_denoiser,
     set_attention_backend,
 )
-from invfusion.training.config import OptimisationConfig, TrainedVariant
+from invfusion.samplers import Sampler
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.history import History
 from invfusion.training.lock import exclusive
 from invfusion.training.loop import LOG
 from invfusion.training.loop import train as run_training
+from invfusion.training.recipes import RECIPES, Distillation
 from invfusion.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -56,38 +57,31 @@ STATE = Path("state/train")
 # Launched processes may have to finish a batch and write a checkpoint.
 STOP_S = 60
 
-VARIANTS: tuple[str, ...] = tuple(name for part in get_args(TrainedVariant) for name in get_args(part))
-
 # They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
-# The code that makes the weights what they are.
-_CODE = ("invfusion.training.loop", "invfusion.training.unrolled")
 
 
-def train(params: Params, variant: TrainedVariant) -> Path:
-    """Train (or go on training) one variant; returns artifacts/models/<variant>.
+def train(params: Params, name: str) -> Path:
+    """Train (or go on training) the model of one recipe; returns artifacts/models/<name>.
 
     Raises:
+        CheckpointError: the model to start from has not been trained.
         InvFusionError: data, parameters or services are wrong, before training starts; NonFiniteError during it.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with a checkpoint written.
     """
     if must_launch(params):
-        launch(params, variant, "components.training.train", ["--variant", variant])
-        return MODELS / variant
-    return run(params, variant, task_of(params, variant), denoiser_for(params, variant))
+        launch(params, name, "components.training.train", ["--model", name])
+        return MODELS / name
+    return run(params, name, network(params, name))
 
 
-def task_of(params: Params, variant: TrainedVariant) -> Task:
-    """What a model learns: to denoise (InDI: to go back to the image), and to restore unless it is unconditional."""
-    degradation = None if variant == "unconditional" else params.degradation
-    loss = params.train.indi if variant == "indi" else params.train.loss
-    return Task(loss, degradation, params.noise, params.train, params.seed)
-
-
-def denoiser_for(params: Params, variant: TrainedVariant) -> Denoiser:
-    """The freshly initialised denoiser of one variant; that of InDI sees no measurement, which it starts from."""
-    architecture = "unconditional" if variant == "indi" else variant
-    return build_denoiser(params.denoiser_config(architecture), seed=params.seed)
+def network(params: Params, name: str, start: Path | None = None) -> Denoiser:
+    """The network before training. start: the folder of the model that it starts from; None: the pipeline's."""
+    recipe, before = params.recipe(name), params.starts_from(name)
+    if before is None:
+        return recipe.network(params.denoiser_config(**recipe.architecture), params.seed)
+    assert isinstance(recipe, Distillation), name
+    return recipe.network_from(load_denoiser(start or MODELS / before), params.seed)
 
 
 @dataclass(frozen=True)
@@ -109,14 +103,14 @@ class Places:
         return cls(home / "model", home / "log.csv", STATE / home.name)
 
 
-def run(params: Params, name: str, task: Task, denoiser: Denoiser, places: Places | None = None) -> Path:
-    """Train a denoiser on a task and publish it; returns its folder, artifacts/models/<name> without other places."""
+def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = None) -> Path:
+    """Train a network by a recipe and publish it; returns its folder, artifacts/models/<name> without other places."""
     places = places or Places.of(name)
     tracking.check_reachable(params)
     device = pick_device(params.runtime.device)
     dataset = StagedDataset(STAGED, "train")
-    facts = facts_of(params, name, task, denoiser, dataset)
-    task = replace(task, fingerprint=facts["fingerprint"])
+    facts = facts_of(params, name, denoiser, dataset)
+    task = replace(params.task(name), fingerprint=facts["fingerprint"])
     _accelerate(denoiser, params.runtime)
     stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
@@ -125,9 +119,9 @@ def run(params: Params, name: str, task: Task, denoiser: Denoiser, places: Place
             stack.enter_context(exclusive(places.state))
         stack.enter_context(_on_stop_signals(stop.ask))
         observer = stack.enter_context(_observer(params, name, task, dataset, group))
+        stream = TrainingStream(dataset, task.seed, task.config.micro_batch_size, params.runtime.workers)
         model = run_training(
-            task, denoiser, dataset, places.state,
-            device=device, processes=group, n_workers=params.runtime.workers,
+            task, denoiser, stream, places.state, device=device, processes=group,
             n_draw_threads=params.runtime.draw_threads,
             observer=observer, should_stop=lambda: stop.signal is not None or _is_orphan(parent),
         )  # fmt: skip
@@ -146,19 +140,16 @@ def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig) -> None:
         compile_network(denoiser)
 
 
-def facts_of(params: Params, name: str, task: Task, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
+def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
     """What defines a trained model, with the fingerprint of all that its training state depends on."""
-    defining = {
+    chosen = identity.settings(params.task(name))
+    defining = chosen | {
         "name": name,
         "data_digest": dataset.digest,
         "architecture": denoiser.config.model_dump(mode="json"),
         "initial_weights": _hash_weights(denoiser),
-        "loss": task.loss.model_dump(mode="json"),
-        "degradation": task.degradation.model_dump(mode="json") if task.degradation is not None else None,
-        "noise": task.noise.model_dump(mode="json") if task.degradation is not None else None,
-        "training": task.config.model_dump(mode="json", include=set(OptimisationConfig.model_fields) - _NOT_DEFINING),
-        "seed": task.seed,
-        "code": code_digest(*_CODE),
+        "training": {key: value for key, value in chosen["training"].items() if key not in _NOT_DEFINING},
+        "code": code_digest(*identity.entry_points(params, name)),
     }
     fingerprint = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
     return defining | {"data": params.data.name, "fingerprint": fingerprint}
@@ -217,18 +208,12 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
         raise InvFusionError(f"{module} stopped with exit code {code}; its own message stands above")
 
 
-def command_line(description: str | None, option: str, choices: Sequence[str], component: Callable[..., Path]) -> None:
-    """The command line of a component that trains something: one choice, and the params file."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(f"--{option}", required=True, choices=choices, dest="choice")
-    parser.add_argument("--params", default="params.yaml")
-    arguments = parser.parse_args()
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s")
-    try:
-        component(load_params(arguments.params), arguments.choice)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    """Train one model."""
+    command = cli.parser(__doc__)
+    command.add_argument("--model", required=True, choices=RECIPES)
+    with cli.started(command, quiet=os.environ.get("RANK", "0") != "0") as options:
+        train(options.params, options.model)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -273,8 +258,11 @@ def _on_stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
 class _Observer:
     """Shows progress, and sends the curve and sample grids to the tracker."""
 
-    def __init__(self, bar: Any, progress: Progress, sink: tracking.Run, shown: StagedDataset, task: Task) -> None:
+    def __init__(
+        self, bar: Any, progress: Progress, sink: tracking.Run, shown: StagedDataset, task: Task, sampler: Sampler
+    ) -> None:
         self.bar, self.progress, self.sink, self.shown, self.task = bar, progress, sink, shown, task
+        self.sampler = sampler
 
     def on_begin(self, nimg: int) -> None:
         self.bar.initial = self.bar.last_print_n = self.bar.n = nimg
@@ -287,7 +275,7 @@ class _Observer:
         self.sink.log_metrics({key: value for key, value in entry.items() if key != "nimg"}, int(entry["nimg"]))
 
     def on_grid(self, averaged: Denoiser, nimg: int) -> None:
-        picture = restoration_grid(self.shown, self.task, averaged)
+        picture = restoration_grid(self.shown, self.task, averaged, self.sampler)
         self.progress.show(picture)
         self.sink.log_image("samples", picture, nimg)
 
@@ -313,8 +301,9 @@ def _observer(
         tqdm(total=task.config.total_images, desc=name, unit="img", mininterval=2, smoothing=0.1) as bar,
     ):
         sink.log_dataset(params.data.name, dataset.digest, str(params.data.shards))
-        yield _Observer(bar, Progress(name, task.config.total_images, "images"), sink, shown, task)
+        sampler = SAMPLER.validate_python(params.recipe(name).reads_out)
+        yield _Observer(bar, Progress(name, task.config.total_images, "images"), sink, shown, task, sampler)
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "variant", VARIANTS, train)
+    main()

@@ -35,6 +35,16 @@ class TrainingStream:
     micro_batch_size: int
     n_workers: int = 0
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of each image."""
+        return self.dataset.image_shape
+
+    @property
+    def highest_label(self) -> int:
+        """The highest class label; -1 without classes."""
+        return int(self.dataset.labels.max())
+
     def batch(self, start: int, count: int | None = None) -> Batch:
         """The samples start .. start + count of the stream; `count` defaults to one micro-batch."""
         count = self.micro_batch_size if count is None else count

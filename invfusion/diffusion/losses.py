@@ -51,14 +51,17 @@ def squared_error(estimate: Tensor, x: Tensor) -> Tensor:
 class DiffusionLoss(Config):
     """Denoising score matching with a learned log-variance (paper Eq. 6; weighting and u(sigma) of EDM2).
 
-    ln sigma ~ N(P_mean, P_std^2). Errors are means over pixels and channels, where the paper has sums: the minimiser is
-    the same, and under Adam so is every step, while the value does not scale with the image.
+    ln sigma ~ N(P_mean, P_std^2), but for a share of sigma = `sigma_max`, where the input tells nothing and the network
+    learns the posterior mean; the weights are those of the network's preconditioning. Errors are means over pixels and
+    channels, where the paper has sums: the minimiser is the same, and under Adam so is every step, while the value does
+    not scale with the image.
     """
 
     kind: Literal["diffusion"] = "diffusion"
     P_mean: float = -0.8
     P_std: float = Field(default=1.6, gt=0)
-    sigma_data: float = Field(default=0.5, gt=0)
+    share_at_sigma_max: float = Field(default=0.0, ge=0, lt=1)
+    sigma_max: float = Field(default=100.0, gt=0)
 
     trains_log_variance: ClassVar[bool] = True
 
@@ -68,14 +71,16 @@ class DiffusionLoss(Config):
         return self.at(network, x, condition, sigma, standard_normal(tuple(x.shape), generator, x.device))
 
     def noise_levels(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) draws of the log-normal density."""
-        return (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp()
+        """(n,) draws of the density."""
+        sigma = (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp()
+        if self.share_at_sigma_max == 0:
+            return sigma
+        return sigma.where(torch.rand(n, generator=generator) >= self.share_at_sigma_max, self.sigma_max)
 
     def at(self, network: Network, x: Tensor, condition: Condition, sigma: Tensor, noise: Tensor) -> LossOutput:
-        """Noise levels (B,) and standard normal noise like x -> lambda(sigma) / exp(u) * mean((D - x)^2) + u."""
+        """Noise levels (B,) and standard normal noise like x -> weight / exp(u) * mean((D - x)^2) + u."""
         noisy = x + sigma.view(-1, 1, 1, 1) * noise
-        denoised, u = network(noisy, sigma, *condition.arguments, return_logvar=True)
-        weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
+        denoised, u, weight = network(noisy, sigma, *condition.arguments, return_logvar=True)
         weighted = weight * squared_error(denoised, x)
         return LossOutput(weighted / u.exp() + u, {"weighted_mse": weighted.detach()})
 
@@ -133,7 +138,7 @@ class NPPCLoss(Config):
     kind: Literal["nppc"] = "nppc"
     sigma: float = Field(default=100.0, gt=0)
     direction_weight: float = Field(default=0.1, ge=0)
-    length_weight: float = Field(default=0.01, ge=0)
+    length_weight: float = Field(default=0.1, ge=0)
 
     trains_log_variance: ClassVar[bool] = False
 

@@ -6,12 +6,16 @@ from torch import Tensor
 
 
 class Preconditioning(NamedTuple):
-    """D(x, sigma) = skip * x + out * F(in_ * x, noise): factors of shape (B, 1, 1, 1), `noise` (B,), float32."""
+    """D(x, sigma) = skip * x + out * F(in_ * x, noise): factors of shape (B, 1, 1, 1), `noise` (B,), float32.
+
+    weight: of squared errors in the loss, 1 / out^2, (B,).
+    """
 
     skip: Tensor
     out: Tensor
     in_: Tensor
     noise: Tensor
+    weight: Tensor
 
 
 def precondition(sigma: Tensor, sigma_data: float) -> Preconditioning:
@@ -20,5 +24,9 @@ def precondition(sigma: Tensor, sigma_data: float) -> Preconditioning:
     s = sigma.view(-1, 1, 1, 1)
     total = s.square() + sigma_data**2
     return Preconditioning(
-        skip=sigma_data**2 / total, out=s * sigma_data / total.sqrt(), in_=total.rsqrt(), noise=sigma.log() / 4
+        skip=sigma_data**2 / total,
+        out=s * sigma_data / total.sqrt(),
+        in_=total.rsqrt(),
+        noise=sigma.log() / 4,
+        weight=(sigma.square() + sigma_data**2) / (sigma * sigma_data).square(),
     )

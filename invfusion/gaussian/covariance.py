@@ -20,12 +20,12 @@ RANK_TOLERANCE = 1e-9
 
 
 def given_noisy(c: Tensor, p: Tensor) -> Tensor:
-    """The variance that a direction of prior variance c keeps, given an image with noise of precision p."""
+    """The variance that a direction of prior variance c keeps, given an image with noise of precision p; any shape."""
     return c / (1 + c * p)
 
 
 class Covariance(nn.Module, ABC):
-    """A covariance of images (C, H, W) with known eigenvalues, all positive; `tensor_names` are those that define it."""
+    """A covariance of images (C, H, W) with known, positive eigenvalues; `tensor_names` are those that define it."""
 
     tensor_names: ClassVar[tuple[str, ...]]
 
@@ -44,7 +44,7 @@ class LowRank(Covariance):
     basis: U, (C, H, W, r) with orthonormal columns; variances: v, (r,), not negative; floor: (), positive.
     """
 
-    tensor_names = ("basis", "variances", "floor")
+    tensor_names: ClassVar[tuple[str, ...]] = ("basis", "variances", "floor")
     basis: Tensor
     variances: Tensor
     floor: Tensor
@@ -99,7 +99,7 @@ class LowRank(Covariance):
 
 
 class Coloured(LowRank):
-    """Low rank for each of C uncorrelated combinations of the channels: sum_k c_k c_k^T (x) U_k diag(v_k) U_k^T + floor I.
+    """sum_k c_k c_k^T (x) U_k diag(v_k) U_k^T + floor I: C uncorrelated combinations of the channels, each of low rank.
 
     An operator that treats the channels alike then sees C images of one channel, each with a problem of its own, C^2
     times cheaper in sum. Grey images that are stored as colours have but one combination that varies.
@@ -133,17 +133,17 @@ class Coloured(LowRank):
         return len(self.colours) * self.basis[..., 0].numel()
 
     def seen_by(self, rows: Tensor) -> Tensor:
-        turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.unflatten(2, (len(self.colours), -1)))
+        turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.view(*rows.shape[:2], len(self.colours), -1))
         return torch.cat([part @ block.flat_basis for part, block in zip(turned, self.blocks, strict=True)], 2)
 
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
-        turned = torch.einsum("kc,...chw->...khw", self.colours, x).split(1, -3)
+        turned = torch.einsum("kc,...chw->...khw", self.colours, x).unsqueeze(-3).unbind(-4)
         filtered = [block.filter(part, p, gain) for block, part in zip(self.blocks, turned, strict=True)]
         return torch.einsum("kc,...khw->...chw", self.colours, torch.cat(filtered, -3))
 
     @classmethod
     def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
-        """The `rank` leading principal components of all combinations together; the rest as in `LowRank`."""
+        """As `LowRank.fit` of (N, C, H, W), with the `rank` leading components of all combinations together."""
         n, channels, h, w = deviations.shape
         check_rank(n, channels * h * w, rank)
         colours = colour_combinations(deviations)
@@ -160,7 +160,8 @@ class Coloured(LowRank):
 def colour_combinations(deviations: Tensor) -> Tensor:
     """The uncorrelated combinations of the channels of (N, C, H, W), (C, C), the one that varies most first."""
     channels = deviations.transpose(0, 1).flatten(1)
-    return torch.linalg.eigh(channels @ channels.T)[1].T.flip(0)
+    combinations: Tensor = torch.linalg.eigh(channels @ channels.T)[1].T.flip(0)
+    return combinations
 
 
 def check_rank(n: int, size: int, rank: int) -> None:
@@ -175,7 +176,9 @@ def check_rank(n: int, size: int, rank: int) -> None:
 def left_out(deviations: Tensor, values: Tensor, floor: float) -> Tensor:
     """The variance (N, C, H, W) that leading eigenvalues leave to each other direction, at least `floor`."""
     size = deviations[0].numel()
-    left = (deviations.square().sum() / len(deviations) - values.sum()).clamp(min=0) / max(size - len(values), 1)
+    left: Tensor = (deviations.square().sum() / len(deviations) - values.sum()).clamp(min=0) / max(
+        size - len(values), 1
+    )
     return left.clamp(min=floor)
 
 

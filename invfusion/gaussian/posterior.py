@@ -34,12 +34,8 @@ class GaussianPosterior:
     def __init__(
         self, mean: Tensor, covariance: Covariance, measurement: Measurement | None, batch_size: int | None = None
     ) -> None:
-        if measurement is not None:
-            batch_size = measurement.operator.batch_size
-            if len(measurement.y) != batch_size:
-                raise ShapeError(f"{len(measurement.y)} measurements do not fit {batch_size} operators")
-        assert batch_size is not None
-        self.prior_mean, self.covariance, self.batch_size = mean, covariance, batch_size
+        self.prior_mean, self.covariance = mean, covariance
+        self.batch_size = len(measurement.y) if measurement is not None else batch_size or 1
         self.image_shape = tuple(mean.shape)
         nothing = measurement is None or measurement.y.numel() == 0
         self._measurement = None if nothing else measurement
@@ -52,7 +48,8 @@ class GaussianPosterior:
     @cached_property
     def variance(self) -> Tensor:
         """The mean posterior variance of a pixel, (B,) float32."""
-        return self._variance(self._nothing, self._given_y).float()
+        system = None if self._measurement is None else self._given_y
+        return self._variance(self._nothing, system).float()
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_sigma, y] for x_sigma (B, C, H, W) of noise levels sigma (B,) or (), positive: float32.
@@ -66,7 +63,7 @@ class GaussianPosterior:
         if tuple(x.shape) != (self.batch_size, *self.image_shape):
             raise ShapeError(f"expected images {(self.batch_size, *self.image_shape)}, got {tuple(x.shape)}")
         p = sigma.double().reshape(-1).pow(-2).expand(self.batch_size).to(self.prior_mean.device)
-        system = self._system(p)
+        system = None if self._measurement is None else self._solver.at(p)
         estimate = self._estimate(x.double(), p, system)
         return estimate.float(), self._variance(p, system).float()
 
@@ -118,7 +115,7 @@ class GaussianPosterior:
         """ln p(y) in nats, (B,) float64: of the density on the range of H where sigma_y = 0 or H has zero rows."""
         if self._measurement is None:
             return self.prior_mean.new_zeros(self.batch_size)
-        y, H, noise = self._exact
+        y, H, _ = self._exact
         gap = y - H.H(self.prior_mean.expand(self.batch_size, *self.image_shape))
         inside = H.H(H.H_pinv(gap))
         energy = (inside * self._given_y.solve(inside[:, None])[:, 0]).flatten(1).sum(1)
@@ -137,8 +134,7 @@ class GaussianPosterior:
         assert self._measurement is not None
         measurement = self._measurement.to(self.prior_mean.device)
         operator = measurement.operator
-        doubled = {name: tensor.double() for name, tensor in operator.tensors().items()}
-        exact = type(operator).from_tensors(operator.image_shape, doubled, operator.attributes())
+        exact = operator.with_tensors({name: tensor.double() for name, tensor in operator.tensors().items()})
         return measurement.y.double(), exact, measurement.sigma_y.double().square()
 
     @cached_property
@@ -147,12 +143,8 @@ class GaussianPosterior:
         return solver_for(self.covariance, operator, noise)
 
     @cached_property
-    def _given_y(self) -> System | None:
-        return self._system(self._nothing)
-
-    def _system(self, p: Tensor) -> System | None:
-        """None where there is no measurement."""
-        return None if self._measurement is None else self._solver.at(p)
+    def _given_y(self) -> System:
+        return self._solver.at(self._nothing)
 
     @cached_property
     def _mean(self) -> Tensor:
@@ -163,6 +155,7 @@ class GaussianPosterior:
         return mean + self._back(y - H.H(mean), self._nothing, self._given_y)
 
     def _estimate(self, x: Tensor, p: Tensor, system: System | None) -> Tensor:
+        """`system` is None where there is no measurement."""
         mean = self.prior_mean + self.covariance.filter(x - self.prior_mean, p, lambda c, p: c * p / (1 + c * p))
         if system is None:
             return mean

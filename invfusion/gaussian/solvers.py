@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Covariance, Coloured, LowRank, given_noisy, half_weights
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, given_noisy, half_weights
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
@@ -28,6 +28,7 @@ from invfusion.rng import generator
 
 # Pivots below this share of the largest are rounding errors of a zero.
 PIVOT_TOLERANCE = 1e-12
+DAMPING = 1e-10
 LOG_2_PI = math.log(2 * math.pi)
 
 GainOfSingular = Callable[[Tensor], Tensor]
@@ -67,9 +68,9 @@ class System(ABC):
 class Dense(Solver):
     """By Cholesky factorisation of n x n systems, n the largest number of measured entries in the batch.
 
-    seen: HU, (B, n, r); gram: H H^T, (B, n, n); outside: the projector onto what lies outside the range of H, (B, n, n),
-    or its diagonal where it is diagonal, (B, n); entries: where the n rows lie in a flat measurement, (B, n), or None
-    where n is its length.
+    seen: HU, (B, n, r); gram: H H^T, (B, n, n); outside: the projector onto what lies outside the range of H,
+    (B, n, n), or its diagonal where it is diagonal, (B, n); entries: where the n rows lie in a flat measurement,
+    (B, n), or None where n is its length.
     """
 
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
@@ -84,7 +85,11 @@ class Dense(Solver):
         if isinstance(operator, MaskOperator):
             assert self.entries is not None
             real = torch.arange(self.entries.shape[1], device=device) < n_measured(operator)[:, None]
-            return self.low_rank.flat_basis[self.entries] * real[..., None], torch.diag_embed(real.double()), (~real).double()
+            return (
+                self.low_rank.flat_basis[self.entries] * real[..., None],
+                torch.diag_embed(real.double()),
+                (~real).double(),
+            )
         if isinstance(operator, MatrixOperator):
             seen, gram = self.low_rank.seen_by(operator.matrix), operator.matrix @ operator.matrix.mT
             empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).double()
@@ -135,7 +140,7 @@ class _DenseSystem(System):
             # What lies outside the range of H is solved apart, so that a system of deficient rank can be factorised.
             self.scale = diagonal.mean(1) if diagonal.shape[1] else diagonal.sum(1)
             self.scale = self.scale.where(self.scale > 0, 1)
-            self.factor = torch.linalg.cholesky(matrix + self.scale[:, None, None] * outside)
+            self.factor = factorised(matrix + self.scale[:, None, None] * outside, self.scale)
             self.outside = outside
 
     def solve(self, r: Tensor) -> Tensor:
@@ -160,13 +165,16 @@ class _DenseSystem(System):
 
 def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     """H U, (B, r, *M)."""
-    images = covariance.flat_basis.mT.view(-1, *operator.image_shape)
+    if not len(covariance.variances):
+        return covariance.basis.new_zeros(operator.batch_size, 0, *operator.measurement_shape)
+    images = covariance.flat_basis.mT.reshape(len(covariance.variances), *operator.image_shape)
     if isinstance(operator, StridedConvolution):
         # The spectra of the basis are the same for all samples.
         s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
         z = torch.fft.rfft2(images).unflatten(-2, (s, m))
         folded = (z * operator.spectra.forward[:, None]).mean(dim=-3)
-        return torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+        seen: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+        return seen
     return operator.H(images.expand(operator.batch_size, *images.shape))
 
 
@@ -182,6 +190,17 @@ def measured_entries(operator: LinearOperator) -> Tensor | None:
 def n_measured(operator: MaskOperator) -> Tensor:
     """How many entries of the image each mask shows, (B,)."""
     return operator.mask.flatten(1).sum(1).long() * operator.image_shape[0]
+
+
+def factorised(matrix: Tensor, scale: Tensor) -> Tensor:
+    """Cholesky factors (B, n, n); too ill-conditioned a matrix is damped by `DAMPING` times its scale, (B,)."""
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not bool(failed.any()):
+        return factor
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factor = torch.linalg.cholesky(matrix + (DAMPING * scale * (failed > 0))[:, None, None] * eye)
+    return factor
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -259,7 +278,7 @@ class _WoodburySystem(System):
     @torch.no_grad()
     def variance(self) -> Tensor:
         """The floor's part by the operator's singular values, the rest by the diagonal of the factor's inverse."""
-        parts, low_rank, p = self.parts, self.parts.low_rank, self.p
+        parts, low_rank = self.parts, self.parts.low_rank
         size = low_rank.size
         q2, weights = squared_singular_values(parts.operator)
         share = q2 / (q2 + self.ratio[:, None]).where(q2 > 0, 1)
@@ -276,7 +295,8 @@ class _WoodburySystem(System):
         q2, weights = squared_singular_values(self.parts.operator)
         noise, floor = self.parts.noise[:, None], self.floor[:, None]
         on_range = ((floor * q2 + noise).log() + LOG_2_PI).where(q2 > 0, 0)
-        return (weights * on_range).sum(1) + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+        whole: Tensor = (weights * on_range).sum(1) + 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+        return whole
 
 
 def aligned_to(values: Tensor, like: Tensor) -> Tensor:
@@ -323,7 +343,7 @@ class _BlockSystem(System):
         self.colours, self.systems = colours, systems
 
     def solve(self, r: Tensor) -> Tensor:
-        turned = torch.einsum("kc,bncij->bnkij", self.colours, r).split(1, 2)
+        turned = torch.einsum("kc,bncij->bnkij", self.colours, r).unsqueeze(3).unbind(2)
         solved = [system.solve(part) for system, part in zip(self.systems, turned, strict=True)]
         return torch.einsum("kc,bnkij->bncij", self.colours, torch.cat(solved, 2))
 
@@ -433,7 +453,7 @@ SMALL = 64
 
 
 def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> Solver:
-    """The cheapest solver; the operator in float64."""
+    """The cheapest solver; the operator in float64, the variances `noise` (B,)."""
     if not isinstance(covariance, LowRank):
         return ConjugateGradients(covariance, operator, noise)
     if isinstance(covariance, Coloured) and isinstance(operator, MaskOperator | StridedConvolution):

@@ -1,4 +1,5 @@
-"""Denoisers on disk: a folder of model.safetensors, config.json and manifest.json. Nothing is ever unpickled.
+"""Denoisers on disk: a folder of model.safetensors, config.json and manifest.json, and prior.safetensors where the
+preconditioning is a Gaussian prior. Nothing is ever unpickled.
 
 A folder appears whole or not at all: it is written beside its place, flushed to the disk, and then renamed. Between
 two renames the previous one lies at `.<name>.previous`, where loading finds it.
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.files import flush, previous, replace_folder
+from invfusion.gaussian import GaussianPrior
 from invfusion.models.config import DenoiserConfig
 from invfusion.models.denoiser import Denoiser
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+PRIOR = "prior.safetensors"
 SHOWN_KEYS = 3
 
 
@@ -59,8 +62,9 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Den
     """
     folder = _existing(Path(folder))
     config = _read_config(folder / CONFIG)
+    prior = _read_prior(folder / PRIOR, config)
     with torch.device("meta"):
-        denoiser = Denoiser(config)
+        denoiser = Denoiser(config, prior=None if prior is None else prior.to(device))
     load_weights(denoiser, _read_weights(folder / WEIGHTS, device), source=str(folder / WEIGHTS))
     return denoiser.eval()
 
@@ -100,6 +104,8 @@ def _differences(own: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ..
 def _write_files(denoiser: Denoiser, folder: Path, manifest: Mapping[str, Any]) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in denoiser.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
+    if denoiser.prior is not None:
+        denoiser.prior.save(folder / PRIOR)
     (folder / CONFIG).write_text(denoiser.config.model_dump_json(indent=2) + "\n")
     (folder / MANIFEST).write_text(json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n")
     for path in folder.iterdir():
@@ -130,6 +136,21 @@ def _read_config(path: Path) -> DenoiserConfig:
         raise CheckpointError(
             f"{path}: not a denoiser's description ({error}); restore the file or train anew"
         ) from error
+
+
+def _read_prior(path: Path, config: DenoiserConfig) -> GaussianPrior | None:
+    if config.preconditioning == "edm":
+        return None
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing: the model's preconditioning is its Gaussian prior; restore the file or train anew"
+        )
+    prior = GaussianPrior.load(path)
+    try:
+        prior.check_fits(config.image_shape)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return prior
 
 
 def _read_weights(path: Path, device: torch.device | str) -> dict[str, Tensor]:

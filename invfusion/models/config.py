@@ -8,6 +8,7 @@ from invfusion.errors import ConfigError
 from invfusion.schema import Config
 
 Variant = Literal["invfusion", "palette", "unconditional"]
+PreconditioningName = Literal["edm", "gaussian"]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 
@@ -33,6 +34,9 @@ class DenoiserConfig(Config):
     invfusion_levels: indices of the levels whose blocks are InvFusion blocks, or "all" that can be (Table 8).
     n_classes: 0 for a model without classes.
     n_components: extra output images, the directions of an NPPC model.
+    preconditioning: what surrounds the network: "edm", the paper's, for images N(0, sigma_data^2 I); "gaussian", the
+    posterior of a Gaussian prior that was fitted to the training images.
+    sees_sigma_y: whether a conditional network is told the measurements' noise level; with "gaussian" it always is.
     Raises `ConfigError` where sizes do not fit together.
     """
 
@@ -51,6 +55,8 @@ class DenoiserConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     n_components: Count = 0
     sigma_data: Annotated[float, Field(gt=0)] = 0.5
+    preconditioning: PreconditioningName = "edm"
+    sees_sigma_y: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -60,8 +66,13 @@ class DenoiserConfig(Config):
 
     @property
     def in_channels(self) -> int:
-        """Channels that the network reads: the image, and H_pinv y beside it in the conditional variants."""
+        """Channels that the network reads: the image, and the measurement as an image in the conditional variants."""
         return self.channels * (1 if self.variant == "unconditional" else 2)
+
+    @property
+    def knows_noise_level(self) -> bool:
+        """Whether sigma_y reaches the network: its conditioning, and how far it inverts H."""
+        return self.variant != "unconditional" and (self.sees_sigma_y or self.preconditioning == "gaussian")
 
     @property
     def out_channels(self) -> int:

@@ -1,4 +1,4 @@
-"""The denoiser: EDM preconditioning around the raw network."""
+"""The denoiser: a preconditioning around the raw network."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -8,15 +8,16 @@ import torch
 from torch import Generator, Tensor
 
 from invfusion import rng
-from invfusion.diffusion.precond import precondition
 from invfusion.errors import ConfigError, ShapeError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models.config import DenoiserConfig, Variant
 from invfusion.models.hdit import HDiT
 from invfusion.models.layers import Initialised, Linear
+from invfusion.models.preconditioning import Gaussian, Surroundings, preconditioning_for
 from invfusion.operators.base import LinearOperator, Measurement
 
 LOGVAR_FEATURES = 128
-Output = Tensor | tuple[Tensor, Tensor]
+Output = Tensor | tuple[Tensor, ...]
 
 
 class LogVariance(Initialised):
@@ -45,24 +46,27 @@ class LogVariance(Initialised):
 class Denoiser(Initialised):
     """D(x, sigma, y, H, class): the estimate of the clean image, float32 under any autocast of the caller.
 
-    config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device). Images may have
-    any height and width: within, they are reflected at their lower and right edges to whole tokens.
+    config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device); prior: of the
+    training images, for preconditioning "gaussian" alone. Images may have any height and width, but for that prior's:
+    within, they are reflected at their lower and right edges to whole tokens.
     The unconditional variant ignores measurements; a model without classes ignores class labels.
-    Raises `ShapeError` where images, labels or the operator do not fit the model.
+    Raises `ConfigError` where the prior does not fit the config, and `ShapeError` where images, labels or the operator
+    do not fit the model.
     """
 
-    def __init__(self, config: DenoiserConfig, seed: int = 0) -> None:
+    def __init__(self, config: DenoiserConfig, seed: int = 0, prior: GaussianPrior | None = None) -> None:
         super().__init__()
         self.config = config
         # Below float32, the trunk runs under autocast; see `lower_precision`.
         self.trunk_dtype = torch.float32
         self.net = HDiT(config)
         self.log_variance = LogVariance()
+        self.preconditioning = preconditioning_for(config, prior)
         if not self.log_variance.phases.is_meta:
             self.initialise(rng.generator(seed, "denoiser/weights"))
 
     def initialise(self, generator: Generator) -> None:
-        """Draw all weights anew; then D(x, sigma) = c_skip(sigma) x exactly."""
+        """Draw all weights anew; then D is exactly what its preconditioning says before anything is learned."""
         for module in self.modules():
             if isinstance(module, Initialised) and module is not self:
                 module.initialise(generator)
@@ -71,6 +75,11 @@ class Denoiser(Initialised):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that the model is trained on."""
         return self.config.image_shape
+
+    @property
+    def prior(self) -> GaussianPrior | None:
+        """The Gaussian prior of preconditioning "gaussian"."""
+        return self.preconditioning.prior if isinstance(self.preconditioning, Gaussian) else None
 
     @property
     def n_classes(self) -> int:
@@ -121,29 +130,27 @@ class Denoiser(Initialised):
     ) -> Output:
         """x (B, C, H, W), sigma (B,) or (), class_labels (B,), augment_labels (B, 9) -> (B, C, H, W).
 
-        With `return_logvar`, also the log-variance (B,); with `return_components`, also the raw directions
-        (B, K, C, H, W) of an NPPC model. `sigma` may be 0-dimensional: one noise level for the whole batch.
+        With `return_logvar`, also the log-variance (B,) of the weighted squared error and the weight, (B,); with
+        `return_components`, also the raw directions (B, K, C, H, W) of an NPPC model. `sigma` may be 0-dimensional: one
+        noise level for the whole batch.
         """
         sigma = sigma.reshape(-1)
         if not self.is_conditional:
             measurement = None
         self._check(x, sigma, measurement, class_labels)
         x = x.float()
-        factors = precondition(sigma, self.config.sigma_data)
-        with self._trunk_precision(x.device.type):
-            raw = self.net(
-                padded(self._network_input(factors.in_ * x, measurement), self.config.coarsest_patch),
-                factors.noise,
-                None if measurement is None or measurement.y.numel() == 0 else measurement,
-                class_labels,
-                augment_labels,
-            )[..., : x.shape[-2], : x.shape[-1]].float()
+        around = self.preconditioning(x, sigma, measurement)
+        raw = self._raw(around, measurement, class_labels, augment_labels)
         channels = self.config.channels
-        denoised = torch.addcmul(factors.skip * x, factors.out, raw[:, :channels])
+        denoised = torch.addcmul(around.estimate, around.scale, _open(around, raw[:, :channels]))
         if return_logvar:
-            return denoised, self.log_variance(factors.noise).expand(len(x))
+            return denoised, self.log_variance(around.noise).expand(len(x)), around.weight.expand(len(x))
         if return_components:
-            return denoised, raw[:, channels:].reshape(-1, self.config.n_components, *x.shape[1:])
+            directions = raw[:, channels:].reshape(-1, self.config.n_components, *x.shape[1:])
+            if around.directions is None:
+                return denoised, directions
+            learned = around.scale[:, None] * _open(around, directions)
+            return denoised, around.directions(self.config.n_components) + learned
         return denoised
 
     def denoise_with_logvar(
@@ -155,7 +162,7 @@ class Denoiser(Initialised):
         augment_labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The denoised images (B, C, H, W) and the log-variance of their loss (B,)."""
-        denoised, logvar = self(x, sigma, measurement, class_labels, augment_labels, return_logvar=True)
+        denoised, logvar, _ = self(x, sigma, measurement, class_labels, augment_labels, return_logvar=True)
         return denoised, logvar
 
     def components(
@@ -177,12 +184,19 @@ class Denoiser(Initialised):
             return nullcontext()
         return torch.autocast(device_type, self.trunk_dtype)
 
-    def _network_input(self, x: Tensor, measurement: Measurement | None) -> Tensor:
-        """The scaled image, with H_pinv y beside it in the conditional variants."""
-        if not self.is_conditional:
-            return x
-        hint = torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
-        return torch.cat((x, hint), dim=1)
+    def _raw(
+        self,
+        around: Surroundings,
+        measurement: Measurement | None,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+    ) -> Tensor:
+        """What the network makes of it, (B, out_channels, H, W) float32."""
+        seen = None if measurement is None or measurement.y.numel() == 0 else measurement
+        with self._trunk_precision(around.images.device.type):
+            images = padded(around.images, self.config.coarsest_patch)
+            raw: Tensor = self.net(images, around.noise, seen, class_labels, augment_labels).float()
+        return raw[..., : around.images.shape[-2], : around.images.shape[-1]]
 
     def _check(self, x: Tensor, sigma: Tensor, measurement: Measurement | None, class_labels: Tensor | None) -> None:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
@@ -223,12 +237,16 @@ def padded(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
+def _open(around: Surroundings, images: Tensor) -> Tensor:
+    return images if around.leave_open is None else around.leave_open(images)
+
+
 def with_components(denoiser: Denoiser, n_components: int, seed: int = 0) -> Denoiser:
     """A copy of a denoiser with K more output images, the directions of an NPPC model, which start slightly off zero.
 
     Source: paper section 5. The image that the copy estimates is unchanged.
     """
-    grown = Denoiser(denoiser.config.model_copy(update={"n_components": n_components}), seed)
+    grown = Denoiser(denoiser.config.model_copy(update={"n_components": n_components}), seed, denoiser.prior)
     head, old_head = grown.net.patch_out, denoiser.net.patch_out
     with torch.no_grad():
         head.by_channel()[:, : denoiser.config.channels] = old_head.by_channel()[:, : denoiser.config.channels].cpu()

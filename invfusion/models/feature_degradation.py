@@ -5,6 +5,7 @@ features with the measurement y.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,16 +18,19 @@ class FeatureDegradation(nn.Module):
 
     patch: side in pixels of one token's image patch; channels: of the image; d = stack size * channels * patch^2, the
     features ordered (row in patch, column in patch, stack, channel). Tokens beyond the operator's image, which pad it
-    to whole tokens, are not degraded: they see zeros. The back-projection is the operator's `back_project`, exact for
-    all of ours. Gradients flow through H and H_pinv. All of it runs in float32 under any autocast: an inverse blur
-    magnifies the rounding of what lies between H and H_pinv up to a hundredfold.
+    to whole tokens, are not degraded: they see zeros. The back-projection is the operator's
+    `back_project`, exact for all of ours; where `damping`, the variance of images, is given, noisy measurements are
+    projected back by H^T (H H^T + sigma_y^2 / damping)^-1, which does not magnify their noise. Gradients flow through
+    all of it, in float32 under any autocast: an inverse blur magnifies the rounding of what lies between H and H_pinv
+    up to a hundredfold.
     """
 
-    def __init__(self, width: int, patch: int, channels: int) -> None:
+    def __init__(self, width: int, patch: int, channels: int, damping: float | None = None) -> None:
         super().__init__()
         self.patch = patch
         self.channels = channels
         self.stack_size = width // (channels * patch**2)
+        self.damping = damping
         self.mix = Linear(self.stack_size + 1, self.stack_size, bias=True)
 
     def forward(self, x: Tensor, measurement: Measurement) -> Tensor:
@@ -37,17 +41,21 @@ class FeatureDegradation(nn.Module):
             z = operator.H(features[..., :height, :width]).flatten(2)
             both = torch.cat((y.flatten(1).unsqueeze(1).to(z.dtype), z), dim=1)
             mixed = F.gelu(torch.matmul(self.mix.weight, both) + self.mix.bias[:, None])
-            images = operator.back_project(mixed.view(*mixed.shape[:2], *operator.measurement_shape))
+            images = self._back(mixed.view(*mixed.shape[:2], *operator.measurement_shape), measurement)
             beyond = (0, features.shape[-1] - width, 0, features.shape[-2] - height)
             return self._to_tokens(F.pad(images, beyond)).to(x.dtype)
 
+    def _back(self, y: Tensor, measurement: Measurement) -> Tensor:
+        operator = measurement.operator
+        if self.damping is None or not measurement.is_noisy:
+            return operator.back_project(y)
+        level = measurement.sigma_y.to(y).square() / self.damping
+        return operator.H_adjoint(operator.damped_inverse(y, level))
+
     def _to_images(self, x: Tensor) -> Tensor:
         """(B, H, W, d) -> (B, stack, channels, H * patch, W * patch)."""
-        (b, h, w, _), p, c, k = x.shape, self.patch, self.channels, self.stack_size
-        return x.view(b, h, w, p, p, k, c).permute(0, 5, 6, 1, 3, 2, 4).reshape(b, k, c, h * p, w * p)
+        return rearrange(x, "b h w (p q k c) -> b k c (h p) (w q)", p=self.patch, q=self.patch, c=self.channels)
 
     def _to_tokens(self, images: Tensor) -> Tensor:
-        """The inverse of `_to_images`."""
-        (b, k, c, height, width), p = images.shape, self.patch
-        h, w = height // p, width // p
-        return images.reshape(b, k, c, h, p, w, p).permute(0, 3, 5, 4, 6, 1, 2).reshape(b, h, w, p * p * k * c)
+        """(B, stack, channels, H * patch, W * patch) -> (B, H, W, d), the inverse of `_to_images`."""
+        return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=self.patch, q=self.patch)

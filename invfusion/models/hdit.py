@@ -133,12 +133,15 @@ def set_attention_backend(model: nn.Module, name: str) -> None:
 
 
 class JointAttention(SelfAttention):
-    """Attention whose softmax also runs over keys and values made from the degraded features: the InvFusion block."""
+    """Attention of tokens (B, H, W, d) whose softmax also runs over keys and values made from the degraded features:
+    the InvFusion block (paper, section 3).
+    """
 
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__(config, index)
         d = config.levels[index].width
-        self.degradation = FeatureDegradation(d, config.patch_at(index), config.channels)
+        damping = config.sigma_data**2 if config.knows_noise_level else None
+        self.degradation = FeatureDegradation(d, config.patch_at(index), config.channels, damping)
         self.degradation_norm = AdaRMSNorm(d, config.mapping_width)
         self.degradation_key = Linear(2 * d, d)
         self.degradation_value = Linear(d, d)
@@ -171,7 +174,7 @@ class JointAttention(SelfAttention):
 
 
 class Layer(nn.Module):
-    """An attention block, then a feed-forward block."""
+    """An attention block, then a feed-forward block, on tokens (B, H, W, d)."""
 
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__()
@@ -190,7 +193,7 @@ class Layer(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """The layers of one way through one resolution."""
+    """The layers of one way through one resolution, on tokens (B, H, W, d)."""
 
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__(Layer(config, index) for _ in range(config.levels[index].depth))
@@ -209,8 +212,12 @@ class Level(nn.ModuleList):
         return x
 
 
+# Noise of measurements below this level, half a grey level, is none.
+LEAST_SIGMA_Y = 0.004
+
+
 class Conditioning(nn.Module):
-    """Noise level, augmentation labels and class -> conditioning vector (B or 1, mapping_width). Runs in float32."""
+    """Noise levels, augmentation labels and class -> conditioning vector (B or 1, mapping_width). Runs in float32."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -222,8 +229,19 @@ class Conditioning(nn.Module):
         self.augment_proj = Linear(width, width)
         self.class_embedding = ClassEmbedding(config.n_classes + 1, width) if config.n_classes else None
         self.mapping = Mapping(width, config.mapping_depth, config.mapping_hidden)
+        if config.knows_noise_level:
+            self.sigma_y_features = FourierFeatures(1, width)
+            self.sigma_y_proj = Linear(width, width, zero=True)
+        self.knows_noise_level = config.knows_noise_level
 
-    def forward(self, noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        noise: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+        sigma_y: Tensor | None = None,
+    ) -> Tensor:
+        """noise: ln sigma / 4, (B,) or (1,); sigma_y: (B,), None where nothing is measured."""
         with torch.autocast(noise.device.type, enabled=False):
             if augment_labels is None:
                 augment_labels = noise.new_zeros(1, AUGMENT_LABELS)
@@ -233,6 +251,10 @@ class Conditioning(nn.Module):
                 if class_labels is None:
                     class_labels = torch.full((1,), self.n_classes, device=noise.device)
                 total = total + self.class_embedding(class_labels)
+            if self.knows_noise_level:
+                level = noise.new_zeros(1) if sigma_y is None else sigma_y.float()
+                level = level.clamp(min=LEAST_SIGMA_Y).log()[:, None] / 4
+                total = total + self.sigma_y_proj(self.sigma_y_features(level))
             cond: Tensor = self.mapping(total)
             return cond
 
@@ -264,7 +286,8 @@ class HDiT(nn.Module):
         augment_labels: Tensor | None,
     ) -> Tensor:
         """`measurement` None means that there is nothing to see: the degraded features are zero."""
-        cond = self.conditioning(noise, class_labels, augment_labels)
+        sigma_y = None if measurement is None else measurement.sigma_y
+        cond = self.conditioning(noise, class_labels, augment_labels, sigma_y)
         x = self.patch_in(space_to_depth(x.permute(0, 2, 3, 1).contiguous(), self.patch_size))
         skips = []
         for level, merge in zip(self.down, self.merges, strict=True):

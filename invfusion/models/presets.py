@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from invfusion.errors import ConfigError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models.config import DenoiserConfig, LevelConfig, Variant
 from invfusion.models.denoiser import Denoiser
 from invfusion.names import Registry
@@ -55,14 +56,20 @@ PRESETS: Registry[DenoiserConfig] = Registry(
 
 
 def build_denoiser(
-    preset: str | DenoiserConfig, variant: Variant | None = None, *, seed: int = 0, **overrides: Any
+    preset: str | DenoiserConfig,
+    variant: Variant | None = None,
+    *,
+    seed: int = 0,
+    prior: GaussianPrior | None = None,
+    **overrides: Any,
 ) -> Denoiser:
     """A denoiser with fresh weights.
 
     preset: a name of `PRESETS` or a config; variant: instead of the config's own (the presets' is "invfusion");
-    seed: of the weights; overrides: any fields of `DenoiserConfig`. Raises `ConfigError`.
+    seed: of the weights; prior: for preconditioning "gaussian"; overrides: any fields of `DenoiserConfig`.
+    Raises `ConfigError`.
     """
-    return Denoiser(denoiser_config(preset, variant, **overrides), seed)
+    return Denoiser(denoiser_config(preset, variant, **overrides), seed, prior)
 
 
 def denoiser_config(preset: str | DenoiserConfig, variant: Variant | None = None, **overrides: Any) -> DenoiserConfig:

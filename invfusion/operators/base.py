@@ -246,15 +246,20 @@ class LinearOperator(nn.Module, ABC):
         return self.H_adjoint(y / aligned(square, y.ndim).to(y.dtype))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
-        """The image nearest to x that is consistent with y: x + H_pinv(y - H x)."""
+        """The image nearest to x (B, *K, C, H, W) that is consistent with y: x + H_pinv(y - H x)."""
         return x + self.H_pinv(y - self.H(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.H(x)
 
     def to_spec(self) -> dict[str, Any]:
-        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`."""
+        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`.
+
+        An operator from outside this package names the module to load as `plugin`.
+        """
+        module = type(self).__module__
         return {
+            **({} if module.startswith("invfusion.") else {"plugin": module}),
             "kind": self.kind,
             "image_shape": list(self.image_shape),
             "attributes": self.attributes(),
@@ -266,7 +271,7 @@ class LinearOperator(nn.Module, ABC):
         return self
 
     def select(self, index: Index) -> Self:
-        """The operators of some samples of the batch, as an operator: by rows, a slice, or a mask of B bools."""
+        """The operators of some samples of the batch, as an operator: by rows (n,), a slice, or a mask (B,)."""
         picked = torch.tensor(rows_of(index, self.batch_size), dtype=torch.long)
         return self.with_tensors({name: t[picked.to(t.device)] for name, t in self.tensors().items()})
 
@@ -360,7 +365,7 @@ class LinearOperator(nn.Module, ABC):
             raise OperatorError(f"the operator '{self.kind}' knows only its adjoint: it has no pseudo-inverse")
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """A tensor of the definition: real and finite; whole numbers and bools become float32.
+        """A tensor of the definition, (B, ...): real and finite; whole numbers and bools become float32.
 
         Tensors made in inference mode are copied, since they could never take part in a backward pass.
         """
@@ -404,29 +409,29 @@ def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def aligned(tensor: Tensor, ndim: int) -> Tensor:
-    """Insert stack axes behind the batch axis until `tensor` has `ndim` axes, so that it broadcasts over a stack."""
+    """(B, ...) with stack axes behind the batch axis until it has `ndim` axes, so that it broadcasts over a stack."""
     return tensor.reshape(tensor.shape[0], *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
 
 
 def check_real(tensor: Tensor, what: str) -> None:
-    """Raise `OperatorError` for complex numbers, of which half would be lost."""
+    """Raise `OperatorError` for complex numbers of any shape, of which half would be lost."""
     if tensor.is_complex():
         raise OperatorError(f"{what} is complex; give real and imaginary parts as rows or channels of their own")
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether values can be looked at cheaply: not on an accelerator, where that waits, and not of shapes alone."""
+    """Whether values (any shape) can be looked at cheaply: not on an accelerator, which waits, nor of shapes alone."""
     return type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise `OperatorError` for infinite or not-a-number values."""
+    """Raise `OperatorError` for infinite or not-a-number values in a tensor of any shape."""
     if holds_values(tensor) and not bool(torch.isfinite(tensor).all()):
         raise OperatorError(f"{what} holds infinite or not-a-number values")
 
 
 def checked_binary(mask: Tensor, name: str, meaning: str) -> Tensor:
-    """A mask of bools or of the numbers 0 and 1 as floating-point numbers; raises `OperatorError` for other values."""
+    """A mask (any shape) of bools or the numbers 0 and 1 as floats; raises `OperatorError` for other values."""
     check_real(mask, name)
     if holds_values(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         raise OperatorError(f"{name} must hold only 0 and 1 ({meaning}); a picture becomes one by (pixels > threshold)")
@@ -434,7 +439,7 @@ def checked_binary(mask: Tensor, name: str, meaning: str) -> Tensor:
 
 
 def rows_of(index: Index, batch_size: int) -> list[int]:
-    """The rows that an index picks among `batch_size`; raises `ShapeError` unless it picks at least one that exists."""
+    """The rows that an index (n,) picks among `batch_size`; raises `ShapeError` unless it picks one that exists."""
     if isinstance(index, slice):
         rows = list(range(batch_size)[index])
     else:
@@ -509,6 +514,11 @@ class Measurement:
         """H_pinv(y), (B, C, H, W): the measurement as an image. Computed once, since networks ask at every call."""
         return self.operator.H_pinv(self.y)
 
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether any image of the batch was measured with noise. Looked up once: on an accelerator that waits."""
+        return bool((self.sigma_y > 0).any())
+
     def to(self, device: torch.device | str) -> "Measurement":
         """A copy on another device; the operator of this one stays where it is."""
         tensors = {name: t.to(device) for name, t in self.operator.tensors().items()}
@@ -521,7 +531,7 @@ class Measurement:
         return cls(torch.cat([part.y for part in parts]), operator, torch.cat([part.sigma_y for part in parts]))
 
     def select(self, index: Index) -> "Measurement":
-        """The measurements of some samples of the batch."""
+        """The measurements of some samples of the batch: by rows (n,), a slice, or a mask of bools (B,)."""
         rows = rows_of(index, self.operator.batch_size)
         return Measurement(self.y[rows], self.operator.select(rows), self.sigma_y[rows])
 
@@ -546,7 +556,7 @@ def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
 
 
 def check_levels(levels: Tensor) -> None:
-    """Raise `OperatorError` unless these are standard deviations."""
+    """Raise `OperatorError` unless these, (B,), are standard deviations."""
     if not bool(((levels >= 0) & levels.isfinite()).all()):
         raise OperatorError(
             f"sigma_y is a standard deviation, at least 0 and finite; got {levels.detach().flatten()[:4].tolist()}"

@@ -58,7 +58,7 @@ def conjugate_gradients(
 
 
 def least_squares(H: Map, H_adjoint: Map, y: Tensor, axes: tuple[int, int], *, max_iterations: int) -> Solution:
-    """The shortest x among those that minimise |H x - y|: H_pinv(y), whatever the rank of H.
+    """The shortest x among those that minimise |H x - y|: H_pinv(y), whatever the rank of H; y is (B, ...).
 
     axes: how many trailing axes an image and a measurement have. Source: CGLS (Hestenes & Stiefel 1952, section 10).
     """

@@ -1,31 +1,22 @@
-"""Operators as data: a spec is {kind, image_shape, attributes, tensors}, and travels as JSON without any pickle."""
+"""Operators as data: a spec is {kind, image_shape, attributes, tensors}, and travels as JSON without any pickle.
+
+That of a user's operator names its plug-in too.
+"""
 
 import base64
-import binascii
-import difflib
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from invfusion.errors import OperatorError
 from invfusion.operators.base import LinearOperator
-from invfusion.operators.blur import Blur
-from invfusion.operators.convolution import StridedConvolution
-from invfusion.operators.downsampling import Downsampling
-from invfusion.operators.inpainting import Inpainting
-from invfusion.operators.masks import MaskOperator
-from invfusion.operators.matrix import MatrixOperator
-from invfusion.operators.null import NullOperator
-
-OPERATORS: dict[str, type[LinearOperator]] = {
-    operator.kind: operator
-    for operator in (MaskOperator, StridedConvolution, MatrixOperator, NullOperator, Blur, Downsampling, Inpainting)
-}
+from invfusion.operators.registry import operator_type
 
 # Bounds on what a stranger may hand in: bytes of all tensors, samples, and numbers per image.
 MAX_BYTES = 2**29
@@ -33,17 +24,14 @@ MAX_SAMPLES = 2**16
 MAX_IMAGE_SIZE = 2**24
 
 SPEC_KEYS = ("kind", "image_shape", "attributes", "tensors")
-DTYPES: dict[str, tuple[torch.dtype, str]] = {
-    "float16": (torch.float16, "<f2"),
-    "float32": (torch.float32, "<f4"),
-    "float64": (torch.float64, "<f8"),
-}
+DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
 def operator_from_spec(spec: Mapping[str, Any]) -> LinearOperator:
     """Build the operator that `to_spec` described; raises `OperatorError` or `ShapeError` on every bad input."""
     _check_keys(spec)
-    operator_type = _operator_type(spec["kind"])
+    plugin = spec.get("plugin")
+    chosen = operator_type(spec["kind"], None if plugin is None else str(plugin)[:80])
     shape = _checked_shape(spec["image_shape"], "image_shape", MAX_IMAGE_SIZE)
     tensors, attributes = spec["tensors"], spec["attributes"]
     if len(shape) != 3 or min(shape) < 1:
@@ -51,21 +39,25 @@ def operator_from_spec(spec: Mapping[str, Any]) -> LinearOperator:
     if not isinstance(attributes, Mapping):
         raise OperatorError(f"the attributes of an operator must be a mapping, got {type(attributes).__name__}")
     _check_tensors(tensors)
-    operator = operator_type.from_tensors(shape, dict(tensors), dict(attributes))
+    operator = chosen.from_tensors(shape, dict(tensors), dict(attributes))
     operator.check_values()
     return operator
 
 
 def spec_to_json(spec: Mapping[str, Any]) -> str:
-    """The spec as JSON text; each tensor as {dtype, shape, data in base64 of little-endian numbers}."""
+    """The spec as JSON text; the tensors as the bytes of a safetensors file, in base64."""
     _check_keys(spec)
     _check_tensors(spec["tensors"])
-    tensors = {name: _encode(name, tensor) for name, tensor in spec["tensors"].items()}
-    return json.dumps({**spec, "tensors": tensors})
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in spec["tensors"].items()}
+    return json.dumps({**spec, "tensors": base64.b64encode(save(tensors)).decode("ascii")})
 
 
 def spec_from_json(text: str) -> dict[str, Any]:
-    """The spec that `spec_to_json` wrote; raises `OperatorError` on malformed or oversized text."""
+    """The spec that `spec_to_json` wrote, or one typed by hand, whose tensors are {name: nested lists of numbers}.
+
+    Raises:
+        OperatorError: the text is malformed or too large.
+    """
     if len(text) > 2 * MAX_BYTES:
         raise OperatorError(f"an operator spec may have at most {2 * MAX_BYTES} characters, got {len(text)}")
     try:
@@ -73,24 +65,18 @@ def spec_from_json(text: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise OperatorError(f"the operator spec is not valid JSON: {error}") from error
     _check_keys(spec)
-    if not isinstance(spec["tensors"], dict):
-        raise OperatorError("the tensors of an operator spec must be a mapping from name to {dtype, shape, data}")
-    return {**spec, "tensors": {name: _decode(name, value) for name, value in spec["tensors"].items()}}
+    tensors = spec["tensors"]
+    if isinstance(tensors, dict):
+        return {**spec, "tensors": {name: _from_lists(name, value) for name, value in tensors.items()}}
+    if not isinstance(tensors, str):
+        raise OperatorError("the tensors of an operator spec must be {name: nested lists} or safetensors in base64")
+    return {**spec, "tensors": _from_safetensors(tensors)}
 
 
 def _check_keys(spec: Any) -> None:
-    if not isinstance(spec, Mapping) or set(spec) != set(SPEC_KEYS):
+    if not isinstance(spec, Mapping) or set(spec) - {"plugin"} != set(SPEC_KEYS):
         got = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
         raise OperatorError(f"an operator spec must have exactly the keys {list(SPEC_KEYS)}, got {got}")
-
-
-def _operator_type(kind: Any) -> type[LinearOperator]:
-    if isinstance(kind, str) and kind in OPERATORS:
-        return OPERATORS[kind]
-    nearest = difflib.get_close_matches(str(kind), OPERATORS, n=1, cutoff=0.0)[0]
-    raise OperatorError(
-        f"unknown operator kind {str(kind)[:80]!r}: did you mean '{nearest}'? Valid kinds are {', '.join(OPERATORS)}"
-    )
 
 
 def _checked_shape(shape: Any, name: str, max_size: int) -> tuple[int, ...]:
@@ -105,8 +91,8 @@ def _checked_shape(shape: Any, name: str, max_size: int) -> tuple[int, ...]:
 def _check_tensors(tensors: Any) -> None:
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors.values()):
         raise OperatorError("the tensors of an operator must be a mapping from name to a tensor with a batch axis")
-    if any(not t.is_floating_point() for t in tensors.values()):
-        raise OperatorError("the tensors of an operator must hold real floating-point numbers")
+    if any(t.dtype not in DTYPES for t in tensors.values()):
+        raise OperatorError("the tensors of an operator must hold floating-point numbers of 16, 32 or 64 bits")
     samples = max((len(t) for t in tensors.values()), default=0)
     size = sum(t.nbytes for t in tensors.values())
     if samples > MAX_SAMPLES or size > MAX_BYTES:
@@ -116,27 +102,15 @@ def _check_tensors(tensors: Any) -> None:
         )
 
 
-def _encode(name: str, tensor: Tensor) -> dict[str, Any]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise OperatorError(f"tensor '{name}' is {dtype}; an operator spec carries only {', '.join(DTYPES)}")
-    raw = tensor.detach().cpu().numpy().astype(DTYPES[dtype][1]).tobytes()
-    return {"dtype": dtype, "shape": list(tensor.shape), "data": base64.b64encode(raw).decode("ascii")}
-
-
-def _decode(name: str, value: Any) -> Tensor:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data"}:
-        raise OperatorError(f"tensor '{name}' must be a mapping with the keys dtype, shape and data")
-    if value["dtype"] not in list(DTYPES):
-        raise OperatorError(f"tensor '{name}' has dtype {value['dtype']!r}; valid are {', '.join(DTYPES)}")
-    dtype, layout = DTYPES[value["dtype"]]
-    shape = _checked_shape(value["shape"], f"the shape of tensor '{name}'", MAX_BYTES // dtype.itemsize)
+def _from_lists(name: str, value: Any) -> Tensor:
     try:
-        raw = base64.b64decode(value["data"], validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise OperatorError(f"the data of tensor '{name}' is not valid base64: {error}") from error
-    expected = math.prod(shape) * dtype.itemsize
-    if len(raw) != expected:
-        raise OperatorError(f"tensor '{name}' of shape {list(shape)} needs {expected} bytes, got {len(raw)}")
-    array = np.frombuffer(raw, dtype=layout).astype(layout[1:], copy=True)
-    return torch.from_numpy(array).reshape(shape)
+        return torch.tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OperatorError(f"tensor '{name[:80]}' must be nested lists of numbers of equal lengths: {error}") from None
+
+
+def _from_safetensors(text: str) -> dict[str, Tensor]:
+    try:
+        return load(base64.b64decode(text, validate=True))
+    except (ValueError, SafetensorError, KeyError) as error:
+        raise OperatorError(f"the tensors are not a safetensors file in base64: {error}") from error

@@ -77,7 +77,8 @@ def fit() -> dict[str, object]:
 
 def _centred(window: NDArray[np.float64], taper: NDArray[np.float64]) -> NDArray[np.float64]:
     """Without its weighted mean, which would leak into all low frequencies."""
-    return window - (window * taper).sum((0, 1)) / taper.sum()
+    centred: NDArray[np.float64] = window - (window * taper).sum((0, 1)) / taper.sum()
+    return centred
 
 
 def radial_means(power: NDArray[np.float64], frequencies: NDArray[np.float64]) -> NDArray[np.float64]:

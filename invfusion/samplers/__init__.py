@@ -2,9 +2,10 @@
 
 from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from invfusion.names import Registry
+from invfusion.plugins import accepts_plugins
 from invfusion.samplers.aseq_dip import ASeqDIP
 from invfusion.samplers.base import SampleOutput, Sampler
 from invfusion.samplers.daps import DAPS
@@ -12,6 +13,7 @@ from invfusion.samplers.ddnm import DDNM
 from invfusion.samplers.ddrm import DDRM, UnrolledDDRM
 from invfusion.samplers.dpmpp_2m import DPMpp2M
 from invfusion.samplers.dps import DPS
+from invfusion.samplers.gaussian import GaussianDraws, Wiener
 from invfusion.samplers.heun import Heun
 from invfusion.samplers.indi import InDI
 from invfusion.samplers.mgps import MGPS
@@ -19,13 +21,32 @@ from invfusion.samplers.mmse import MMSE
 from invfusion.samplers.nppc import NPPC
 from invfusion.samplers.pigdm import PiGDM
 
-_Members = Heun | DPMpp2M | MMSE | NPPC | DDRM | DDNM | DPS | PiGDM | DAPS | MGPS | InDI | UnrolledDDRM | ASeqDIP
+_Members = (
+    Heun
+    | DPMpp2M
+    | MMSE
+    | NPPC
+    | DDRM
+    | DDNM
+    | DPS
+    | PiGDM
+    | DAPS
+    | MGPS
+    | InDI
+    | UnrolledDDRM
+    | ASeqDIP
+    | Wiener
+    | GaussianDraws
+)
 
-AnySampler = Annotated[_Members, Field(discriminator="kind")]
-
+# A plug-in's sampler joins by `@SAMPLERS.register`.
 SAMPLERS: Registry[type[_Members]] = Registry(
     "sampler", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
 )
+
+AnySampler = Annotated[
+    Annotated[_Members, Field(discriminator="kind")], accepts_plugins(SAMPLERS, Sampler), SerializeAsAny()
+]
 
 # Samples in 8 network calls, for any diffusion model.
 FEW_STEP = DPMpp2M(n_steps=8)
@@ -43,10 +64,12 @@ __all__ = [
     "ASeqDIP",
     "AnySampler",
     "DPMpp2M",
+    "GaussianDraws",
     "Heun",
     "InDI",
     "PiGDM",
     "SampleOutput",
     "Sampler",
     "UnrolledDDRM",
+    "Wiener",
 ]

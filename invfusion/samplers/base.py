@@ -13,6 +13,7 @@ from torch import Tensor
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.errors import OperatorError, ShapeError
+from invfusion.gaussian import GaussianPrior
 from invfusion.operators import Measurement
 from invfusion.operators.base import check_levels
 from invfusion.rng import generators, randn
@@ -260,6 +261,10 @@ def _offers_components(denoiser: DenoiserLike, _: Measurement | None) -> bool:
     return hasattr(denoiser, "components") and getattr(config, "n_components", 1) > 0
 
 
+def _offers_prior(denoiser: DenoiserLike, _: Measurement | None) -> bool:
+    return isinstance(denoiser, GaussianPrior) or isinstance(getattr(denoiser, "prior", None), GaussianPrior)
+
+
 # name -> what is needed in words, and the test.
 CAPABILITIES: dict[str, tuple[str, Callable[[Any, Measurement | None], bool]]] = {
     "pinv": ("a measurement whose operator has a pseudo-inverse", _offers_pinv),
@@ -267,6 +272,7 @@ CAPABILITIES: dict[str, tuple[str, Callable[[Any, Measurement | None], bool]]] =
     "adjoint": ("a measurement whose operator has an adjoint", _offers_adjoint),
     "spectral": ("a measurement whose operator knows its singular value decomposition", _offers_spectrum),
     "grad": ("a measurement, and a denoiser that autograd can differentiate", _offers_grad),
+    "prior": ("a Gaussian prior, or a model with preconditioning 'gaussian'", _offers_prior),
     "components": ("a denoiser with principal components, such as the distilled 'nppc' model", _offers_components),
 }
 
@@ -318,7 +324,7 @@ def _check_labels(class_labels: Tensor, n: int, n_classes: int | None) -> None:
 
 
 def fresh_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of `like`, row i from generator i."""
+    """Standard normal noise (B, ...) of the shape, dtype and device of `like`, row i from generator i."""
     return randn(like.shape[1:], generators, device=like.device).to(like.dtype)
 
 
@@ -353,9 +359,9 @@ def damped(measurement: Measurement, y: Tensor, variance: float) -> Tensor:
 def ancestral_step(
     x: Tensor, denoised: Tensor, sigma: float, t: float, eta: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """From level sigma to t < sigma: eta = 0 is a step of the probability-flow ODE, 1 an ancestral step of DDPM.
+    """x (B, C, H, W) from level sigma to t < sigma: eta = 0 is a step of the probability-flow ODE, 1 one of DDPM.
 
-    Source: DDIM, Eq. 12, in variance-exploding terms.
+    x_t = D + kept (x - D) / sigma + fresh z, with fresh^2 + kept^2 = t^2. Source: DDIM, Eq. 12, variance exploding.
     """
     fresh = eta * t * math.sqrt(sigma**2 - t**2) / sigma
     kept = math.sqrt(t**2 - fresh**2)

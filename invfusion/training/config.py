@@ -4,19 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from invfusion.degradations import AnyFamily
-from invfusion.degradations.boxes import BoxInpainting
-from invfusion.diffusion.losses import DiffusionLoss, InDILoss, NPPCLoss
+from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
-from invfusion.models.config import Variant
 from invfusion.schema import Config
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(ge=1)]
-
-# What can be trained from scratch: the diffusion models, and InDI with the architecture of the unconditional one.
-TrainedVariant = Variant | Literal["indi"]
 
 
 class OptimisationConfig(Config):
@@ -68,61 +62,11 @@ class OptimisationConfig(Config):
 
 
 class TrainConfig(OptimisationConfig):
-    """The models trained from scratch: which, and the loss of the diffusion models and of InDI."""
+    """What is trained, and how, where a model's own recipe does not say otherwise.
 
-    variants: list[TrainedVariant] = Field(default=["unconditional", "palette", "invfusion"], min_length=1)
+    models: with fresh weights. distilled: {model: the one of `models` that it starts from}. loss: of diffusion models.
+    """
+
+    models: list[str] = Field(default=["unconditional", "palette", "invfusion"], min_length=1)
+    distilled: dict[str, str] = Field(default={"mmse": "invfusion", "nppc": "invfusion"})
     loss: DiffusionLoss = DiffusionLoss()
-    indi: InDILoss = InDILoss()
-
-
-class StudentConfig(Config):
-    """A smaller network: width and depth of each level, from the finest. It starts from fresh weights."""
-
-    widths: list[Size]
-    depths: list[Size]
-
-
-class DistillTarget(Config):
-    """What distillation changes of the teacher's training; without a student it starts from the teacher's weights."""
-
-    images: Size = 2**22
-    lr: float = Field(default=5e-5, gt=0)
-    warmup_images: int = Field(default=2**18, ge=0)
-    student: StudentConfig | None = None
-
-
-class MMSEDistillation(DistillTarget):
-    """One-step posterior mean (Eq. 7), on the teacher's own degradations."""
-
-
-class NPPCDistillation(DistillTarget):
-    """Posterior mean and leading principal components (section 5), by default for in-painting of a single area."""
-
-    n_components: Size = 5
-    degradation: AnyFamily = BoxInpainting()
-    loss: NPPCLoss = NPPCLoss()
-
-
-class UnrolledDDRMDistillation(DistillTarget):
-    """A diffusion model, `start`, trained on through `n_steps` steps of DDRM with this eta (appendix D.5)."""
-
-    start: Variant = "unconditional"
-    n_steps: Size = 10
-    eta: float = Field(default=0.85, ge=0, le=1)
-
-
-DistilledTarget = Literal["mmse", "nppc", "unrolled_ddrm"]
-
-
-class DistillConfig(Config):
-    """What is made of a trained diffusion model: one-step estimators of the teacher, and unrolled DDRM."""
-
-    targets: list[DistilledTarget] = Field(default=["mmse", "nppc"])
-    teacher: Literal["invfusion", "palette"] = "invfusion"
-    mmse: MMSEDistillation = MMSEDistillation()
-    nppc: NPPCDistillation = NPPCDistillation()
-    unrolled_ddrm: UnrolledDDRMDistillation = UnrolledDDRMDistillation()
-
-    def model_before(self, target: DistilledTarget) -> Variant:
-        """The diffusion model that a target starts from."""
-        return self.unrolled_ddrm.start if target == "unrolled_ddrm" else self.teacher

@@ -22,7 +22,7 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model as all processes train it together."""
-        return model if self.world_size == 1 else DistributedDataParallel(model)
+        return model if self.world_size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
 
     def sync(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients in the last micro-batch of a step only."""
@@ -32,7 +32,7 @@ class Processes:
         return waiting
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum of a tensor of any shape over all processes."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value

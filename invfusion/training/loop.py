@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from invfusion.data import Batch, StagedDataset, TrainingStream
+from invfusion.data import Batch
 from invfusion.errors import CheckpointError, DataError
 from invfusion.models import Denoiser
 from invfusion.training import checkpoint
@@ -80,22 +80,37 @@ class Run:
         return model.requires_grad_(False).eval()
 
 
+class Stream(Protocol):
+    """Images without end in micro-batches: a dataset's (`TrainingStream`), or draws of a known law.
+
+    image_shape: (C, H, W); highest_label: of the classes, -1 without any.
+    """
+
+    @property
+    def image_shape(self) -> tuple[int, ...]: ...
+    @property
+    def highest_label(self) -> int: ...
+    @property
+    def micro_batch_size(self) -> int: ...
+    def iterate(self, start: int, end: int, step: int = 1, offset: int = 0) -> Iterator[Batch]:
+        """Every micro-batch j = offset, offset + step, ... that begins in [start, end), j counting from `start`."""
+
+
 def train(
     task: Task,
     denoiser: Denoiser,
-    dataset: StagedDataset,
+    stream: Stream,
     folder: Path,
     *,
     device: torch.device,
     processes: Processes,
-    n_workers: int = 0,
     n_draw_threads: int = 0,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Denoiser | None:
     """Train until `task.config.images` and return the averaged model; None where `should_stop` asked for an early end.
 
-    `n_workers` processes read images ahead, and `n_draw_threads` threads draw operators ahead; both change no result.
+    The stream is in micro-batches of the task. `n_draw_threads` threads draw operators ahead, which changes no result.
     The state lies in `folder`, which all processes share; calling again with the same task continues from the newest
     sound checkpoint, with any number of processes.
 
@@ -104,11 +119,10 @@ def train(
         NonFiniteError: loss or gradients are not finite; names the image count and the samples' keys.
         CheckpointError: the state cannot be saved, or the processes do not share one state folder.
     """
-    _check_fit(task, denoiser, dataset, processes)
+    _check_fit(task, denoiser, stream, processes)
     run = _begin(task, denoiser, folder, device, processes, n_draw_threads)
     hears: Observer = observer if observer is not None and run.is_leader else SilentObserver()
     hears.on_begin(run.nimg)
-    stream = TrainingStream(dataset, task.seed, task.config.micro_batch_size, n_workers)
     end = task.config.total_images
     batches = stream.iterate(run.nimg, end, step=processes.world_size, offset=processes.rank)
     clock = _Clock(run.nimg)
@@ -140,17 +154,21 @@ def _crossed(before: int, after: int, interval: int) -> bool:
     return before // interval != after // interval
 
 
-def _check_fit(task: Task, denoiser: Denoiser, dataset: StagedDataset, processes: Processes) -> None:
+def _check_fit(task: Task, denoiser: Denoiser, stream: Stream, processes: Processes) -> None:
     task.config.check_sharing(processes.world_size)
-    if dataset.image_shape != denoiser.image_shape:
+    if stream.micro_batch_size != task.config.micro_batch_size:
         raise DataError(
-            f"the staged images have the shape {dataset.image_shape}, but the model takes {denoiser.image_shape}; "
+            f"the stream comes in batches of {stream.micro_batch_size}, but the task in micro-batches of "
+            f"{task.config.micro_batch_size}; make it with the task's micro_batch_size"
+        )
+    if stream.image_shape != denoiser.image_shape:
+        raise DataError(
+            f"the staged images have the shape {stream.image_shape}, but the model takes {denoiser.image_shape}; "
             "set data.image_size and the preset to match, and stage again"
         )
-    highest = int(dataset.labels.max())
-    if denoiser.n_classes and highest >= denoiser.n_classes:
+    if denoiser.n_classes and stream.highest_label >= denoiser.n_classes:
         raise DataError(
-            f"the data has the class label {highest}, but the model knows {denoiser.n_classes} classes; "
+            f"the data has the class label {stream.highest_label}, but the model knows {denoiser.n_classes} classes; "
             "raise model.n_classes"
         )
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from components.params import load_params
+from components.profiles import load_profile, profile_names
 from invfusion.degradations import FAMILIES
 from invfusion.operators import OPERATORS
 from invfusion.samplers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[2]
-PARAMS = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
 
 
 def test_layers_hold() -> None:
@@ -22,13 +21,9 @@ def test_layers_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
-def test_every_profile_is_valid(path: Path) -> None:
-    load_params(path)
-
-
-def test_the_default_experiment_is_a_profile() -> None:
-    assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/digits16.yaml").read_text()
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_is_valid(name: str) -> None:
+    load_profile(name)
 
 
 @pytest.mark.parametrize(

@@ -1,95 +1,213 @@
-"""dvc.yaml names all that a stage reads: the code behind its component, and its parameters in every profile."""
+"""What makes a result stale, and what does not: each sentence is tried on a copy of the project's sources."""
 
 import functools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from invfusion.training.config import TrainConfig
+from components.code import NEUTRAL, Sources
+from components.params import params_from
+from components.profiles import merged, profile_names, profile_values
+from flows.identify import identities
+from flows.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
-# What changes no output: the reading of params.yaml, messages, the record of runs, the file formats' plumbing.
-NEUTRAL = {
-    "components.children",
-    "components.evaluation.costs",
-    "components.device",
-    "components.training.grids",
-    "components.progress",
-    "components.evaluation.sharing",
-    "components.tracking",
-    "components.params",
-    "invfusion.data.files",
-    "invfusion.data.manifest",
-    "invfusion.errors",
-    "invfusion.schema",
-}
-# These two only show or pack what other stages made; `register` hashes the checkpoints and nothing else.
-READERS = {"report", "register"}
+FOLDER = "artifacts/identity"
+TRAININGS = {f"train/{model}" for model in ("unconditional", "palette", "invfusion", "mmse", "nppc")}
 
 
-@functools.cache
-def imports() -> grimp.ImportGraph:
-    return grimp.build_graph("invfusion", "components")
+VALUES = {name: profile_values(name) for name in profile_names()}
 
 
 def read(path: Path) -> Any:
     return YAML(typ="safe").load(path.read_text())
 
 
-STAGES: dict[str, Any] = {**read(ROOT / "dvc.yaml")["stages"], **read(ROOT / "oracle/dvc.yaml")["stages"]}
+GRAPH: dict[str, Any] = {**read(ROOT / "dvc.yaml")["stages"], **read(ROOT / "oracle/dvc.yaml")["stages"]}
 
 
-def expand(stage: dict[str, Any], params: Any) -> list[str]:
-    """The tracked keys, with the matrix filled in from its list of targets."""
-    return [
-        key.replace("${item.target}", target)
-        for key in stage["params"]
-        for target in (params["distill"]["targets"] if "${" in key else [""])
-    ]
-
-
-def code_behind(component: str) -> set[str]:
-    """Every module whose code can change what a component writes."""
-    found, waiting = set(), {component}
-    while waiting:
-        module = waiting.pop()
-        found.add(module)
-        waiting |= imports().find_modules_directly_imported_by(module) - found - NEUTRAL
+def body(stage: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = stage.get("do", stage)
     return found
 
 
-def covers(dependency: str, module: str) -> bool:
-    path = module.replace(".", "/")
-    return path == dependency.removesuffix(".py") or path.startswith(f"{dependency}/")
+class TestTheGraph:
+    @pytest.mark.parametrize("name", sorted(set(GRAPH) - {"identify"}))
+    def test_a_stage_runs_its_step_and_depends_on_its_identity(self, name: str) -> None:
+        stage = body(GRAPH[name])
+        words = stage["cmd"].removeprefix("python -m flows.step ").split()
+        assert words[0] in STAGES
+        identity = f"{words[0]}/{words[2]}" if len(words) > 1 else words[0]
+        assert f"{FOLDER}/{identity}.json" in stage["deps"]
+
+    def test_each_stage_of_the_table_stands_in_the_graph(self) -> None:
+        assert {body(stage)["cmd"].split()[3] for name, stage in GRAPH.items() if name != "identify"} == set(STAGES)
+
+    def test_no_stage_depends_on_code_by_hand(self) -> None:
+        for name in set(GRAPH) - {"identify"}:
+            assert not [dep for dep in body(GRAPH[name])["deps"] if dep.endswith(".py")], name
+
+    @pytest.mark.parametrize("profile", profile_names())
+    @pytest.mark.parametrize("name", GRAPH)
+    def test_every_profile_states_what_a_stage_reads(self, name: str, profile: str) -> None:
+        for key in body(GRAPH[name]).get("params", []):
+            value: Any = VALUES[profile]
+            for part in key.split("."):
+                assert part in value, f"stage {name} tracks {key}"
+                value = value[part]
+
+    def test_no_stage_depends_on_operational_settings(self) -> None:
+        tracked = [key for stage in GRAPH.values() for key in body(stage).get("params", [])]
+        assert not [key for key in tracked if key.startswith("runtime")]
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in READERS])
-def test_a_stage_depends_on_all_the_code_behind_it(name: str) -> None:
-    packages = {module for module in imports().modules if imports().find_children(module)}
-    modules = code_behind(f"components.{name}") - packages
-    missing = {module for module in modules if not any(covers(dep, module) for dep in STAGES[name]["deps"])}
-    assert not missing
+@pytest.fixture(scope="module")
+def unchanged() -> dict[str, Any]:
+    return changed_by({})
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
-@pytest.mark.parametrize("name", STAGES)
-def test_every_profile_states_what_a_stage_reads(name: str, path: Path) -> None:
-    params = read(path)
-    for key in expand(STAGES[name], params):
-        value = params
-        for part in key.split("."):
-            assert part in value, f"stage {name} tracks {key}"
-            value = value[part]
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sources, whose code is taken for the project's."""
+    for package in ("invfusion", "components"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    # Read once, after the test's edits.
+    sources = functools.cache(lambda: Sources(tmp_path))
+    monkeypatch.setattr("components.training.identity.sources", sources)
+    monkeypatch.setattr("flows.identify.sources", sources)
+    return tmp_path
 
 
-def test_training_tracks_each_of_its_settings_but_the_list_of_variants() -> None:
-    tracked = {key.removeprefix("train.") for key in STAGES["train"]["params"] if key.startswith("train.")}
-    assert tracked == set(TrainConfig.model_fields) - {"variants"}
+def changed_by(values: dict[str, Any]) -> dict[str, Any]:
+    return identities(params_from(merged(VALUES["digits16"], values), "test"))
 
 
-def test_no_stage_depends_on_operational_settings() -> None:
-    assert not [key for stage in STAGES.values() for key in stage["params"] if key.startswith("runtime")]
+def stale(before: dict[str, Any], values: dict[str, Any] | None = None) -> set[str]:
+    after = changed_by(values or {})
+    return {name for name in {*before, *after} if before.get(name) != after.get(name)}
+
+
+def edit(old: str, new: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return change
+
+
+def appended(text: str) -> str:
+    return f"{text}\nADDED = 1\n"
+
+
+def rewrite(tree: Path, name: str, change: Callable[[str], str]) -> None:
+    path = tree / name
+    path.write_text(change(path.read_text()))
+
+
+class TestEditsOfCode:
+    def test_comments_and_docstrings_rerun_nothing(self, tree: Path, unchanged: dict[str, Any]) -> None:
+        for path in tree.rglob("*.py"):
+            path.write_text(f'"""Another docstring."""\n# A comment.\n{path.read_text()}\n# The end.\n')
+        for path in tree.rglob("*.py"):
+            path.write_text(path.read_text().replace("from __future__", "# from __future__"))
+        assert stale(unchanged) == set()
+
+    def test_a_file_that_nobody_imports_reruns_nothing(self, tree: Path, unchanged: dict[str, Any]) -> None:
+        for folder in ("invfusion/samplers", "invfusion/operators", "components/evaluation", "invfusion/training"):
+            (tree / folder / "unused.py").write_text("VALUE = 1\n")
+        assert stale(unchanged) == set()
+
+    @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "invfusion/samplers").glob("[a-z]*.py")))
+    def test_a_sampler_reruns_no_training(self, tree: Path, unchanged: dict[str, Any], name: str) -> None:
+        rewrite(tree, f"invfusion/samplers/{name}.py", appended)
+        assert not stale(unchanged) & TRAININGS
+
+    def test_a_metric_reruns_no_training(self, tree: Path, unchanged: dict[str, Any]) -> None:
+        (tree / "invfusion/metrics/ssim.py").write_text("def ssim(): ...\n")
+        rewrite(tree, "invfusion/metrics/__init__.py", lambda text: f"from invfusion.metrics.ssim import ssim\n{text}")
+        for path in (tree / "invfusion/metrics").glob("*.py"):
+            rewrite(tree, f"invfusion/metrics/{path.name}", appended)
+        assert not stale(unchanged) & TRAININGS
+
+    def test_an_operator_reruns_no_training_without_one(self, tree: Path, unchanged: dict[str, Any]) -> None:
+        (tree / "invfusion/operators/sum.py").write_text("class Sum: ...\n")
+        (tree / "invfusion/degradations/sums.py").write_text("from invfusion.operators.sum import Sum\n")
+        for registry, line in (
+            ("invfusion/operators/__init__.py", "from invfusion.operators.sum import Sum\n"),
+            ("invfusion/operators/spec.py", "from invfusion.operators.sum import Sum\n"),
+            ("invfusion/degradations/__init__.py", "import invfusion.degradations.sums\n"),
+            ("invfusion/degradations/mixture.py", "import invfusion.degradations.sums\n"),
+        ):
+            rewrite(tree, registry, lambda text: f"{line}{text}")  # noqa: B023
+        found = stale(unchanged)
+        assert "train/unconditional" not in found
+        assert "evaluate" in found
+
+    def test_a_recipe_reruns_no_other_training(self, tree: Path, unchanged: dict[str, Any]) -> None:
+        (tree / "invfusion/training/recipes/other.py").write_text("class Other: ...\n")
+        line = "from invfusion.training.recipes.other import Other\n"
+        rewrite(tree, "invfusion/training/recipes/__init__.py", lambda text: f"{line}{text}")
+        rewrite(tree, "invfusion/training/recipes/mmse.py", appended)
+        assert stale(unchanged) & TRAININGS == {"train/mmse"}
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("invfusion/training/step.py", TRAININGS),
+            ("invfusion/models/hdit.py", TRAININGS),
+            ("invfusion/degradations/matrix.py", TRAININGS - {"train/unconditional"}),
+            ("invfusion/data/staging.py", {"stage"}),
+            ("invfusion/samplers/heun.py", {"evaluate"}),
+            ("invfusion/metrics/psnr.py", {"evaluate"}),
+            ("components/reporting/report.py", {"report"}),
+            ("components/registry/register.py", {"register"}),
+            ("components/oracle/models.py", {"oracle"}),
+        ],
+    )
+    def test_what_reads_a_module_is_stale(
+        self, tree: Path, unchanged: dict[str, Any], name: str, expected: set[str]
+    ) -> None:
+        rewrite(tree, name, appended)
+        assert expected <= stale(unchanged)
+
+    @pytest.mark.parametrize("name", NEUTRAL)
+    def test_what_changes_no_result_reruns_nothing(self, tree: Path, unchanged: dict[str, Any], name: str) -> None:
+        path = tree / name.replace(".", "/")
+        for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
+            rewrite(tree, str(file.relative_to(tree)), appended)
+        assert stale(unchanged) == set()
+
+
+class TestChangedValues:
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ({"seed": 1}, TRAININGS),
+            ({"train": {"lr": 0.5}}, {"train/unconditional", "train/palette", "train/invfusion"}),
+            ({"train": {"batch_size": 64}}, TRAININGS),
+            ({"recipes": {"indi": {"epsilon": 0.5}}}, set()),
+            ({"recipes": {"mmse": {"lr": 0.5}}}, {"train/mmse"}),
+            ({"recipes": {"nppc": {"n_components": 2}}}, {"train/nppc"}),
+            ({"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}, {"train/indi"}),
+            (
+                {"degradation": {"kind": "box_inpainting"}},
+                {"train/palette", "train/invfusion", "train/mmse"},
+            ),
+            ({"model": {"preset": "small64"}}, {"train/unconditional", "train/palette", "train/invfusion"}),
+            ({"runtime": {"workers": 1}, "report": {"gallery_images": 3}}, set()),
+        ],
+        ids=str,
+    )
+    def test_a_value_makes_stale_the_models_that_it_changes(
+        self, unchanged: dict[str, Any], values: dict[str, Any], expected: set[str]
+    ) -> None:
+        assert stale(unchanged, values) == expected
+
+    def test_a_setting_of_one_recipe_reruns_its_own_model_alone(self) -> None:
+        values = {"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}
+        before = changed_by(values)
+        assert stale(before, merged(values, {"recipes": {"indi": {"epsilon": 0.5}}})) == {"train/indi"}

@@ -57,8 +57,8 @@ def test_networks(kind: str | None, variant: Variant, preset: str) -> None:
     x, sigma = setting.images(2), torch.tensor([0.3, 5.0])
     measurement = None if kind is None else setting.measurement(kind, 2)
     with torch.no_grad():
-        ours, u = denoiser(x, sigma, measurement, return_logvar=True)
-        plain, v = PlainDenoiser(denoiser)(x, sigma, plain_measurement(measurement), return_logvar=True)
+        ours, u, _ = denoiser(x, sigma, measurement, return_logvar=True)
+        plain, v, _ = PlainDenoiser(denoiser)(x, sigma, plain_measurement(measurement), return_logvar=True)
     torch.testing.assert_close(plain, ours, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(v, u)
 

@@ -2,46 +2,51 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from components.evaluation.calibration import LEVELS, judge_components, judge_draws, reliability
+from components.evaluation.calibration import LEVELS, curves_of_components, curves_of_draws, reliability
 from invfusion.codec import encode
-from invfusion.metrics import uniformity_gap
+from invfusion.metrics import METRICS, Restorations
 from invfusion.rng import generator
 
 N, S, SHAPE = 300, 4, (1, 4, 4)
 
 
-def case(spread: float = 1.0) -> tuple[Tensor, Tensor]:
+def case(spread: float = 1.0, shown: slice = slice(None)) -> Restorations:
     """8-bit draws and truths around means, with another spread of the draws; the first row of pixels is known."""
     way = generator(0, "draws")
     mean, unknown = 0.3 * torch.randn(N, *SHAPE, generator=way), torch.ones(SHAPE)
     unknown[:, 0] = 0
     truth = mean + 0.2 * unknown * torch.randn(N, *SHAPE, generator=way)
     draws = mean[:, None] + 0.2 * spread * unknown * torch.randn(N, S, *SHAPE, generator=way)
-    return encode(draws), encode(truth)
+    draws, truth = encode(draws[..., shown, :]), encode(truth[..., shown, :])
+    return Restorations(images=draws[:, 0], draws=draws, truth=truth, random=lambda: generator(0, "ties"))
+
+
+def number(metric: str, restored: Restorations) -> float:
+    return METRICS[metric].weighted(METRICS[metric].values(restored))(torch.ones(N, dtype=torch.float64))
 
 
 def test_draws_of_the_right_law_are_calibrated() -> None:
-    values, curves = judge_draws(*case(), seed=0, degradation="x")
-    assert uniformity_gap(values["tarp_ranks"]) < 1.5 / N**0.5
-    assert float(values["coverage_90"].mean()) == pytest.approx(0.9, abs=0.02)
-    assert float((values["predicted"].sum() / values["actual"].sum()).sqrt()) == pytest.approx(1, abs=0.05)
+    restored = case()
+    assert number("tarp_gap", restored) < 1.5 / N**0.5
+    assert number("coverage_90", restored) == pytest.approx(0.9, abs=0.02)
+    assert number("std_ratio", restored) == pytest.approx(1, abs=0.05)
+    curves = curves_of_draws(restored)
     torch.testing.assert_close(torch.tensor(curves["coverage"]).double(), LEVELS, atol=0.03, rtol=0)
 
 
 def test_draws_that_are_too_sure_are_seen() -> None:
-    values, curves = judge_draws(*case(spread=0.4), seed=0, degradation="x")
-    assert uniformity_gap(values["tarp_ranks"]) > 0.2
-    assert float(values["coverage_90"].mean()) < 0.87
+    restored = case(spread=0.4)
+    assert number("tarp_gap", restored) > 0.2
+    assert number("coverage_90", restored) < 0.87
+    curves = curves_of_draws(restored)
     assert all(a > 1.2 * p for p, a in zip(curves["predicted"], curves["actual"], strict=True))
 
 
 def test_pixels_without_anything_at_stake_are_left_out() -> None:
-    draws, truth = case()
-    values, curves = judge_draws(draws[:, :, :, :1], truth[:, :, :1], seed=0, degradation="x")
-    assert float(values["coverage_90"].sum()) == 0
-    assert curves["predicted"] == []
+    restored = case(shown=slice(1))
+    assert number("coverage_90", restored) == 0
+    assert curves_of_draws(restored)["predicted"] == []
 
 
 def test_reliability_groups_by_prediction() -> None:
@@ -52,5 +57,5 @@ def test_reliability_groups_by_prediction() -> None:
 
 
 def test_components_are_averaged_over_images() -> None:
-    values = {"nppc_predicted": torch.tensor([[4.0, 1.0], [4.0, 1.0]]), "nppc_actual": torch.tensor([[1.0, 0], [7, 2]])}
-    assert judge_components(values) == {"predicted": [2.0, 1.0], "actual": [2.0, 1.0]}
+    values = torch.tensor([[[4.0, 1.0], [1.0, 0.0]], [[4.0, 1.0], [7.0, 2.0]]])
+    assert curves_of_components(values) == {"predicted": [2.0, 1.0], "actual": [2.0, 1.0]}

@@ -13,26 +13,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components import tracking
+from components.code import Sources
 from components.evaluation import evaluate as component
-from components.evaluation import measurement_sets, restoring
+from components.evaluation import judging, measurement_sets, restoring
 from components.evaluation.evaluate import evaluate
 from components.evaluation.measurement_sets import frozen, measure
 from components.evaluation.methods import columns, trained_models
 from components.evaluation.records import file_name
-from components.evaluation.sharing import claim
-from components.params import Params, load_params
+from components.params import Params
+from components.profiles import load_profile
 from invfusion.codec import decode
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError, ConfigError, DataError, OperatorError
+from invfusion.metrics import METRICS, Metric, Restorations
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
 from invfusion.noise import GaussianNoise, PoissonNoise
 from invfusion.operators import MatrixOperator, operator_from_spec
 from invfusion.rng import generator
-from invfusion.samplers import DDRM, Heun, SampleOutput
+from invfusion.samplers import DDNM, DDRM, Heun, SampleOutput
 
 PROJECT = Path(__file__).parents[2]
+# Numbers of an evaluation that restored and judged in one go.
+GOLDEN = Path(__file__).with_name("golden_evaluation.json")
 SIZE, N = 8, 16
 ARCHITECTURE = DenoiserConfig(
     image_size=SIZE,
@@ -85,7 +89,7 @@ def make_params(**changes: object) -> Params:
         "calibration_images": 10,
         "calibration_draws": 4,
     }
-    base = load_params(PROJECT / "params.yaml")
+    base = load_profile()
     return base.model_copy(
         update={
             "data": base.data.model_copy(update={"image_size": SIZE}),
@@ -168,7 +172,7 @@ def test_nfe_and_n(records: list[dict]) -> None:
         "NPPC": 1,
     }
     assert {r["n"] for r in records if r["degradation"] == "unconditional"} == {10}
-    repeated = ("tarp_gap", "coverage_90", "std_ratio")
+    repeated = ("tarp_gap", "coverage_90", "std_ratio", "energy_score", "crps")
     once = [r for r in records if r["degradation"] != "unconditional" and r["metric"] not in repeated]
     assert {r["n"] for r in once} == {N}
 
@@ -194,6 +198,39 @@ def test_missing_weights_are_said_with_their_path(records: list[dict]) -> None:
     assert "too small" in cells["InvFusion", "matrix", "lpips"]["unavailable"]
     assert ("InvFusion MMSE", "matrix", "fid") not in cells
     assert ("InvFusion", "unconditional", "cfid") not in cells
+
+
+def test_numbers_are_those_of_before(records: list[dict]) -> None:
+    """Where they were written, to the digit; other arithmetic rounds otherwise."""
+    found = by_cell(records)
+    for method, degradation, metric, *numbers, n in json.loads(GOLDEN.read_text()):
+        r = found[method, degradation, metric]
+        assert [r["value"], r["low"], r["high"]] == pytest.approx(numbers, rel=1e-3, abs=1e-5), r
+        assert r["n"] == n
+
+
+def test_proper_scores_of_draws_and_of_point_estimates(records: list[dict]) -> None:
+    """A sampler is scored on repeated draws, a point estimate as a forecast without spread, both on the same images."""
+    for metric in ("energy_score", "crps"):
+        scored = {(r["method"], r["degradation"]) for r in records if r["metric"] == metric}
+        restored = {(r["method"], r["degradation"]) for r in records if r["metric"] == "psnr"}
+        assert scored == restored
+        assert {r["n"] for r in records if r["metric"] == metric} == {10}
+    assert not {r["method"] for r in records if r["metric"] == "tarp_gap"} & {"MMSE", "H_pinv y", "NPPC"}
+
+
+def test_scores_of_images_can_be_compared_in_pairs(workplace: Path, records: list[dict]) -> None:
+    cells = by_cell(records)
+    for (method, degradation, metric), r in cells.items():
+        folder = workplace / "artifacts/evaluation/scores" / degradation
+        scores = load_file(folder / f"{file_name(method)}.safetensors")
+        if METRICS[metric].statistic is None and r["value"] is not None:
+            values = scores[metric]
+            assert (values.shape, values.dtype) == ((N,), torch.float64)
+            assert int(values.isfinite().sum()) == r["n"]
+            assert float(values.nanmean()) == pytest.approx(r["value"], rel=1e-5)
+        else:
+            assert metric not in scores
 
 
 def test_nested_metrics_hold_the_available_numbers(workplace: Path, records: list[dict]) -> None:
@@ -268,16 +305,134 @@ def test_running_again_reads_what_was_kept(workplace: Path, monkeypatch: pytest.
 
 def test_a_killed_evaluation_continues(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (workplace / "reports/evaluation.json").read_bytes()
-    lost = sorted((workplace / "state/evaluate").glob("*/*.safetensors"))[::5]
+    kept = sorted((workplace / "state/evaluate").glob("*.safetensors"))
+    lost = [path for path in kept if "seconds" in load_file(path)][::5]
     for path in lost:
         path.unlink()
-    lost[0].with_suffix(".tmp").write_bytes(b"half a file")
+    lost[0].with_name(f"{lost[0].name}.partial").write_bytes(b"half a file")
     computed = []
     compute = restoring.Restorer._compute
     monkeypatch.setattr(restoring.Restorer, "_compute", lambda *a: computed.append(1) or compute(*a))
     evaluate(make_params())
-    assert len(computed) == len(lost)
+    assert len(computed) == len(lost) > 3
     assert (workplace / "reports/evaluation.json").read_bytes() == before
+
+
+class Counter:
+    """What is computed: batches of restorations by sampler, values by metric, numbers by metric."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.restored: list[str] = []
+        self.judged: list[str] = []
+        self.summarised: list[str] = []
+        compute, numbers = restoring.Restorer._compute, judging.Judge._summarised
+
+        def restore(restorer, method, *rest: object):
+            self.restored.append(method.name)
+            return compute(restorer, method, *rest)
+
+        def summarise(judge, case, metric, values):
+            self.summarised.append(metric.name)
+            return numbers(judge, case, metric, values)
+
+        patch.setattr(restoring.Restorer, "_compute", restore)
+        patch.setattr(judging.Judge, "_summarised", summarise)
+        for name in ("_of_images", "_of_draws"):
+            patch.setattr(judging.Judge, name, self._counting(getattr(judging.Judge, name)))
+
+    def _counting(self, compute):
+        def judge(judge, case, metric: Metric):
+            self.judged.append(metric.name)
+            return compute(judge, case, metric)
+
+        return judge
+
+
+def brightness(restored: Restorations) -> torch.Tensor:
+    return restored.images.double().flatten(1).mean(1)
+
+
+BRIGHTNESS = Metric(name="brightness", label="brightness", better=127.5, needs=frozenset({"truth"}), values=brightness)
+
+
+class TestAdditions:
+    """Nothing else is computed again."""
+
+    def test_a_metric(self, workplace: Path, records: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(METRICS, "brightness", BRIGHTNESS)
+        counter = Counter(monkeypatch)
+        evaluate(make_params())
+        restored = [r for r in records if r["metric"] == "psnr"]
+        assert counter.restored == []
+        assert counter.judged == counter.summarised
+        assert set(counter.judged) == {"brightness"}
+        after = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
+        assert {key for key in after if key not in by_cell(records)} == {
+            (r["method"], r["degradation"], "brightness") for r in restored
+        }
+        assert all(after[key] == r for key, r in by_cell(records).items())
+
+    def test_a_method(self, workplace: Path, records: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+        params, counter = make_params(), Counter(monkeypatch)
+        short = params.methods["DDNM"].model_copy(update={"sampler": DDNM(n_steps=2)})
+        methods = {**params.methods, "Again": params.methods["InvFusion MMSE"], "DDNM": short}
+        names = [*params.evaluate.methods, "Again", "DDNM"]
+        chosen = params.evaluate.model_copy(update={"methods": names})
+        evaluate(params.model_copy(update={"methods": methods, "evaluate": chosen}))
+        assert set(counter.restored) == {"DDNM"}, "the same under another name is taken as it is"
+        after = by_cell(json.loads((workplace / "reports/evaluation.json").read_text()))
+        assert all(after[key] == r for key, r in by_cell(records).items())
+
+    def test_more_images_in_the_galleries(self, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        params, counter = make_params(), Counter(monkeypatch)
+        evaluate(params.model_copy(update={"report": params.report.model_copy(update={"gallery_images": 5})}))
+        assert (counter.restored, counter.judged) == ([], [])
+        shown = load_file(workplace / "artifacts/evaluation/restorations/matrix/mmse.safetensors")
+        assert len(shown["images"]) == 5
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The sources in a folder where they can be changed."""
+    for package in ("invfusion", "components"):
+        shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+class TestCodeOfRestorations:
+    """What a restoration by Heun and its scores depend on."""
+
+    RESTORATION = ("components.evaluation.sampling", "invfusion.samplers.heun", "invfusion.operators.matrix")
+
+    @pytest.mark.parametrize(
+        "other",
+        ["invfusion/samplers/ddrm.py", "invfusion/metrics/psnr.py", "invfusion/metrics/__init__.py",
+         "invfusion/samplers/__init__.py", "invfusion/operators/masks.py", "components/evaluation/judging.py",
+         "invfusion/degradations/matrix.py"],
+    )  # fmt: skip
+    def test_other_samplers_and_metrics_are_no_part_of_it(self, copied: Path, other: str) -> None:
+        before = Sources(copied).digest(*self.RESTORATION)
+        with (copied / other).open("a") as file:
+            file.write("\n\nADDED = 1\n")
+        assert Sources(copied).digest(*self.RESTORATION) == before
+
+    @pytest.mark.parametrize(
+        "own",
+        ["invfusion/samplers/heun.py", "invfusion/samplers/base.py", "invfusion/operators/matrix.py",
+         "invfusion/models/denoiser.py", "invfusion/rng.py", "components/evaluation/sampling.py"],
+    )  # fmt: skip
+    def test_what_it_is_made_by_is(self, copied: Path, own: str) -> None:
+        before = Sources(copied).digest(*self.RESTORATION)
+        with (copied / own).open("a") as file:
+            file.write("\n\nADDED = 1\n")
+        assert Sources(copied).digest(*self.RESTORATION) != before
+
+    def test_a_metric_depends_on_no_other(self, copied: Path) -> None:
+        before = {m.name: Sources(copied).digest(m.values.__module__) for m in METRICS.values()}
+        with (copied / "invfusion/metrics/crps.py").open("a") as file:
+            file.write("\n\nADDED = 1\n")
+        after = {m.name: Sources(copied).digest(m.values.__module__) for m in METRICS.values()}
+        assert {name for name in before if before[name] != after[name]} == {"crps"}
 
 
 def test_results_do_not_depend_on_the_batch_size(workplace: Path, records: list[dict]) -> None:
@@ -310,9 +465,8 @@ def test_a_missing_model_is_named(workplace: Path) -> None:
 
 def test_methods_without_a_trained_model_are_left_out() -> None:
     base = make_params()
-    alone = base.train.model_copy(update={"variants": ["invfusion"]})
-    without = base.distill.model_copy(update={"targets": []})
-    params = base.model_copy(update={"train": alone, "distill": without})
+    alone = base.train.model_copy(update={"models": ["invfusion"], "distilled": {}})
+    params = base.model_copy(update={"train": alone})
     found = {column.kind: [m.name for m in column.methods] for column in columns(params, trained_models(params))}
     assert found["matrix"] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
     assert found["unconditional"] == ["InvFusion"]
@@ -358,14 +512,6 @@ def test_several_processes_share_the_batches(workplace: Path, records: list[dict
     for key, r in other.items():
         if r["value"] is not None:
             assert r["value"] == pytest.approx(by_cell(records)[key]["value"], rel=1e-3, abs=1e-5), key
-
-
-def test_a_batch_belongs_to_one_process(tmp_path: Path) -> None:
-    lock = tmp_path / "batch.lock"
-    with claim(lock, wait=False) as ours, claim(lock, wait=False) as theirs:
-        assert (ours, theirs) == (True, False)
-    with claim(lock, wait=False) as ours:
-        assert ours
 
 
 def test_diverged_images_are_counted_and_left_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

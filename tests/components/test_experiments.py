@@ -2,20 +2,25 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_training
+import torch
+from safetensors.torch import save_file
 from tiny_training import read_json, workplace
 
 from components.evaluation import restoring, tune
 from components.params import Params
-from components.reporting import experiments, table, tables
-from components.reporting.claims import findings
+from components.records import Record
+from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
+from components.reporting.paper import Paper
 from components.training import train, zoo
 from invfusion.errors import CheckpointError, ConfigError, DataError
+from invfusion.rng import generator
 from invfusion.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[2]
@@ -48,14 +53,12 @@ def make_params(**evaluate: Any) -> Params:
         update=FEWEST["heun"]
     )}  # fmt: skip
     short = {"images": 8, "warmup_images": 0}
-    distill = {
-        target: getattr(base.distill, target).model_copy(update=short) for target in ("mmse", "nppc", "unrolled_ddrm")
-    }
-    distill["unrolled_ddrm"] = distill["unrolled_ddrm"].model_copy(update={"n_steps": 2})
+    recipes = {name: base.recipe(name).model_copy(update=short) for name in ("mmse", "nppc", "unrolled_ddrm")}
+    recipes["unrolled_ddrm"] = recipes["unrolled_ddrm"].model_copy(update={"n_steps": 2})
     values = base.model_copy(
         update={
             "methods": methods,
-            "distill": base.distill.model_copy(update=distill),
+            "recipes": base.recipes.model_copy(update=recipes),
             "evaluate": base.evaluate.model_copy(update=small | evaluate),
             "tables": base.tables.model_copy(update={"max_images": N}),
             "tune": base.tune.model_copy(update={"n_images": N}),
@@ -142,8 +145,8 @@ def test_models_of_the_pipeline_are_taken(project: Path) -> None:
     own = train.train(params, "unconditional")
     keeper = zoo.Zoo("table_04", experiment, experiment.applied(params))
     assert keeper.folder("unconditional") == own
-    assert zoo.pipeline_models(params, experiment) == ["train@unconditional", "train@palette", "train@invfusion"]
-    assert zoo.pipeline_models(params, load_experiment("table_11")) == ["train@unconditional"]
+    assert zoo.pipeline_models(params, experiment) == ["unconditional", "palette", "invfusion"]
+    assert zoo.pipeline_models(params, load_experiment("table_11")) == ["unconditional"]
     assert zoo.pipeline_models(params, load_experiment("table_02")) == []
 
 
@@ -158,11 +161,11 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
 
     def launch(told: Params, name: str, module: str, arguments: Sequence[str]) -> None:
         start = Path(arguments[2]) if len(arguments) > 1 else None
-        wanted = zoo.Wanted.of(told, arguments[0], start)
+        wanted = zoo.Wanted(arguments[0], told, start)
         assert (module, wanted.home.name) == ("components.training.zoo", name)
         assert told.train.lr == 0.0123
         started.append(arguments[0])
-        train.run(wanted.params, wanted.variant, wanted.task, wanted.denoiser, train.Places.under(wanted.home))
+        train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home))
 
     monkeypatch.setattr(zoo, "launch", launch)
     assert zoo.Zoo("table_14", experiment, params).folder("other").exists()
@@ -176,8 +179,8 @@ class TestWhatIsMissing:
         longer = params.train.model_copy(update={"images": 16})
         with pytest.raises(CheckpointError, match=r"nothing can be computed.*'palette' is not trained; its place is"):
             table.table(params.model_copy(update={"train": longer}), "table_12", trains=False)
-        unrolled = params.distill.unrolled_ddrm.model_copy(update={"lr": 0.123})
-        changed = params.model_copy(update={"distill": params.distill.model_copy(update={"unrolled_ddrm": unrolled})})
+        unrolled = params.recipe("unrolled_ddrm").model_copy(update={"lr": 0.123})
+        changed = params.model_copy(update={"recipes": params.recipes.model_copy(update={"unrolled_ddrm": unrolled})})
         content = read_json(table.table(changed, "table_14", trains=False).with_suffix(".json"))
         assert list(content["missing"]) == ["unrolled_ddrm"]
         assert "computed nevertheless: DDRM sampling, InvFusion, InvFusion MMSE" in caplog.text
@@ -218,64 +221,106 @@ class TestWhatIsMissing:
         assert made == ["table_04"]
 
 
-def record(method: str, metric: str, value: float | None, spread: float = 0.1, **more: Any) -> dict[str, Any]:
+def record(method: str, metric: str, value: float | None, spread: float = 0.1, **more: Any) -> Record:
     known = value is not None
     low, high = (value - spread, value + spread) if known else (None, None)
-    made = {"method": method, "degradation": "matrix", "metric": metric, "value": value, "low": low, "high": high}
-    return made | {"n": 4, "nfe": 1, "measurements_sha256": ""} | more
+    return Record(
+        method=method, degradation="matrix", metric=metric, value=value, low=low, high=high, n=40, nfe=1,
+        measurements_sha256="", **more,
+    )  # fmt: skip
+
+
+RECORDS = [
+    record("A", "psnr", 12.0, 2.0), record("B", "psnr", 11.0, 2.0), record("C", "psnr", 11.9, 2.0),
+    record("D", "psnr", 12.5, 2.0, n_diverged=2), record("A", "fd_pixel8x8", 3.0), record("B", "fd_pixel8x8", 1.0),
+    record("A", "kid", 3.0), record("B", "kid", 1.0), record("C", "kid", 1.1),
+    record("A", "lpips", None, unavailable="no file weights/alexnet"),
+    record("A", "fid", None, unavailable="no file weights/inception"), record("B", "fid", None, unavailable="so too"),
+]  # fmt: skip
+
+
+def claimed(folder: Path, **claim: Any) -> verdicts.Finding:
+    """A claim on values that vary much from image to image, and little from method to method."""
+    shared, own = (torch.randn(40, dtype=torch.float64, generator=generator(0, name)) for name in ("x", "C"))
+    scores = {
+        "A": 12 + shared, "B": 11 + shared, "C": 11.9 + shared + 0.5 * (own - own.mean()),
+        "D": torch.cat([12.5 + shared[:38], torch.full((2,), torch.nan, dtype=torch.float64)]),
+    }  # fmt: skip
+    for method, values in scores.items():
+        (folder / "matrix").mkdir(exist_ok=True)
+        save_file({"psnr": values}, folder / "matrix" / f"{method.lower()}.safetensors")
+    evidence = verdicts.Evidence(RECORDS, folder)
+    (finding,) = verdicts.findings([ClaimConfig(text="t", **claim)], ["A", "B", "C", "D"], ["matrix"], evidence)
+    return finding
 
 
 @pytest.mark.parametrize(
-    ("claim", "verdict"),
+    ("claim", "verdict", "numbers"),
     [
-        ({"better": "A", "metric": "psnr", "than": ["B"]}, "holds"),
-        ({"better": "A", "metric": "psnr"}, "holds, intervals overlap"),
-        ({"better": "A", "metric": "psnr", "than": ["C"]}, "holds, intervals overlap"),
-        ({"better": "B", "metric": "psnr"}, "does not hold"),
-        ({"better": "B", "metric": "fid"}, "holds"),
-        ({"better": "A", "metric": "psnr", "than": ["B"], "within": 3.0}, "holds"),
-        ({"better": "A", "metric": "psnr", "than": ["B"], "within": 1.0}, "does not hold"),
-        ({"better": "A", "metric": "fid", "than": ["A"], "than_metric": "cfid"}, "cannot be tested here"),
-        ({"better": "A", "metric": "lpips"}, "cannot be tested here"),
+        # The intervals of A and B overlap widely, that of their difference does not.
+        ({"better": "A", "metric": "psnr", "than": ["B"]}, "holds", "A PSNR 12.0 (10.0–14.0) against B PSNR 11.0"),
+        ({"better": "A", "metric": "psnr", "than": ["B"]}, "holds", "difference +1.00, 40 images paired"),
+        ({"better": "B", "metric": "psnr", "than": ["A"]}, "does not hold", "difference −1.00, 40"),
+        ({"better": "A", "metric": "psnr", "than": ["C"]}, "undecided", "difference +0.10 (−0."),
+        # Against all, the worst rival decides; images that diverged are left out of the pairs.
+        ({"better": "A", "metric": "psnr"}, "does not hold", "against D PSNR 12.5"),
+        ({"better": "A", "metric": "psnr"}, "does not hold", "38 images paired"),
+        ({"better": "D", "metric": "psnr"}, "holds", "against A PSNR 12.0"),
+        ({"better": "A", "metric": "psnr", "than": ["B"], "within": 1.5}, "holds", "+1.00"),
+        ({"better": "A", "metric": "psnr", "than": ["B"], "within": 0.9}, "does not hold", "+1.00"),
+        ({"better": "A", "metric": "psnr", "than": ["C"], "within": 0.1}, "undecided", "+0.10"),
+        # Distances between sets have intervals alone.
+        ({"better": "B", "metric": "kid", "than": ["A"]}, "holds", "−2.00 (−2.20 to −1.80), from the two intervals"),
+        ({"better": "B", "metric": "kid"}, "undecided", "against C KID 1.10 (1.00–1.20): difference −0.10"),
+        ({"better": "B", "metric": "kid"}, "undecided", "no number of D"),
+        # No stand-in decides a claim, and what is missing says why.
+        ({"better": "B", "metric": "fid"}, "cannot be tested here", "so too"),
+        ({"better": "A", "metric": "fid", "than": ["A"], "than_metric": "cfid"}, "cannot be tested here", "inception"),
+        ({"better": "A", "metric": "lpips"}, "cannot be tested here", "no file weights/alexnet"),
+        ({"better": "A", "metric": "kid", "than": ["A", "D"]}, "cannot be tested here", "no KID of D"),
+        ({"better": "A", "metric": "std_ratio"}, "cannot be tested here", "no std ratio of A"),
     ],
 )
-def test_claims_are_judged(claim: dict[str, Any], verdict: str) -> None:
-    found = [
-        record("A", "psnr", 12.0), record("B", "psnr", 10.0), record("C", "psnr", 11.9),
-        record("A", "fd_pixel8x8", 3.0), record("B", "fd_pixel8x8", 1.0),
-        record("A", "lpips", None, unavailable="no file weights/alexnet"),
-    ]  # fmt: skip
-    (finding,) = findings([ClaimConfig(text="t", **claim)], ["A", "B", "C"], ["matrix"], found)
+def test_claims_are_judged(tmp_path: Path, claim: dict[str, Any], verdict: str, numbers: str) -> None:
+    finding = claimed(tmp_path, **claim)
     assert finding.verdict == verdict
-    if "lpips" in claim.values():
-        assert finding.numbers == "no file weights/alexnet"
-    if "fid" in claim.values() and "than_metric" not in claim:
-        assert "FD-px8" in finding.numbers, "what was compared is named"
+    assert numbers in finding.numbers
+
+
+def test_numbers_of_other_measurements_are_not_compared(tmp_path: Path) -> None:
+    ours, theirs = RECORDS[0], replace(RECORDS[1], measurements_sha256="other")
+    verdict = verdicts.Evidence([ours, theirs], tmp_path).compare(ours.key, theirs.key)
+    assert verdict.outcome == "cannot be tested here"
+    assert "other measurements" in verdict.reason or "different measurements" in verdict.reason
 
 
 def test_the_papers_numbers_stand_beside_ours_on_its_data_alone() -> None:
-    faces, digits = (tables.PaperTable.load("3", name) for name in ("ffhq64", "digits16"))
     laid_out = [
-        tables.paper_layout({"all": ["DDRM"]}, ["box_outpainting"], ["psnr"], [], paper, {"DDRM": "DDRM"})
-        for paper in (faces, digits)
+        tables.layout({"all": ["DDRM"]}, {"box_outpainting": ["psnr"]}, [], Paper.of_table("3", name))
+        for name in ("ffhq64", "digits16")
     ]
-    cells = [t.row_groups[0][1][0].cells[0] for t in laid_out]
+    cells = [table.groups["all"][0][1] for table in laid_out]
     assert cells[0].paper
     assert cells[0].text == cells[1].text == "–"
     assert cells[1].paper == ""
-    assert tables.PaperTable.load("15", "ffhq64").dataset == "FFHQ64"
-    assert tables.PaperTable.load("15", "ffhq64").number("patch_inpainting", "ASeq-DIP", "kid") == "0.0755"
-    sums = tables.PaperTable.load("10", "imagenet64")
+    assert Paper.of_table("15", "ffhq64").dataset == "FFHQ64"
+    assert Paper.of_table("15", "ffhq64").number("patch_inpainting", "ASeq-DIP", "kid") == "0.0755"
+    sums = Paper.of_table("10", "imagenet64")
     assert sums.number("patch_inpainting", "Palette", "consistency_sse") == "0.23"
     assert not sums.number("strided_motion_blur", "Palette", "consistency_sse")
     assert not sums.number("patch_inpainting", "Palette", "consistency_mse")
+
+
+def test_stand_ins_are_shown_under_their_own_name() -> None:
+    assert tables.with_stand_ins(["psnr", "fid", "cfid"], RECORDS) == ["psnr", "fd_pixel8x8", "cfid"]
+    assert tables.with_stand_ins(["fid"], [*RECORDS, record("A", "fid", 3.0)]) == ["fid"]
 
 
 def test_every_row_of_the_papers_tables_is_known(project: Path) -> None:
     for name in experiment_names():
         experiment = load_experiment(name)
         if experiment.shows == "table" and experiment.dataset == "FFHQ64":
-            paper = tables.PaperTable.load(experiment.table, "ffhq64")
+            paper = Paper.of_table(experiment.table, "ffhq64")
             ours = {experiment.row(row).paper or row for row in experiment.names}
             assert {method for _, method, _ in paper.values} == ours, name
 

@@ -1,22 +1,27 @@
 """The oracle end to end: a sampler of each kind, tiny models, few draws."""
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_training import make_params, workplace
 
+from components.oracle import models
+from components.oracle import oracle as component
 from components.oracle import records as oracle_records
 from components.oracle.oracle import oracle, samplers_to_judge
-from components.oracle.oracle import oracle as component
-from components.oracle.records import Record
 from components.params import Params
 from invfusion.oracle import DECOYS
 from invfusion.samplers import SAMPLERS, Heun
 
 pytest.importorskip("sklearn")
+
+Record = dict[str, Any]
 
 FEW_STEPS: list[dict[str, Any]] = [
     {"kind": "heun", "n_steps": 3},
@@ -59,6 +64,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, l
         yield folder, json.loads((folder / "reports/oracle.json").read_text())
 
 
+def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def of(records: list[Record], **wanted: Any) -> list[Record]:
     return [r for r in records if all(r[key] == value for key, value in wanted.items())]
 
@@ -91,10 +100,17 @@ def test_models_are_measured_on_the_way_and_at_the_end(finished: tuple[Path, lis
 
 
 def test_the_page_stands_alone(finished: tuple[Path, list[Record]]) -> None:
-    folder, _ = finished
+    folder, records = finished
     page = (folder / "reports/oracle.html").read_text()
     assert page.count("data:image/png") == 6
     assert "decoy_narrow" in page
+    assert not re.findall(r"https?://|src=\"(?!data:)|<script|<link", page)
+    for r in records:
+        if r["value"] is not None and (r["judgement"], r["metric"]) == ("sampler", "sliced_wasserstein"):
+            assert f"{r['ratio']:.2f}" in page
+            assert f"{r['value']:.3f}" in page
+        if r["metric"] == "excess_mse" and r["images"] != 64:
+            assert f"{r['value']:.3g}" in page
 
 
 def test_what_was_computed_is_not_computed_again(
@@ -109,9 +125,28 @@ def test_what_was_computed_is_not_computed_again(
 
 def test_other_code_or_settings_are_computed_anew(finished: tuple[Path, list[Record]]) -> None:
     calls = []
-    for facts in ({"a": 1}, {"a": 2}, {"a": 1}):
-        oracle_records.kept(facts, lambda facts=facts: calls.append(facts) or {"records": [], "curves": []})
-    assert len(calls) == 2
+    code = ("invfusion.rng",), ("invfusion.codec",)
+    for facts, entry in (({"a": 1}, code[0]), ({"a": 2}, code[0]), ({"a": 1}, code[1]), ({"a": 1}, code[0])):
+        oracle_records.kept(facts, entry, lambda facts=facts: calls.append(facts) or oracle_records.Results())
+    assert len(calls) == 3
+
+
+def test_a_model_goes_on_from_its_own_state(
+    finished: tuple[Path, list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The excess along the way is measured on one training run, and is that of runs of their own."""
+    params = small_params()
+    prior = component.fit_priors(params)["tiny"]
+    bench = models.Bench(params, "tiny", prior, "palette", 48)
+    monkeypatch.setattr(models, "STATE", Path("state/elsewhere"))
+    on_the_way = [models.diffusion_model(bench, images) for images in (64, 128)]
+    shutil.rmtree("state/elsewhere")
+    at_once = models.diffusion_model(bench, 128)
+    assert_equal(on_the_way[1].state_dict(), at_once.state_dict())
+    steps = []
+    monkeypatch.setattr(models.train.__globals__["Stepper"], "step", lambda *_: steps.append(1))
+    assert_equal(models.diffusion_model(bench, 128).state_dict(), at_once.state_dict())
+    assert steps == []
 
 
 def test_samplers_that_are_not_listed_run_at_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +158,8 @@ def test_samplers_that_are_not_listed_run_at_their_defaults(monkeypatch: pytest.
 
 
 def test_numbers_that_are_not_finite_say_so() -> None:
-    r = oracle_records.record({"method": "x"}, "spread", float("nan"))
-    assert r["value"] is None
-    assert "not finite" in r["unavailable"]
+    head = {"judgement": "sampler", "prior": "p", "method": "x", "settings": {}, "degradation": "matrix"}
+    r = oracle_records.record(head | {"sigma_y": 0.1, "n": 2, "nfe": 1}, "spread", float("nan"))
+    assert r.value is None
+    assert "not finite" in r.unavailable
+    assert r.as_json()["floor"] is None

@@ -11,7 +11,8 @@ import pytest
 from fake_evaluation import records
 
 from components import tracking
-from components.params import GatesConfig, load_params
+from components.params import GatesConfig
+from components.profiles import load_profile
 from components.registry import promotion
 from components.registry.gates import packed
 from invfusion.errors import ConfigError
@@ -40,7 +41,7 @@ def params(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def settings() -> Any:
-    params = load_params(ROOT / "params.yaml")
+    params = load_profile()
     register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
     return params.model_copy(update={"register_": register})
 
@@ -112,7 +113,7 @@ def test_an_alias_moved_by_hand_enters_the_history(params: Any) -> None:
 def test_a_crash_between_history_and_alias_is_made_good(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     promotion.promote(params, "1", "the first")
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "settle", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(promotion, "conclude", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             promotion.promote(params, "2", "better")
     assert champion(params) == "1"

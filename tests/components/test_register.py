@@ -1,9 +1,11 @@
 """Registration happens once per checkpoint, the gates decide, and the registered model restores."""
 
+import base64
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ import torch
 from fake_evaluation import FAMILIES, record, records, write_run
 
 from components import tracking
-from components.params import GatesConfig, load_params
+from components.params import GatesConfig
+from components.profiles import load_profile
+from components.records import by_key, write_records
 from components.registry import gates, promotion
 from components.registry import register as step
-from components.registry.restoration_model import read_labels
+from components.registry.restoration_model import Work, check_images, read_labels
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
-from invfusion.operators import spec_to_json
+from invfusion.operators import MatrixOperator, Measurement, spec_to_json
 from invfusion.rng import generator
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +54,7 @@ def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_run(tmp_path, n=1)
-    params = load_params(ROOT / "params.yaml")
+    params = load_profile()
     register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
     return params.model_copy(update={"register_": register})
 
@@ -71,10 +75,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         requirements=["mlflow"],
     )
     monkeypatch.setattr(step, "package", lambda *_: made)
-
-
-def write_records(found: list[dict[str, Any]]) -> None:
-    Path("reports/evaluation.json").write_text(json.dumps(found))
+    monkeypatch.setattr(step, "check_checkpoints", lambda *_: None)
 
 
 def change_checkpoint(text: str) -> None:
@@ -119,17 +120,15 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     result = step.register(params)
     client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
-    expected = next(
-        r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("InvFusion", "matrix", "psnr")
-    )
-    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected["value"])
+    expected = by_key(records())["InvFusion", "matrix", "psnr"]
+    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected.value)
 
 
 @pytest.mark.usefixtures("echo")
 def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("worse")
-    write_records(records(InvFusion={"matrix": -1.0}))
+    write_records(records(InvFusion={"matrix": -1.0}), step.EVALUATION)
     after = step.register(params)
     assert champion(params).number == before.version
     assert not after.is_champion
@@ -144,7 +143,7 @@ def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
 def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("better")
-    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)))
+    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)), step.EVALUATION)
     after = step.register(params)
     assert after.is_champion
     assert promotion.rollback(params, "the new one blurs sevens") == before.version
@@ -162,7 +161,8 @@ def test_lost_files_are_registered_anew(params: Any) -> None:
 
 def test_gates_name_what_fails(params: Any) -> None:
     found = records(InvFusion={"matrix": -3.0})
-    next(r for r in found if (r["method"], r["metric"]) == ("InvFusion", "consistency_mse"))["value"] = 0.02
+    first = next(i for i, r in enumerate(found) if (r.method, r.metric) == ("InvFusion", "consistency_mse"))
+    found[first] = replace(found[first], value=0.02)
     failed = {gate.name: gate.reason for gate in gates.judge(found, params, None) if not gate.passed}
     assert failed == {
         "consistency on strided_motion_blur": "MSE 0.02, allowed 0.01",
@@ -184,7 +184,7 @@ def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
 
 def test_one_degradation_of_other_measurements_is_enough() -> None:
     found = records()
-    changed = [dict(r, measurements_sha256="another") if r["degradation"] == "matrix" else r for r in found]
+    changed = [replace(r, measurements_sha256="another") if r.degradation == "matrix" else r for r in found]
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
     failed = [gate.name for gate in gates.champion_gates(changed, -0.2, champion) if not gate.passed]
     assert failed == ["gain over the champion on matrix"]
@@ -193,15 +193,14 @@ def test_one_degradation_of_other_measurements_is_enough() -> None:
 def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
     found = records()
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
-    less = [r for r in found if (r["method"], r["metric"]) != ("InvFusion", "fd_pixel8x8")]
+    less = [r for r in found if (r.method, r.metric) != ("InvFusion", "fd_pixel8x8")]
     failed = [gate for gate in gates.judge(less, params, champion) if not gate.passed]
     assert [gate.name for gate in failed] == ["no missing metrics"]
     assert "InvFusion/matrix/fd_pixel8x8" in failed[0].reason
 
 
 def test_calibration_counts_where_it_was_measured() -> None:
-    found = records()
-    next(r for r in found if r["metric"] == "nppc_std_ratio")["value"] = 0.4
+    found = [replace(r, value=0.4) if r.metric == "nppc_std_ratio" else r for r in records()]
     found += [record("InvFusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
     outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates(found, 2.0, 0.2)]
     on_matrix = "calibration on matrix"
@@ -220,6 +219,47 @@ def test_missing_files_are_named(params: Any) -> None:
         step.register(params)
 
 
+def write_models(params: Any, **changes: Any) -> None:
+    """Untrained models of the default architecture, as the pipeline leaves them."""
+    for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
+        shutil.rmtree(Path("artifacts/models", name))
+        options = {"variant": "invfusion", "n_components": n_components} | changes.get(name, {})
+        denoiser = build_denoiser(params.model.preset, **options)
+        save_denoiser(denoiser, Path("artifacts/models", name), {"name": name} | changes.get("manifest", {}))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "text"])
+def test_a_damaged_model_folder_is_named(params: Any, file: str, damage: str) -> None:
+    write_models(params)
+    for name in ("invfusion", "nppc"):
+        path = Path("artifacts/models", name, file)
+        content = path.read_bytes()
+        path.unlink() if damage == "missing" else path.write_bytes(b"" if damage == "empty" else b"text")
+        with pytest.raises(CheckpointError, match=f"artifacts/models/{name}"):
+            step.register(params)
+        path.write_bytes(content)
+    assert versions(params) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"invfusion": {"variant": "unconditional"}}, "model 'invfusion': its network is 'unconditional'"),
+        ({"invfusion": {"variant": "palette"}}, "model 'invfusion': its network is 'palette'"),
+        ({"invfusion": {"n_components": 2}}, "model 'invfusion': it has 2 components"),
+        ({"nppc": {"n_components": 0}}, "model 'nppc': it has 0 components"),
+        ({"mmse": {"image_size": 32}}, r"model 'mmse': it makes images \(3, 32, 32\)"),
+        ({"manifest": {"name": "mmse"}}, "model 'invfusion': it was trained as 'mmse'"),
+    ],
+)
+def test_another_model_is_not_registered_as_this_one(params: Any, changes: Any, message: str) -> None:
+    write_models(params, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        step.register(params)
+
+
+@pytest.mark.usefixtures("echo")
 def test_an_unreachable_registry_is_named(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
@@ -239,7 +279,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         write_run(folder, n=1)
-        params = load_params(ROOT / "params.yaml")
+        params = load_profile()
         for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
             shutil.rmtree(folder / "artifacts/models" / name)
             denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)
@@ -288,10 +328,49 @@ def test_the_registered_model_restores(registered: Any) -> None:
         "not valid JSON": ({**request, "operator": "{"}, few),
         "must not be negative": ({**request, "sigma_y": [0.1, -0.1]}, few),
         "knows no classes": ({**request, "class_labels": [0, 0]}, few),
+        "sigma_y holds a number that is not finite": ({**request, "sigma_y": [float("inf"), 0]}, few),
+        "not finite|finite": ({**request, "operator": with_nan(request["operator"])}, few),
     }
     for message, (wrong, settings) in refused.items():
         with pytest.raises(Exception, match=message):
             registered.predict(wrong, params=settings)
+
+
+def with_nan(operator: str) -> str:
+    spec = json.loads(operator)
+    for tensor in spec["tensors"].values():
+        tensor["data"] = base64.b64encode(b"\0\0\xc0\x7f" + base64.b64decode(tensor["data"])[4:]).decode()
+    return json.dumps(spec)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_images_that_are_not_finite_are_no_answer(value: float) -> None:
+    good = {"images": torch.zeros(1, 3, 4, 4)}
+    check_images([good, good])
+    with pytest.raises(ShapeError, match="the restoration is not finite: y, sigma_y or the operator"):
+        check_images([good, {"images": torch.full((1, 3, 4, 4), value)}])
+
+
+def matrix_request(batch: int, rows: int) -> Measurement:
+    operator = MatrixOperator((3, 27, 27), torch.eye(rows, 3 * 27 * 27).expand(batch, -1, -1))
+    return Measurement(torch.zeros(batch, rows), operator, torch.zeros(batch))
+
+
+def test_the_work_of_a_request_is_bounded() -> None:
+    Work().add(matrix_request(256, 128), 1, 100)
+    Work().add(matrix_request(1, 2048), 1, 1000)
+    for batch, rows, n_samples, n_steps, message in [
+        (1, 6000, 1, 1, "rows of a matrix for images of 2187 numbers"),
+        (1, 2187, 1, 1, "squared rows of all matrices"),
+        (256, 192, 1, 1, "squared rows of all matrices"),
+        (256, 2, 256, 1000, "network passes"),
+    ]:
+        with pytest.raises(ShapeError, match=f"at most .* {message}.*split it"):
+            Work().add(matrix_request(batch, rows), n_samples, n_steps)
+    together = Work()
+    together.add(matrix_request(200, 2), 1, 1)
+    with pytest.raises(ShapeError, match="at most 256 images, this one asks for 400"):
+        together.add(matrix_request(200, 2), 1, 1)
 
 
 @pytest.mark.parametrize("wrong", [[0, 10], [-1, 0], [0.5, 1]])

@@ -1,22 +1,23 @@
 """The report shows every number, says what is missing and why, and needs nothing from outside."""
 
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_evaluation import NO_WEIGHTS, record, records, write_run
 
-from components.params import load_params
+from components.profiles import load_profile
+from components.records import write_records
 from components.reporting import report as step
 from components.reporting import tables
-from components.reporting.tables import Paper
+from components.reporting.paper import Paper
 from invfusion.errors import DataError
+from invfusion.metrics import METRICS
 from invfusion.noise import GaussianNoise
 
 ROOT = Path(__file__).parents[2]
-PAPER = ROOT / "components" / "reporting" / "paper_tables.csv"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_report(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert step.report(load_params(ROOT / "params.yaml")) == Path("reports/index.html")
+        assert step.report(load_profile()) == Path("reports/index.html")
 
 
 def read(project: Path, name: str) -> str:
@@ -42,8 +43,8 @@ def read(project: Path, name: str) -> str:
 def test_every_record_is_shown(project: Path, name: str) -> None:
     text = read(project, name)
     for entry in records():
-        if entry["value"] is not None:
-            assert tables.formatter(entry["metric"])(entry["value"]) in text.replace("&lt;", "<"), entry
+        if entry.value is not None:
+            assert METRICS[entry.metric].show(entry.value) in text.replace("&lt;", "<"), entry
 
 
 @pytest.mark.parametrize("name", ["index.html", "report.md"])
@@ -76,8 +77,7 @@ def test_the_same_run_gives_the_same_bytes(project: Path) -> None:
 
 
 def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "evaluation.json").write_text(json.dumps([record("InvFusion", "matrix", "psnr", 15.0)]))
+    write_records([record("InvFusion", "matrix", "psnr", 15.0)], tmp_path / "reports" / "evaluation.json")
     make_report(tmp_path)
     page = read(tmp_path, "index.html")
     assert "15.0" in page
@@ -87,58 +87,81 @@ def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
 def test_a_missing_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"evaluation\.json"):
-        step.report(load_params(ROOT / "params.yaml"))
+        step.report(load_profile())
 
 
-def claim(ours: float, theirs: float, metric: str = "psnr") -> Any:
-    pair = [record("InvFusion", "matrix", metric, ours), record("Palette", "matrix", metric, theirs)]
-    (found,) = tables.claims(pair, ["matrix"])
-    return found
+def sections(project: Path) -> dict[str, str]:
+    """The Markdown report, section by section; the first under an empty name."""
+    parts = re.split(r"^## (.*)$", read(project, "report.md"), flags=re.MULTILINE)
+    return dict(zip(["", *parts[1::2]], parts[0::2], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "metric", "verdict"),
-    [
-        (16.0, 13.0, "psnr", "holds"),
-        (13.2, 13.0, "psnr", "holds, intervals overlap"),
-        (13.0, 16.0, "psnr", "does not hold"),
-        (0.001, 0.02, "consistency_mse", "holds"),
-        (0.02, 0.001, "consistency_mse", "does not hold"),
-    ],
-)
-def test_orderings_are_judged_with_their_intervals(ours: float, theirs: float, metric: str, verdict: str) -> None:
-    assert claim(ours, theirs, metric).verdict == verdict
+def test_the_first_lines_name_losses_and_wins_against_doing_nothing_and_zero_shot_methods(project: Path) -> None:
+    first = sections(project)[""]
+    assert "> InvFusion, by PSNR: wins against H†y (everywhere), DDRM (everywhere), Palette (everywhere)." in first
+    assert "InvFusion distilled, by PSNR: wins against" in first
+    assert first.index("InvFusion, by") < first.index("| Dataset |")
 
 
-def test_the_best_of_a_column_is_bold_and_the_measurement_is_no_rival() -> None:
-    table = tables.restoration_table([r for r in records() if tables.is_main(r, records())], ["matrix"], None)
-    bold = {row.label: [cell.best for cell in row.cells] for _, rows in table.row_groups for row in rows}
-    assert bold["InvFusion, distilled"] == [True, False, False, False]
-    assert bold["InvFusion"] == [False, True, True, False]
-    assert bold["DDRM"] == [False, False, False, True]
-    assert not any(bold["H†y, the measurement"])
+def test_doing_nothing_comes_first_where_it_wins(tmp_path: Path) -> None:
+    found = [
+        record("InvFusion", "matrix", "psnr", 15.0), record("H_pinv y", "matrix", "psnr", 20.0),
+        record("DDRM", "matrix", "psnr", 10.0), record("Palette", "matrix", "psnr", 15.1),
+    ]  # fmt: skip
+    write_records(found, tmp_path / "reports" / "evaluation.json")
+    make_report(tmp_path)
+    expected = (
+        "InvFusion, by PSNR: loses to H†y (matrix operator); wins against DDRM (matrix operator); is undecided against "
+        "Palette (matrix operator)."
+    )
+    assert expected in read(tmp_path, "index.html")
+
+
+def test_differences_are_shown_with_their_intervals(project: Path) -> None:
+    shown = sections(project)["What the numbers show"]
+    assert re.search(r"\| DDRM \| \+4\.00 ✓ \(\+3\.\d\d to \+4\.\d\d\)", shown)
+    assert re.search(r"\| Palette MMSE \| \+2\.60 ✓", shown)
+
+
+def report_table(metrics: Sequence[str], kinds: Sequence[str], **more: Any) -> tables.Table:
+    found = records()
+    groups = tables.grouped(load_profile().methods, found)
+    return tables.layout(groups, dict.fromkeys(kinds, metrics), found, **more)
+
+
+def test_the_best_of_a_column_is_bold_and_the_measurement_is_no_rival_in_agreeing_with_itself() -> None:
+    table = report_table(["psnr", "fd_pixel8x8", "consistency_mse"], ["matrix"])
+    rows = {row[0].text: [cell.style for cell in row[1:-1]] for rows in table.groups.values() for row in rows}
+    assert rows["InvFusion distilled"] == ["best", "", ""]
+    assert rows["InvFusion"] == ["", "best", ""]
+    assert rows["DDRM"] == ["", "", "best"]
+    assert rows["H†y"] == ["", "", ""]
+
+
+def test_methods_find_their_group_by_what_they_are() -> None:
+    table = report_table(["psnr"], ["matrix"])
+    found = {group: [row[0].text for row in rows] for group, rows in table.groups.items()}
+    assert found == {
+        "Without a trained model": ["H†y"],
+        "Zero-shot methods": ["DDRM"],
+        "Training-based methods": ["Palette", "InvFusion", "Unconditional"],
+        "MMSE predictors, one step (training-based)": [
+            "Palette MMSE", "InvFusion MMSE", "InvFusion distilled", "InvFusion NPPC (mean)"
+        ],
+    }  # fmt: skip
 
 
 def test_the_papers_numbers_stand_beside_the_same_quantity_only() -> None:
-    faces = Paper.load(PAPER, "ffhq64", GaussianNoise())
+    faces = Paper.of_noise(GaussianNoise(), "ffhq64")
     assert faces.number("strided_motion_blur", "InvFusion", "psnr") == "22.7"
     assert faces.number("matrix", "Palette", "cfid") == "25.5"
     assert faces.number("unconditional", "InvFusion", "fid") == "6.36"
     assert faces.number("strided_motion_blur", "InvFusion", "fd_pixel8x8") == ""
-    assert (
-        Paper.load(PAPER, "ffhq64", GaussianNoise(sigma_y=0.1)).number("strided_motion_blur", "InvFusion", "psnr")
-        != "22.7"
-    )
-    assert (
-        Paper.load(PAPER, "ffhq64", GaussianNoise(sigma_y=0.05)).number("strided_motion_blur", "InvFusion", "psnr")
-        == ""
-    )
-    assert Paper.load(PAPER, "digits16", GaussianNoise()).number("strided_motion_blur", "InvFusion", "psnr") == ""
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (1e-9, "<0.001"), (0.0123, "0.012"), (2.0, "2.00"), (12.34, "12.3"), (1234.5, "1234")],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert tables.short(value) == text
+    noisy = Paper.of_noise(GaussianNoise(sigma_y=0.1), "ffhq64").number("strided_motion_blur", "InvFusion", "psnr")
+    assert noisy not in ("", "22.7")
+    for other in (Paper.of_noise(GaussianNoise(sigma_y=0.05), "ffhq64"), Paper.of_noise(GaussianNoise(), "digits16")):
+        assert other.number("strided_motion_blur", "InvFusion", "psnr") == ""
+    shown = report_table(["psnr"], ["matrix"], paper=faces, paper_names={"MMSE": "InvFusion trained for MMSE"})
+    beside = {row[0].text: row[1].paper for rows in shown.groups.values() for row in rows}
+    assert beside["InvFusion"] == faces.number("matrix", "InvFusion", "psnr")
+    assert beside["InvFusion distilled"] == faces.number("matrix", "InvFusion trained for MMSE", "psnr") != ""

@@ -196,7 +196,7 @@ class TestLaunch:
         self, runs: list[RecordingRun], child: list[list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(TestLaunch, "code", "raise SystemExit(3)")
-        with pytest.raises(InvFusionError, match=r"components\.train stopped with exit code 3"):
+        with pytest.raises(InvFusionError, match=r"components\.training\.train stopped with exit code 3"):
             train(self.params(), "palette")
 
     def test_signals_are_passed_on(
@@ -216,7 +216,7 @@ class TestLaunch:
 
 
 def test_the_command_line_reports_errors_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "components.training.train", "--variant", "palette", "--params", "missing.yaml"]
+    command = [sys.executable, "-m", "components.training.train", "--model", "palette", "--params", "missing.yaml"]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.strip().startswith("error: missing.yaml: no such file")

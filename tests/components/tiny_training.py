@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from components import tracking
-from components.params import Params, load_params
+from components.params import Params
+from components.profiles import load_profile
 from components.training.train import STAGED
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
@@ -50,7 +51,7 @@ def stage_noise() -> None:
 
 def make_params(**train: Any) -> Params:
     """The project's own parameters, made small; `train` changes that section."""
-    base = load_params(PROJECT / "params.yaml")
+    base = load_profile()
     small = {"images": 48, "batch_size": 8, "micro_batch_size": 4, "warmup_images": 8, "checkpoint_images": 16}
     often = {"log_images": 16, "sample_grid_images": 48}
     short = {"images": 16, "warmup_images": 0}
@@ -59,10 +60,10 @@ def make_params(**train: Any) -> Params:
             "data": base.data.model_copy(update={"image_size": SIZE}),
             "model": base.model.model_copy(update={"preset": "tiny"}),
             "train": base.train.model_copy(update=small | often | train),
-            "distill": base.distill.model_copy(
+            "recipes": base.recipes.model_copy(
                 update={
-                    "mmse": base.distill.mmse.model_copy(update=short),
-                    "nppc": base.distill.nppc.model_copy(update=short),
+                    "mmse": base.recipe("mmse").model_copy(update=short),
+                    "nppc": base.recipe("nppc").model_copy(update=short),
                 }
             ),
             "runtime": base.runtime.model_copy(update={"device": "cpu"}),

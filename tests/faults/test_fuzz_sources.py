@@ -206,8 +206,8 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], kinds: list[int], mo
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for number, (name, content) in enumerate(members):
             info = tarfile.TarInfo(name)
-            info.size, info.linkname = len(content), "a.png"
-            info.type = bytes(kinds[number : number + 1]) or tarfile.REGTYPE
+            info.type, info.linkname = bytes(kinds[number : number + 1]) or tarfile.REGTYPE, "a.png"
+            info.size = 0 if info.type in (b"1", b"2", b"5", b"6") else len(content)  # else what follows is no header
             archive.addfile(info, io.BytesIO(content))
             n_files += 1
     plain = all(kind in b"0126" for kind in kinds[: len(members)]) and all(name[-1:] != "/" for name, _ in members)

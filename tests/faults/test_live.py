@@ -33,7 +33,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def begin(here: Site, variant: str = "palette") -> str:
     """A long training that has made some steps."""
     before = here.progress(variant)
-    run = here.start("train", variant=variant, settings=LONG)
+    run = here.start("train", model=variant, settings={"train": LONG})
     wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 120, "training runs")
     return run
 
@@ -45,7 +45,7 @@ def finish(here: Site, run: str) -> None:
 
 @pytest.mark.full_size
 def test_a_run_of_the_ui_does_what_dvc_does(here: Site, note: Any) -> None:
-    run = here.start("train", variant="palette")
+    run = here.start("train", model="palette")
     wait_for(lambda: here.state(run) == "COMPLETED", 180, "a short training")
     assert {"palette-progress", "palette-status", "palette-samples"} <= set(here.artifacts(run))
     by_ui = (here.folder / "artifacts/models/palette/model.safetensors").read_bytes()
@@ -61,7 +61,7 @@ def test_a_server_that_is_down_at_the_start(here: Site, note: Any, name: str, va
     address = f"http://127.0.0.1:{free_port()}"
     where = {"PREFECT_API_URL": f"http://127.0.0.1:{here.prefect}/api", variable: address}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.train", "--variant", "palette"],
+        [sys.executable, "-m", "flows.step", "train", "--model", "palette"],
         cwd=here.folder, env=here.environment | where, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -76,7 +76,7 @@ def test_a_cancelled_run_ends_within_15_seconds_with_a_checkpoint(here: Site, no
         run, before = begin(here), here.trained("palette")
         start = time.monotonic()
         here.cancel(run)
-        wait_for(lambda: not here.processes("flows.train"), 15, "training ends")
+        wait_for(lambda: not here.processes("flows.step", "train"), 15, "training ends")
         slowest = max(slowest, time.monotonic() - start)
         assert here.trained("palette") > before
         wait_for(lambda: here.state(run) == "CANCELLED", 30, "cancelled")  # noqa: B023
@@ -102,14 +102,14 @@ def test_what_is_killed_is_marked_as_crashed_and_resumed(here: Site, note: Any, 
         start = time.monotonic()
         doomed = here.processes("worker", "start") if "worker" in victims or "all" in victims else []
         doomed += here.processes("prefect.engine") if "run" in victims or "all" in victims else []
-        doomed += [here.service("worker"), *here.processes("flows.train")] if "all" in victims else []
+        doomed += [here.service("worker"), *here.processes("flows.step", "train")] if "all" in victims else []
         for process in doomed:
             process.kill()
         if "all" in victims:
             here.up()
         wait_for(lambda: here.state(run) == "CRASHED", 120, "marked as crashed")  # noqa: B023
         slowest = max(slowest, time.monotonic() - start)
-        wait_for(lambda: not here.processes("flows.train"), 30, "nothing is left")
+        wait_for(lambda: not here.processes("flows.step", "train"), 30, "nothing is left")
         trained = here.trained("palette")
         again = begin(here)
         assert here.progress("palette") > trained > 0
@@ -137,7 +137,7 @@ def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
     environment = here.environment | {"MLFLOW_TRACKING_URI": address, "INVFUSION_JOB": "1"}
     edit(here.folder, lambda params: params["train"].update(SHORT | {"images": 1280}))
     shutil.rmtree(here.folder / "state/train/unconditional", ignore_errors=True)
-    command = ["-m", "flows.train", "--variant", "unconditional"]
+    command = ["-m", "flows.step", "train", "--model", "unconditional"]
     with (here.folder / "mlflow-outage.log").open("w") as output:
         training = subprocess.Popen([sys.executable, *command], cwd=here.folder, env=environment, stdout=output)
         wait_for(lambda: here.progress("unconditional") > 0, 60, "training begins")
@@ -160,12 +160,12 @@ def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
 
 @pytest.mark.full_size
 def test_two_devices_three_jobs_and_the_pictures(here: Site, tmp_path: Path) -> None:
-    reproduction = here.start("reproduce", changes={"train": SHORT})
+    reproduction = here.start("reproduce", settings={"train": SHORT})
     wait_for(lambda: here.state(reproduction) == "COMPLETED", 900, "the reproduction")
     assert {"results", "invfusion-progress"} <= set(here.artifacts(reproduction))
     promotion = here.start("promote", version=1, why="the first one", anyway=True)
     wait_for(lambda: here.state(promotion) in ("COMPLETED", "FAILED"), 120, "a promotion from the UI")
-    runs = [here.start("train", variant=v, settings=LONG) for v in ("palette", "invfusion", "unconditional")]
+    runs = [here.start("train", model=v, settings={"train": LONG}) for v in ("palette", "invfusion", "unconditional")]
     wait_for(lambda: [here.state(r) for r in runs].count("RUNNING") == 2, 120, "two run")
     wait_for(lambda: len(lease_holders(here)) == 2, 120, "two train, each on a device of its own")
     waiting = next(r for r in runs if here.state(r) != "RUNNING")
@@ -192,7 +192,7 @@ def test_two_devices_three_jobs_and_the_pictures(here: Site, tmp_path: Path) -> 
 def lease_holders(here: Site) -> set[int]:
     """The training processes that hold a device."""
     notes = [path.read_text() for path in (here.folder / "leases").glob("[01].lock")]
-    return {p.pid for p in here.processes("flows.train") if any(f"(process {p.pid})" in note for note in notes)}
+    return {p.pid for p in here.processes("flows.step", "train") if any(f"(process {p.pid})" in note for note in notes)}
 
 
 def show(here: Site, folder: Path, run: str) -> list[str] | None:
@@ -239,7 +239,7 @@ def test_two_hosts_share_only_the_servers(here: Site, tmp_path_factory: pytest.T
     )
     try:
         wait_for(lambda: other.processes("worker", "start"), 60, "the second worker")
-        run = here.start("train", variant="unconditional")
+        run = here.start("train", model="unconditional")
         wait_for(lambda: here.state(run) == "COMPLETED", 240, "the second host's training")
         assert (other.folder / "artifacts/models/unconditional/model.safetensors").exists()
         for blocker in blockers:

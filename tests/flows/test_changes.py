@@ -1,24 +1,24 @@
 """The forms of the Prefect UI: the pydantic config's own checks, written to params.yaml where DVC sees it."""
 
 import fcntl
-import shutil
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from components.params import Params, load_params
+from components.profiles import profile_text
 from flows import changes
-from flows.jobs import EvaluateChanges, ParamsChanges, TrainChanges
+from flows.jobs import ParamsChanges, form_of
 from invfusion.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+    path = tmp_path / "params.yaml"
+    path.write_text(profile_text("digits16"))
+    return path
 
 
 def test_the_form_has_the_fields_of_the_config() -> None:
@@ -30,14 +30,14 @@ def test_the_form_has_the_fields_of_the_config() -> None:
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"precision": "fp8"}, {"learning_rate": 1e-3}])
 def test_a_wrong_value_is_refused_in_the_form(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        TrainChanges.model_validate(wrong)
+        form_of("train").model_validate({"train": wrong})
 
 
 def test_members_of_unions_are_checked_too() -> None:
-    form = EvaluateChanges.model_validate({"families": [{"kind": "box_inpainting"}]})
-    assert changes.filled(form) == {"families": [{"kind": "box_inpainting"}]}
+    form = form_of("evaluate").model_validate({"evaluate": {"families": [{"kind": "box_inpainting"}]}})
+    assert changes.filled(form) == {"evaluate": {"families": [{"kind": "box_inpainting"}]}}
     with pytest.raises(ValidationError, match="box_inpaintin"):
-        EvaluateChanges.model_validate({"families": [{"kind": "box_inpaintin"}]})
+        form_of("evaluate").model_validate({"evaluate": {"families": [{"kind": "box_inpaintin"}]}})
 
 
 def test_what_is_filled_in_stands_in_the_params_and_comments_stay(params: Path) -> None:
@@ -45,7 +45,7 @@ def test_what_is_filled_in_stands_in_the_params_and_comments_stay(params: Path) 
     with changes.applied(changes.filled(form), params):
         settings = load_params(params)
     assert (settings.train.lr, settings.register_.name) == (1e-3, "other")
-    before, after = (ROOT / "params.yaml").read_text().splitlines(), params.read_text().splitlines()
+    before, after = profile_text("digits16").splitlines(), params.read_text().splitlines()
     assert sum(one != two for one, two in zip(before, after, strict=True)) == 2
 
 

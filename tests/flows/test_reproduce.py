@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 def small(params: dict) -> dict:
     """The default experiment, cut down to seconds."""
     params["train"] |= {"images": 320, "log_images": 64, "checkpoint_images": 320, "sample_grid_images": 320}
-    for target in ("mmse", "nppc"):
-        params["distill"][target] |= {"images": 64}
+    for name in ("mmse", "nppc"):
+        params["recipes"][name] |= {"images": 64}
     params["evaluate"] |= {"n_images": 8, "n_unconditional": 8, "bootstrap_resamples": 20}
     params["evaluate"]["sampler"]["n_steps"] = 2
     params["report"]["gallery_images"] = 2
@@ -60,6 +60,8 @@ def reproduce(folder: Path) -> str:
 
 
 def stale(folder: Path) -> set[str]:
+    """What DVC would run; the first stage, which writes down what the others depend on, has run."""
+    run(folder, "-m", "dvc", "repro", "identify")
     return set(json.loads(run(folder, "-m", "dvc", "status", "--json", "--with-deps", "dvc.yaml").stdout))
 
 
@@ -150,20 +152,59 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
         (lambda p: p.update(seed=1), TRAIN | DISTILL | JUDGE),
         (lambda p: p["data"].update(name="other"), {"stage", "report", "register"}),
         (lambda p: p["train"].update(lr=0.123), TRAIN),
-        (lambda p: p["train"]["variants"].remove("palette"), {"evaluate"}),
-        (lambda p: p["distill"]["mmse"].update(lr=0.123), {"distill@mmse"}),
+        (lambda p: p["train"]["models"].remove("palette"), {"evaluate"}),
+        (lambda p: p["recipes"]["mmse"].update(lr=0.123), {"distill@mmse"}),
+        (lambda p: p["recipes"]["indi"].update(epsilon=0.5), set()),
+        (
+            lambda p: p["degradation"].update(weights=[1, 1, 1, 1]),
+            (TRAIN | {"distill@mmse"}) - {"train@unconditional"} | {"report", "register"},
+        ),
         (lambda p: p["evaluate"].update(n_images=9), {"evaluate", "report"}),
         (lambda p: p["report"].update(gallery_images=3), {"evaluate", "report"}),
         (lambda p: p["register"]["gates"].update(max_consistency_mse=0.5), {"register"}),
         (lambda p: p["runtime"].update(workers=1), set()),
     ],
-    ids=["seed", "data", "train", "variants", "distill", "evaluate", "report", "register", "runtime"],
+    ids=[
+        "seed",
+        "data",
+        "train",
+        "models",
+        "recipe",
+        "another recipe",
+        "degradation",
+        "evaluate",
+        "report",
+        "register",
+        "runtime",
+    ],
 )
 def test_a_changed_value_makes_stale_what_reads_it(
     finished: Path, change: Callable[[Any], Any], expected: set[str]
 ) -> None:
     edit(finished, change)
     assert stale(finished) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("invfusion/training/step.py", set()),
+        ("invfusion/samplers/unused.py", set()),
+        ("invfusion/samplers/heun.py", {"evaluate"}),
+    ],
+)
+def test_an_edit_makes_stale_what_it_changes(finished: Path, name: str, expected: set[str]) -> None:
+    """A comment, a file that nobody imports, a sampler."""
+    path = finished / name
+    before = path.read_text() if path.exists() else None
+    path.write_text(f"{before or ''}\n# A comment.\n" + ("ADDED = 1\n" if "training" not in name else ""))
+    try:
+        assert stale(finished) == expected
+        if not expected:
+            assert "Everything is up to date" in reproduce(finished)
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+        stale(finished)
 
 
 def test_compiled_files_make_nothing_stale(finished: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_port_in_use_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         services.start(Service("prefect", ["false"], {}, "http://127.0.0.1:4200", "http://127.0.0.1:4200/api/health"))
 
 
-def test_servers_bind_to_loopback_unless_told_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_bind_to_loopback_unless_the_environment_says_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "postgresql://user:hunter2@db/mlflow"
     params = SimpleNamespace(runtime=SimpleNamespace(mlflow_uri=uri))
     made = list(services.services(params))  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     records.keep(run_id)
     assert sweeper.sweep(grace=0.0) == []
     assert (records.FOLDER / run_id).exists()
-    records._kept.pop().close()  # the process dies
+    records._kept.pop().release()  # the process dies
     assert sweeper.sweep(grace=60.0) == []  # Prefect may still say so itself
     assert sweeper.sweep(grace=0.0) == ([run_id] if final == "CRASHED" else [])
     assert prefect.state.type.value == final

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invfusion.data import StagedDataset
+from invfusion.data import StagedDataset, TrainingStream
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES
@@ -94,8 +94,9 @@ def stage(folder: Path) -> StagedDataset:
 def run(folder: Path, the_task: Task = TASK, denoiser: Denoiser | None = None, **options: Any) -> Denoiser | None:
     """Train in this process."""
     options = {"device": CPU, "processes": Processes()} | options
-    dataset = stage(folder / "staged")
-    return train(the_task, denoiser or build_denoiser(ARCHITECTURE), dataset, folder / "state", **options)
+    dataset, n_workers = stage(folder / "staged"), options.pop("n_workers", 0)
+    stream = TrainingStream(dataset, the_task.seed, the_task.config.micro_batch_size, n_workers)
+    return train(the_task, denoiser or build_denoiser(ARCHITECTURE), stream, folder / "state", **options)
 
 
 def curve(folder: Path) -> list[dict[str, float]]:

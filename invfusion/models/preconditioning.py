@@ -1,0 +1,146 @@
+"""What surrounds the raw network: D = estimate + scale * F(images, noise), with F seen through what y leaves open.
+
+`EDM` is the exact answer for a prior N(0, sigma_data^2 I) of which nothing was measured. `Gaussian` is the exact answer
+for the best Gaussian prior of the training images, given the noisy image and the measurement; F learns the rest.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from invfusion.diffusion.precond import precondition
+from invfusion.errors import ConfigError
+from invfusion.gaussian import GaussianPosterior, GaussianPrior
+from invfusion.models.config import DenoiserConfig
+from invfusion.operators.base import Measurement
+
+# Products with the posterior covariance that a start for NPPC's directions is worth.
+SUBSPACE_ITERATIONS = 12
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Of one call of the network, float32.
+
+    images: what the network reads, (B, in_channels, H, W); noise: ln sigma / 4, (B,) or (1,); estimate: (B, C, H, W);
+    scale: (B, 1, 1, 1); weight: of squared errors in the loss, (B,) or (1,); leave_open: takes from an image what the
+    measurement determines; directions: the scaled principal directions (B, K, C, H, W) from which NPPC starts, or None.
+    """
+
+    images: Tensor
+    noise: Tensor
+    estimate: Tensor
+    scale: Tensor
+    weight: Tensor
+    leave_open: Callable[[Tensor], Tensor] | None = None
+    directions: Callable[[int], Tensor] | None = None
+
+
+class Preconditioning(nn.Module, ABC):
+    """How a raw network becomes a denoiser."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
+        """x (B, C, H, W) float32, sigma (B,) or (1,)."""
+
+
+class EDM(Preconditioning):
+    """The factors of Karras et al. 2022, Table 1, with H_pinv y beside the image in conditional models."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
+        factors = precondition(sigma, self.config.sigma_data)
+        images = factors.in_ * x
+        if self.config.variant != "unconditional":
+            hint = torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
+            images = torch.cat((images, hint), dim=1)
+        return Surroundings(images, factors.noise, factors.skip * x, factors.out, factors.weight)
+
+
+class Gaussian(Preconditioning):
+    """The posterior denoiser of a Gaussian prior; the scale is the root mean square of its posterior deviations.
+
+    The network reads the noisy image as its deviation from E[x | y], and beside it E[x | y] itself. The unconditional
+    model is told nothing of y, Palette's Gaussian nothing either, since it must not know H: its network sees H_pinv y.
+    """
+
+    def __init__(self, config: DenoiserConfig, prior: GaussianPrior) -> None:
+        super().__init__()
+        prior.check_fits(config.image_shape)
+        self.config = config
+        self.prior = prior
+        # The posterior of the measurement seen last: a sampler's many calls condition on it once.
+        self._last: tuple[Measurement | None, GaussianPosterior] | None = None
+
+    def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
+        known = measurement if self.config.variant == "invfusion" else None
+        posterior = self._posterior(known, len(x))
+        sigma = sigma.float().expand(len(x))
+        estimate, variance = posterior.denoise_with_variance(x, sigma)
+        spread = (sigma.square() + posterior.variance).rsqrt().view(-1, 1, 1, 1)
+        images = spread * (x - posterior.mean)
+        if self.config.variant != "unconditional":
+            images = torch.cat((images, self._hint(x, posterior, measurement)), dim=1)
+        scale = variance.sqrt().view(-1, 1, 1, 1)
+        return Surroundings(
+            images=images,
+            noise=sigma.log() / 4,
+            estimate=estimate,
+            scale=scale,
+            weight=1 / variance,
+            leave_open=None if known is None or known.y.numel() == 0 else lambda f: left_open(f, known, scale),
+            directions=lambda n: self._directions(posterior, n),
+        )
+
+    def _hint(self, x: Tensor, posterior: GaussianPosterior, measurement: Measurement | None) -> Tensor:
+        if self.config.variant == "invfusion":
+            return posterior.mean
+        return torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
+
+    def _posterior(self, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
+        last = self._last
+        if last is not None and last[0] is measurement and last[1].batch_size == batch_size:
+            return last[1]
+        prior = self.prior
+        posterior = prior.unconditional(batch_size) if measurement is None else prior.posterior(measurement)
+        self._last = measurement, posterior
+        return posterior
+
+    @staticmethod
+    def _directions(posterior: GaussianPosterior, n: int) -> Tensor:
+        directions, deviations = posterior.principal_components(n, SUBSPACE_ITERATIONS)
+        return directions * deviations[:, :, None, None, None]
+
+
+def preconditioning_for(config: DenoiserConfig, prior: GaussianPrior | None) -> Preconditioning:
+    """What the config names. Raises `ConfigError` where the prior is missing, superfluous or of other images."""
+    if config.preconditioning == "edm":
+        if prior is not None:
+            raise ConfigError("a model with preconditioning 'edm' takes no Gaussian prior; set it to 'gaussian'")
+        return EDM(config)
+    if prior is None:
+        raise ConfigError(
+            "a model with preconditioning 'gaussian' needs its prior: GaussianPrior.fit(images, rank=...) of the "
+            "training images"
+        )
+    return Gaussian(config, prior)
+
+
+def left_open(images: Tensor, measurement: Measurement, scale: Tensor) -> Tensor:
+    """Images (B, *K, C, H, W) without what the measurement determines, along each right singular vector of H.
+
+    Nothing of what a noiseless measurement sees is left: H of the result is zero. With noise, the share l / (l + q^2)
+    is, with l = sigma_y / scale: all where the noise is large against the deviations (scale), none where it is small.
+    """
+    operator = measurement.operator
+    seen = operator.H(images)
+    if not measurement.is_noisy:
+        return images - operator.H_pinv(seen)
+    ratio = measurement.sigma_y.to(scale) / scale.flatten()
+    return images - operator.H_adjoint(operator.damped_inverse(seen, ratio))

@@ -1,0 +1,257 @@
+"""The posterior of a Gaussian prior against the oracle's exact Gaussian, whichever solver finds it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from invfusion.degradations import FAMILIES
+from invfusion.errors import OperatorError, ShapeError
+from invfusion.gaussian import GaussianPrior, posterior, solvers
+from invfusion.gaussian.covariance import Covariance, LowRank
+from invfusion.gaussian.prior import Form
+from invfusion.operators import LinearOperator, MatrixOperator, Measurement
+from invfusion.oracle import GaussianMixture
+from invfusion.rng import generator, generators, randn
+
+B, SHAPE = 4, (3, 8, 8)
+SETTINGS = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 40}}
+FORMS: tuple[Form, ...] = ("full", "coloured")
+
+
+def images(n: int = 300) -> Tensor:
+    """Correlated pixels and colours, of low rank and a little more."""
+    draws = generator(0, "images")
+    factors = torch.randn(12, 192, generator=draws) * 0.3
+    x = torch.randn(n, 12, generator=draws) @ factors + 0.05 * torch.randn(n, 192, generator=draws)
+    return x.view(n, *SHAPE)
+
+
+def fitted(form: Form = "full", rank: int = 30) -> GaussianPrior:
+    return GaussianPrior.fit(images(), rank=rank, form=form)
+
+
+def exact(prior: GaussianPrior) -> GaussianMixture:
+    covariance = prior.covariance
+    assert isinstance(covariance, LowRank)
+    return GaussianMixture.of_factors(
+        prior.image_shape,
+        torch.ones(1),
+        prior.mean.flatten()[None],
+        (covariance.flat_basis * covariance.variances.sqrt())[None],
+        covariance.floor.expand(prior.mean.numel()),
+    )
+
+
+def operator_of(kind: str) -> LinearOperator:
+    return FAMILIES[kind](**SETTINGS.get(kind, {})).sample(B, SHAPE, generator(0, kind))
+
+
+def measured(law: GaussianMixture, operator: LinearOperator, sigma_y: float) -> tuple[Tensor, Measurement]:
+    x = law.sample(generators(0, "x", range(B))).float()
+    noise = randn(operator.measurement_shape, generators(0, "noise", range(B)))
+    return x, Measurement.of(x, operator, sigma_y, noise)
+
+
+def noisy(x: Tensor, sigma: float) -> Tensor:
+    return x + sigma * randn(SHAPE, generators(0, "eps", range(B)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_agrees_with_the_oracle(kind: str, sigma_y: float, form: Form) -> None:
+    prior = fitted(form)
+    law = exact(prior)
+    x, measurement = measured(law, operator_of(kind), sigma_y)
+    found, truth = prior.posterior(measurement), law.given(measurement)
+    torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.variance, truth.variances.mean((1, 2)).float(), rtol=1e-5, atol=1e-9)
+    for sigma in (0.002, 0.1, 1.0, 100.0):
+        seen = noisy(x, sigma)
+        exactly = truth.given_noisy(seen, torch.tensor(sigma).expand(B))
+        denoised, variance = found.denoise_with_variance(seen, torch.tensor(sigma))
+        torch.testing.assert_close(denoised, exactly.mean.float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(variance, exactly.variances.mean((1, 2)).float(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["patch_inpainting", "strided_motion_blur", "matrix", "box_inpainting"])
+@pytest.mark.parametrize("solver", [solvers.Dense, solvers.Woodbury, solvers.ConjugateGradients])
+def test_all_solvers_agree(
+    solver: type[solvers.Solver], kind: str, sigma_y: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = fitted()
+    law = exact(prior)
+    x, measurement = measured(law, operator_of(kind), sigma_y)
+
+    def chosen(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> solvers.Solver:
+        return solver(covariance, operator, noise)
+
+    monkeypatch.setattr(posterior, "solver_for", chosen)
+    found, truth = prior.posterior(measurement), law.given(measurement)
+    torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=1e-6)
+    seen, levels = noisy(x, 0.3), torch.full((B,), 0.3)
+    torch.testing.assert_close(
+        found.denoise(seen, levels), truth.given_noisy(seen, levels).mean.float(), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["strided_motion_blur", "box_inpainting", "matrix"])
+def test_grey_images(kind: str) -> None:
+    """Two of the three combinations of their channels do not vary at all."""
+    prior = GaussianPrior.fit(images()[:, :1].expand(-1, 3, -1, -1), rank=10, form="coloured")
+    law = exact(prior)
+    _, measurement = measured(law, operator_of(kind), 0.1)
+    torch.testing.assert_close(
+        prior.posterior(measurement).mean, law.given(measurement).mean.float(), rtol=0, atol=1e-6
+    )
+
+
+def test_each_sample_has_its_own_noise_levels() -> None:
+    prior = fitted("coloured")
+    law = exact(prior)
+    x = law.sample(generators(0, "x", range(B))).float()
+    operator = operator_of("strided_motion_blur")
+    noise = randn(operator.measurement_shape, generators(0, "noise", range(B)))
+    measurement = Measurement.of(x, operator, torch.tensor([0.0, 0.05, 0.2, 1.0]), noise)
+    sigma, seen = torch.tensor([0.01, 0.1, 1.0, 50.0]), noisy(x, 0.1)
+    expected = law.given(measurement).given_noisy(seen, sigma).mean.float()
+    torch.testing.assert_close(prior.posterior(measurement).denoise(seen, sigma), expected, rtol=0, atol=1e-6)
+    for row in range(B):
+        one = prior.posterior(measurement.select([row])).denoise(seen[[row]], sigma[[row]])
+        torch.testing.assert_close(one, expected[[row]], rtol=0, atol=1e-6)
+
+
+def test_dependent_rows_count_once() -> None:
+    prior = fitted()
+    law = exact(prior)
+    # In steps of a sixteenth, so that differences of rows are exact.
+    rows = (16 * torch.randn(B, 5, 192, generator=generator(0, "rows"))).round() / 16
+    operator = MatrixOperator(SHAPE, torch.cat((rows, rows[:, :2] - rows[:, 3:], torch.zeros(B, 1, 192)), 1))
+    for sigma_y in (0.0, 0.1):
+        _, measurement = measured(law, operator, sigma_y)
+        expected = law.given(measurement).mean.float()
+        torch.testing.assert_close(prior.posterior(measurement).mean, expected, rtol=0, atol=1e-5)
+
+
+def test_an_operator_of_plain_functions() -> None:
+    """Without a spectrum or known inverses: its float64 matrix says what is right."""
+    prior = fitted()
+    weights = torch.randn(6, 192, generator=generator(0, "weights"), dtype=torch.float64)
+
+    def H(x: Tensor) -> Tensor:
+        return x.flatten(1) @ weights.T.to(x.dtype)
+
+    x = exact(prior).sample(generators(0, "x", range(B))).float()
+    y = H(x)
+    same = MatrixOperator(SHAPE, weights.expand(B, -1, -1))
+    operator = LinearOperator.from_functions(H, image_shape=SHAPE)
+    found = prior.posterior(Measurement(y, operator, 0.1)).mean
+    torch.testing.assert_close(found, prior.posterior(Measurement(y, same, 0.1)).mean, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["strided_motion_blur", "box_inpainting", "matrix", "null"])
+def test_log_evidence(kind: str) -> None:
+    """Against the density of y by brute force, on the range of H."""
+    prior = fitted("coloured")
+    law = exact(prior)
+    operator = operator_of(kind)
+    _, measurement = measured(law, operator, 0.1)
+    found = prior.posterior(measurement).log_evidence
+    doubled = operator.with_tensors({n: t.double() for n, t in operator.tensors().items()})
+    units = torch.eye(192, dtype=torch.float64).view(192, *SHAPE).expand(B, -1, -1, -1, -1)
+    H = doubled.H(units).flatten(2).mT
+    covariance = law.covariance()[0]
+    for row in range(B):
+        left, s, _ = torch.linalg.svd(H[row], full_matrices=False)
+        left = left[:, s > 1e-9]
+        gap = left.T @ (measurement.y[row].double().flatten() - H[row] @ law.means[0, 0])
+        system = left.T @ H[row] @ covariance @ H[row].T @ left + 0.01 * torch.eye(left.shape[1])
+        expected = (
+            torch.distributions.MultivariateNormal(torch.zeros_like(gap), system).log_prob(gap) if len(gap) else 0
+        )
+        assert float(found[row]) == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
+
+
+def test_principal_components() -> None:
+    prior = fitted()
+    law = exact(prior)
+    _, measurement = measured(law, operator_of("box_outpainting"), 0.05)
+    directions, deviations = prior.posterior(measurement).principal_components(3)
+    exact_directions, exact_deviations = law.given(measurement).principal_components(3)
+    torch.testing.assert_close(deviations, exact_deviations.float(), rtol=1e-4, atol=0)
+    alignment = (directions * exact_directions).sum((2, 3, 4)).abs()
+    torch.testing.assert_close(alignment, torch.ones_like(alignment), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.2])
+def test_draws_have_the_posterior_s_moments(sigma_y: float) -> None:
+    prior = fitted("coloured")
+    law = exact(prior)
+    n = 4000
+    operator = operator_of("box_outpainting").select([1])
+    noise = randn(operator.measurement_shape, generators(0, "noise", [0]))
+    measurement = Measurement.of(law.sample(generators(0, "x", [0])).float(), operator, sigma_y, noise)
+    draws = prior.posterior(measurement.select([0] * n)).sample(generators(0, "draws", range(n))).double().flatten(1)
+    truth = law.given(measurement)
+    spread = truth.covariance()[0].diagonal().sum()
+    assert float((draws.mean(0) - truth.mean.flatten()).square().sum() / spread) < 3 / n
+    assert float(draws.var(0).sum() / spread) == pytest.approx(1, abs=0.05)
+    again = prior.posterior(measurement.select([0] * 2)).sample(generators(0, "draws", range(2)))
+    torch.testing.assert_close(again.double().flatten(1), draws[:2], rtol=0, atol=1e-6)
+
+
+def test_what_is_known_without_a_measurement() -> None:
+    prior = fitted()
+    x, sigma = images()[:B], torch.full((B,), 0.5)
+    found = prior.unconditional(B).denoise(x, sigma)
+    torch.testing.assert_close(found, exact(prior).given_noisy(x, sigma).mean.float(), rtol=0, atol=1e-6)
+
+
+def test_the_denoiser_is_differentiable() -> None:
+    prior = fitted("coloured")
+    _, measurement = measured(exact(prior), operator_of("matrix"), 0.1)
+    x = images()[:B].requires_grad_()
+    prior.posterior(measurement).denoise(x, torch.tensor(0.5)).sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().max()) > 0
+
+
+class TestStationary:
+    def test_is_the_covariance_that_it_says(self) -> None:
+        """Against the dense circulant covariance of one channel."""
+        x = torch.randn(200, 1, 6, 8, generator=generator(0, "x"), dtype=torch.float64)
+        smooth = x + x.roll(1, -1) + x.roll(1, -2)
+        prior = GaussianPrior.fit(0.2 * smooth.float(), form="stationary")
+        units = torch.eye(48, dtype=torch.float64).view(48, 1, 6, 8)
+        nothing = torch.zeros(48, dtype=torch.float64)
+        dense = prior.covariance.filter(units, nothing, lambda c, p: c + 0 * p).flatten(1)
+        torch.testing.assert_close(dense, dense.T, rtol=0, atol=1e-12)
+        variances, basis = torch.linalg.eigh(dense)
+        law = GaussianMixture((1, 6, 8), torch.zeros(1, 1), prior.mean.flatten()[None, None], variances[None, None],
+                              basis[None, None], torch.zeros(1, dtype=torch.long))  # fmt: skip
+        operator = FAMILIES["strided_motion_blur"](strides=(2,)).sample(2, (1, 6, 8), generator(0, "H"))
+        for sigma_y in (0.0, 0.1):
+            noise = randn(operator.measurement_shape, generators(0, "noise", range(2)))
+            measurement = Measurement.of(0.2 * smooth[:2].float(), operator, sigma_y, noise)
+            found, truth = prior.posterior(measurement), law.given(measurement)
+            torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=2e-6)
+            seen, sigma = smooth[:2].float(), torch.tensor([0.1, 2.0])
+            expected = truth.given_noisy(seen, sigma).mean.float()
+            torch.testing.assert_close(found.denoise(seen, sigma), expected, rtol=0, atol=2e-6)
+
+    def test_a_solve_that_does_not_converge_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(solvers, "MAX_ITERATIONS", 1)
+        prior = GaussianPrior.fit(images(), form="stationary")
+        _, measurement = measured(exact(fitted()), operator_of("box_inpainting"), 0.0)
+        with pytest.raises(OperatorError, match=r"operator 'mask' did not converge.*residual is \d"):
+            _ = prior.posterior(measurement).mean
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    prior = fitted()
+    operator = FAMILIES["box_inpainting"]().sample(1, (3, 4, 4), generator(0, "H"))
+    with pytest.raises(ShapeError, match=r"prior is of images \(3, 8, 8\)"):
+        prior.posterior(Measurement.of(torch.zeros(1, 3, 4, 4), operator))
+    with pytest.raises(ShapeError, match="expected images"):
+        prior.unconditional(2).denoise(torch.zeros(2, 3, 4, 4), torch.tensor(1.0))

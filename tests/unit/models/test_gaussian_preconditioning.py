@@ -1,0 +1,242 @@
+"""A network inside the posterior of a Gaussian prior."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from invfusion.degradations import FAMILIES
+from invfusion.diffusion.losses import Condition, DiffusionLoss, NPPCLoss
+from invfusion.errors import CheckpointError, ConfigError
+from invfusion.gaussian import GaussianPrior
+from invfusion.gaussian.covariance import LowRank
+from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
+from invfusion.models.denoiser import with_components
+from invfusion.operators import Measurement
+from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
+from invfusion.rng import generator, generators, randn
+from invfusion.samplers import MMSE, NPPC, GaussianDraws, Heun, Wiener
+
+SHAPE, B = (3, 8, 8), 3
+ARCHITECTURE = DenoiserConfig(
+    image_size=8,
+    patch_size=2,
+    levels=(LevelConfig(width=24, depth=1, kernel=3), LevelConfig(width=48, depth=1)),
+    head_dim=8,
+    mapping_width=16,
+    mapping_depth=1,
+    mapping_hidden=16,
+    dropout=0.0,
+    preconditioning="gaussian",
+)
+CONDITIONAL = [kind for kind in FAMILIES if kind != "null"]
+
+
+def images(n: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
+    size = torch.Size(shape).numel()
+    factors = 0.2 * torch.randn(10, size, generator=generator(0, "factors"))
+    z = torch.randn(n, 10, generator=generator(0, "z"))
+    return (z @ factors + 0.05 * torch.randn(n, size, generator=generator(0, "rest"))).view(n, *shape)
+
+
+PRIOR = GaussianPrior.fit(images(100), rank=20)
+
+
+def fresh(**overrides: object) -> Denoiser:
+    return build_denoiser(ARCHITECTURE, prior=PRIOR, **overrides).eval()
+
+
+def shaken(**overrides: object) -> Denoiser:
+    """Weights moved off their zeros, as training would."""
+    denoiser = fresh(**overrides)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator(0, "shake"))
+    return denoiser
+
+
+def measured(kind: str, sigma_y: float = 0.0) -> tuple[Tensor, Measurement]:
+    settings = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 20}}.get(kind, {})
+    x, operator = images(B), FAMILIES[kind](**settings).sample(B, SHAPE, generator(0, kind))
+    return x, Measurement.of(x, operator, sigma_y, randn(operator.measurement_shape, generators(0, "n", range(B))))
+
+
+def noisy(x: Tensor, sigma: Tensor) -> Tensor:
+    return x + sigma.view(-1, 1, 1, 1) * randn(SHAPE, generators(0, "e", range(len(x))))
+
+
+SIGMA = torch.tensor([0.01, 0.5, 20.0])
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_before_training_it_is_the_exact_posterior_denoiser(kind: str, sigma_y: float) -> None:
+    x, measurement = measured(kind, sigma_y)
+    seen = noisy(x, SIGMA)
+    with torch.no_grad():
+        denoised = fresh()(seen, SIGMA, measurement)
+    torch.testing.assert_close(denoised, PRIOR.posterior(measurement).denoise(seen, SIGMA), rtol=0, atol=1e-6)
+
+
+class TestTheOracleBeforeTraining:
+    """With the prior that truly made the images."""
+
+    law = GaussianMixture.of_factors(
+        (1, 4, 4),
+        torch.ones(1),
+        0.3 * torch.randn(1, 16, generator=generator(0, "mean")),
+        0.4 * torch.randn(1, 16, 3, generator=generator(0, "law")),
+        torch.full((16,), 0.02),
+    )
+
+    def model(self) -> Denoiser:
+        variances, basis = torch.linalg.eigh(self.law.covariance()[0])
+        covariance = LowRank(basis.view(1, 4, 4, 16), variances - variances[0] / 2, variances[0] / 2)
+        tiny = {"channels": 1, "image_size": 4, "levels": (LevelConfig(width=24, depth=1),)}
+        return build_denoiser(ARCHITECTURE, prior=GaussianPrior(self.law.mean[0], covariance), **tiny).eval()
+
+    @torch.no_grad()
+    def test_its_one_step_estimate_is_bayes_own(self) -> None:
+        for kind in ("box_inpainting", "matrix"):
+            for sigma_y in (0.0, 0.1):
+                family = FAMILIES[kind](**({"max_rows": 6} if kind == "matrix" else {}))
+                for measurement in draw_measurements(self.law, family, 4, sigma_y):
+                    truth = self.law.given(measurement)
+                    estimate = MMSE(sigma=1000.0).sample(self.model(), measurement).x
+                    excess = (estimate.double() - truth.mean).square().sum() / truth.variances.sum()
+                    assert float(excess) < 1e-3
+
+    @torch.no_grad()
+    def test_heun_reaches_the_noise_floor(self) -> None:
+        model = self.model()
+        measurements = draw_measurements(self.law, FAMILIES["matrix"](max_rows=6), 3, 0.1)
+        verdict = Oracle(self.law, measurements, n_samples=256).judge(
+            lambda m, noise, way: Heun(n_steps=40).sample(model, m, noise, generators=way).x
+        )
+        assert verdict.passes, str(verdict)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_noiseless_measurements_are_kept_to_rounding(kind: str) -> None:
+    x, measurement = measured(kind)
+    with torch.no_grad():
+        denoised = shaken()(noisy(x, SIGMA), SIGMA, measurement)
+        plain = fresh()(noisy(x, SIGMA), SIGMA, measurement)
+    assert float((denoised - plain).abs().max()) > 1e-3
+    torch.testing.assert_close(measurement.operator.H(denoised), measurement.y, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_noisy_measurements_are_weighted(kind: str) -> None:
+    """The more precise, the less the network may move what was seen; never to a halt."""
+    moved = []
+    for sigma_y in (0.01, 0.3):
+        x, measurement = measured(kind, sigma_y)
+        with torch.no_grad():
+            pair = [model(noisy(x, SIGMA), SIGMA, measurement) for model in (shaken(), fresh())]
+        difference = pair[0] - pair[1]
+        seen = measurement.operator.H_pinv(measurement.operator.H(difference))
+        moved.append(float(seen.square().sum() / difference.square().sum()))
+    assert 0 < moved[0] < moved[1]
+
+
+def test_the_log_variance_starts_at_that_of_the_error() -> None:
+    """The weight is one over the mean posterior variance: the weighted loss of the prior's own images is one."""
+    x = PRIOR.unconditional(400).sample(generators(0, "own", range(400)))
+    operator = FAMILIES["box_outpainting"]().sample(400, SHAPE, generator(0, "H"))
+    measurement = Measurement.of(x, operator)
+    loss = DiffusionLoss(share_at_sigma_max=0.3)(fresh(), x, Condition(measurement), generator(0, "loss"))
+    assert float(loss.logs["weighted_mse"].mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_what_other_models_may_know() -> None:
+    x, measurement = measured("matrix")
+    seen = noisy(x, SIGMA)
+    alone = PRIOR.unconditional(B).denoise(seen, SIGMA)
+    for variant in ("unconditional", "palette"):
+        with torch.no_grad():
+            torch.testing.assert_close(fresh(variant=variant)(seen, SIGMA, measurement), alone)
+    with torch.no_grad():
+        told, untold = shaken(variant="palette"), shaken(variant="unconditional")
+        assert not torch.allclose(told(seen, SIGMA, measurement), told(seen, SIGMA))
+        assert torch.equal(untold(seen, SIGMA, measurement), untold(seen, SIGMA))
+
+
+def test_the_network_is_told_sigma_y() -> None:
+    x, measurement = measured("box_inpainting", 0.05)
+    louder = Measurement(measurement.y, measurement.operator, measurement.sigma_y * 4)
+    denoiser, seen = shaken(), noisy(x, SIGMA)
+    with torch.no_grad():
+        around = denoiser.preconditioning(seen, SIGMA, measurement)
+        quiet, loud = (denoiser._raw(around, m, None, None) for m in (measurement, louder))
+    assert not torch.allclose(quiet, loud)
+
+
+def test_edm_models_can_be_told_sigma_y_and_are_not_by_default() -> None:
+    plain = build_denoiser(ARCHITECTURE, preconditioning="edm")
+    told = build_denoiser(ARCHITECTURE, preconditioning="edm", sees_sigma_y=True)
+    extra = set(told.state_dict()) - set(plain.state_dict())
+    assert extra == {"net.conditioning.sigma_y_features.weight", "net.conditioning.sigma_y_proj.weight"}
+    assert not bool(told.net.conditioning.sigma_y_proj.weight.any())
+
+
+def test_a_sampler_conditions_the_prior_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, measurement = measured("matrix", 0.1)
+    calls = []
+    posterior = GaussianPrior.posterior
+    monkeypatch.setattr(GaussianPrior, "posterior", lambda self, m: calls.append(m) or posterior(self, m))
+    Heun(n_steps=3).sample(fresh(), measurement)
+    assert calls == [measurement]
+
+
+def test_nppc_starts_from_the_posterior_s_own_directions() -> None:
+    _, measurement = measured("box_outpainting")
+    with torch.no_grad():
+        output = NPPC().sample(with_components(fresh(), 2).eval(), measurement)
+    directions, deviations = PRIOR.posterior(measurement).principal_components(2)
+    torch.testing.assert_close(output.stds, deviations, rtol=2e-2, atol=0)
+    torch.testing.assert_close(output.x, PRIOR.posterior(measurement).mean, rtol=0, atol=1e-3)
+    aligned = (output.components * directions).sum((2, 3, 4)).abs()
+    assert float(aligned.min()) > 0.95
+    loss = NPPCLoss()(with_components(shaken(), 2), images(B), Condition(measurement), generator(0, "nppc"))
+    loss.per_sample.sum().backward()
+
+
+@pytest.mark.parametrize("sampler", [Wiener(), GaussianDraws()])
+def test_baselines_take_a_prior_or_its_model(sampler: Wiener | GaussianDraws) -> None:
+    _, measurement = measured("matrix", 0.1)
+    of_prior, of_model = (sampler.sample(source, measurement) for source in (PRIOR, fresh()))
+    assert of_prior.nfe == 0
+    assert torch.equal(of_prior.x, of_model.x)
+
+
+def test_the_checkpoint_carries_the_prior(tmp_path: Path) -> None:
+    denoiser = shaken()
+    save_denoiser(denoiser, tmp_path / "model", {})
+    loaded = load_denoiser(tmp_path / "model")
+    x, measurement = measured("strided_motion_blur", 0.1)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, SIGMA, measurement), denoiser(x, SIGMA, measurement))
+    (tmp_path / "model" / "prior.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"prior.safetensors is missing"):
+        load_denoiser(tmp_path / "model")
+    GaussianPrior.fit(images(20, (3, 4, 4)), rank=4).save(tmp_path / "model" / "prior.safetensors")
+    with pytest.raises(CheckpointError, match=r"fitted to images \(3, 4, 4\)"):
+        load_denoiser(tmp_path / "model")
+
+
+def test_the_prior_is_no_part_of_the_weights() -> None:
+    denoiser = fresh()
+    assert not any("prior" in name for name in denoiser.state_dict())
+    assert copy.deepcopy(denoiser).prior is not denoiser.prior
+
+
+def test_config_and_prior_must_fit() -> None:
+    with pytest.raises(ConfigError, match="needs its prior"):
+        build_denoiser(ARCHITECTURE)
+    with pytest.raises(ConfigError, match="takes no Gaussian prior"):
+        build_denoiser(ARCHITECTURE, preconditioning="edm", prior=PRIOR)
+    with pytest.raises(ConfigError, match="but the model takes"):
+        build_denoiser(ARCHITECTURE, image_size=16, prior=PRIOR)
