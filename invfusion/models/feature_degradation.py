@@ -18,11 +18,11 @@ class FeatureDegradation(nn.Module):
 
     patch: side in pixels of one token's image patch; channels: of the image; d = stack size * channels * patch^2, the
     features ordered (row in patch, column in patch, stack, channel). Tokens beyond the operator's image, which pad it
-    to whole tokens, are not degraded: they see zeros. The back-projection is the operator's
-    `back_project`, exact for all of ours; where `damping`, the variance of images, is given, noisy measurements are
-    projected back by H^T (H H^T + sigma_y^2 / damping)^-1, which does not magnify their noise. Gradients flow through
-    all of it, in float32 under any autocast: an inverse blur magnifies the rounding of what lies between H and H_pinv
-    up to a hundredfold.
+    to whole tokens, are not degraded: they see zeros. The back-projection is the operator's `back_project`, exact for
+    all of ours; where `damping`, the variance of images, is given, noisy measurements are projected back by
+    H^T (H H^T + sigma_y^2 / damping)^-1, which does not magnify their noise. Gradients flow through all of it, in
+    float32 under any autocast: an inverse blur magnifies the rounding of what lies between H and H_pinv up to a
+    hundredfold.
     """
 
     def __init__(self, width: int, patch: int, channels: int, damping: float | None = None) -> None:
