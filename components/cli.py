@@ -17,8 +17,13 @@ def parser(description: str | None, *, params: bool = True) -> argparse.Argument
     """A command line that shows the description; with `--params` where the component reads the parameters."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if params:
-        made.add_argument("--params", default="params.yaml", help="the experiment's parameters (default: %(default)s)")
+        add_params(made)
     return made
+
+
+def add_params(command: argparse.ArgumentParser) -> None:
+    """The option that names the parameters."""
+    command.add_argument("--params", default="params.yaml", help="the experiment's parameters (default: %(default)s)")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ PACKAGES = frozenset({"invfusion", "components", "flows"})
 # values), messages, the record of runs, locks and the writing of files, and how work is shared.
 NEUTRAL = (
     "components.children",
+    "components.cli",
     "components.code",
     "components.device",
     "components.evaluation.costs",

@@ -3,7 +3,6 @@
 `params.yaml` stays the one file that the pipeline reads; `python -m components.profiles ffhq64` prints what it becomes.
 """
 
-import argparse
 import copy
 import io
 import sys
@@ -13,8 +12,9 @@ from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 
+from components import cli
 from components.params import Params, nearest, params_from, read_values
-from invfusion.errors import ConfigError, InvFusionError
+from invfusion.errors import ConfigError
 
 Values = TypeVar("Values", bound=MutableMapping[str, Any])
 
@@ -127,12 +127,10 @@ def _path(name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="?", default=DEFAULT)
-    try:
-        sys.stdout.write(profile_text(parser.parse_args().name))
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    command = cli.parser(__doc__, params=False)
+    command.add_argument("name", nargs="?", default=DEFAULT)
+    with cli.started(command) as options:
+        sys.stdout.write(profile_text(options.name))
 
 
 if __name__ == "__main__":

@@ -76,14 +76,14 @@ def write_records(records: Iterable[Record], path: Path) -> None:
     path.write_text(f"[\n{lines}\n]\n")
 
 
-def read_records(path: Path, kind: type[AnyRecord] = Record) -> list[AnyRecord]:  # type: ignore[assignment]
+def read_records(path: Path) -> list[Record]:
     """The records of a file.
 
     Raises:
         DataError: it is missing, or holds something else.
     """
     try:
-        return TypeAdapter(list[kind]).validate_json(path.read_bytes())  # type: ignore[valid-type]
+        return TypeAdapter(list[Record]).validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}); run `dvc repro evaluate` first") from error
     except ValidationError as error:

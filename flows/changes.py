@@ -4,9 +4,6 @@ An empty field keeps the value of params.yaml; a filled one is written there, wh
 """
 
 import contextlib
-import fcntl
-import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from components.params import load_params
 from components.profiles import overlay, round_trip, written
 from invfusion.errors import ConfigError
+from invfusion.files import replacing
+from invfusion.locks import locked, shared
 
 LOCK = Path("state/params.lock")
 
@@ -57,24 +56,17 @@ def applied(changes: Mapping[str, Any], params: Path) -> Iterator[None]:
         ConfigError: the result is not valid, or other jobs of this working copy use the parameters now; the file is
             untouched.
     """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as lock:
-        fresh = _with_changes(params, changes)
-        if fresh is not None:
-            _exclude_others(lock)
+    fresh = _with_changes(params, changes)
+    if fresh is not None:
+        with locked(LOCK, wait=False) as is_alone:
+            if not is_alone:
+                raise ConfigError(
+                    "params.yaml cannot be changed: other jobs of this working copy use it now. Wait for them, leave "
+                    "the form empty, or use a working copy of its own for each experiment"
+                )
             _write_valid(params, fresh)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with shared(LOCK):
         yield
-
-
-def _exclude_others(lock: io.TextIOWrapper) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            "params.yaml cannot be changed: other jobs of this working copy use it now. Wait for them, leave the form "
-            "empty, or use a working copy of its own for each experiment"
-        ) from None
 
 
 def _with_changes(path: Path, changes: Mapping[str, Any]) -> str | None:
@@ -84,10 +76,6 @@ def _with_changes(path: Path, changes: Mapping[str, Any]) -> str | None:
 
 
 def _write_valid(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    try:
+    with replacing(path) as partial:
+        partial.write_text(text)
         load_params(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
+from components import cli
 from components.params import Params, load_params
 from components.tracking import masked
 from flows import leases
@@ -86,9 +87,8 @@ def clear_ends() -> Iterator[None]:
     # Set even where a shell started us with SIGINT ignored, as shells do for what runs in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+        with cli.one_line_errors():
+            yield
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

@@ -6,16 +6,15 @@ model, with the settings of its training too. They change where a result may, an
 
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components import cli
 from components.code import code_of, sources
-from components.params import Params, load_params
+from components.params import Params
 from components.training.identity import identity
 from flows.stages import STAGES
-from invfusion.errors import InvFusionError
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +66,8 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        identify(load_params())
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    with cli.started(cli.parser(__doc__)) as options:
+        identify(options.params)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ class Sweeper:
         now = time.monotonic()
         found = {run_id: self.seen.get(run_id, now) for run_id in ended()}
         self.seen = found
-        return [run_id for run_id, since in found.items() if now - since >= grace and _settle(run_id)]
+        return [run_id for run_id, since in found.items() if now - since >= grace and _mark_ended(run_id)]
 
 
-def _settle(run_id: str) -> bool:
+def _mark_ended(run_id: str) -> bool:
     """Whether the run had to be marked; its file is gone then."""
     was_alive = False
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):

@@ -4,11 +4,11 @@ DVC decides what to run. Where no Prefect server is configured, one temporary se
 them.
 """
 
-import argparse
 import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from prefect.settings import PREFECT_API_URL
 
-from components import tracking
+from components import cli, tracking
 from components.children import child
 from components.params import Params, load_params, read_values
 from components.profiles import load_profile, lost_edits, profile_text
@@ -40,6 +40,8 @@ PARAMS = Path("params.yaml")
 GRAPH = "dvc.yaml"
 # The stage that writes down what the others depend on.
 IDENTIFY = "identify"
+# How it says that something differs from the last time.
+CHANGED = re.compile(r"^\S+: changed: ")
 SERVER_START_S = 90
 SERVER_STOP_S = 10
 # A stage may have to finish its batch and write a checkpoint.
@@ -137,7 +139,10 @@ def stale(targets: Sequence[str]) -> set[str] | None:
     """
     found = _status(targets)
     if found and IDENTIFY in found:
-        subprocess.run(dvc_command([IDENTIFY]), env=dvc_environment(), capture_output=True, check=False)
+        command, environment = dvc_command([IDENTIFY]), dvc_environment()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        for line in filter(CHANGED.search, (done.stdout + done.stderr).splitlines()):
+            log.info("%s", line)
         found = _status(targets)
     return found
 
@@ -251,7 +256,7 @@ def summary(params: Params) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
     parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")

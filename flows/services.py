@@ -5,7 +5,6 @@ start time too, so that `down` never ends a stranger that was given the same num
 carries its name in the environment, and is found by that when the service was killed.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.error import HTTPError
@@ -22,7 +21,7 @@ from urllib.request import urlopen
 
 import psutil
 
-from components import tracking
+from components import cli, tracking
 from components.params import Params, load_params
 from flows import entry
 from invfusion.errors import ServiceError
@@ -65,34 +64,51 @@ class Note:
         return None
 
 
-def services(params: Params) -> Iterator[Service]:
-    """In the order in which they start. Ports and host come from the environment: see docs/operations.md."""
-    host = os.environ.get(HOST, "127.0.0.1")
-    prefect, mlflow = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
-    at = f"http://{host}:{prefect}"
-    python = [sys.executable, "-m"]
-    yield Service(
-        "prefect",
-        [*python, "prefect", "server", "start", "--host", host, "--port", prefect],
-        {"PREFECT_API_URL": f"{at}/api", "PREFECT_UI_API_URL": f"{at}/api"},
-        at,
-        f"{at}/api/health",
-    )
-    address, store = f"http://{host}:{mlflow}", tracking.tracking_uri(params)
-    if not store.startswith("http"):
-        yield Service(
-            "mlflow",
-            [*python, "mlflow", "server", "--host", host, "--port", mlflow, "--workers", "1"],
-            # The store's address may hold a password: a command line is for all to see.
-            {
-                "MLFLOW_BACKEND_STORE_URI": store,
-                "MLFLOW_ARTIFACTS_DESTINATION": "mlartifacts",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            },
-            address,
-            f"{address}/health",
-        )
-    yield Service("worker", [*python, "flows.worker"], {"PREFECT_API_URL": f"{at}/api"})
+def services(params: Params) -> list[Service]:
+    """Those that this working copy needs, in the order in which they start."""
+    return [service for make in SERVICES.values() if (service := make(params)) is not None]
+
+
+def _prefect(_: Params) -> Service:
+    at = _address("PREFECT_PORT", "4200")
+    host, port = at.removeprefix("http://").rsplit(":", 1)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", port]
+    return Service("prefect", command, {**_client(), "PREFECT_UI_API_URL": f"{at}/api"}, at, f"{at}/api/health")
+
+
+def _mlflow(params: Params) -> Service | None:
+    """A server before a local store; a store that is a server already needs none."""
+    store, at = tracking.tracking_uri(params), _address("MLFLOW_PORT", "5000")
+    if store.startswith("http"):
+        return None
+    host, port = at.removeprefix("http://").rsplit(":", 1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"]
+    # The store's address may hold a password: a command line is for all to see.
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": store,
+        "MLFLOW_ARTIFACTS_DESTINATION": "mlartifacts",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    return Service("mlflow", command, environment, at, f"{at}/health")
+
+
+def _worker(_: Params) -> Service:
+    return Service("worker", [sys.executable, "-m", "flows.worker"], _client())
+
+
+# In the order in which they start, and the other way round in which they end: the worker's runs write checkpoints and
+# say that they ended.
+SERVICES: dict[str, Callable[[Params], Service | None]] = {"prefect": _prefect, "mlflow": _mlflow, "worker": _worker}
+
+
+def _address(variable: str, default: str) -> str:
+    """Ports and host come from the environment: see docs/operations.md."""
+    return f"http://{os.environ.get(HOST, '127.0.0.1')}:{os.environ.get(variable, default)}"
+
+
+def _client() -> dict[str, str]:
+    """What lets a process find Prefect's server."""
+    return {"PREFECT_API_URL": f"{_address('PREFECT_PORT', '4200')}/api"}
 
 
 def up(params: Params) -> None:
@@ -111,8 +127,8 @@ def up(params: Params) -> None:
 
 
 def down() -> None:
-    """End what `up` started, the worker first, so that its runs can write checkpoints and say that they ended."""
-    for name in ("worker", "mlflow", "prefect"):
+    """End what `up` started."""
+    for name in reversed(SERVICES):
         note = read(name)
         if note is not None and (process := note.process()) is not None:
             end(process)
@@ -230,7 +246,7 @@ def read(name: str) -> Note | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("action", choices=("up", "down", "status"))
     action = parser.parse_args().action
     with entry.clear_ends():

@@ -1,12 +1,12 @@
 """One stage as a Prefect flow and as a process: `python -m flows.step evaluate`, `... train --model palette`."""
 
-import argparse
 import inspect
 import os
 from typing import Any
 
 from prefect import Flow, flow
 
+from components import cli
 from components.params import load_params
 from flows import entry
 from flows.stages import STAGES, Stage
@@ -28,11 +28,11 @@ def step_of(stage: Stage) -> Flow[..., Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="stage")
     for stage in STAGES.values():
         command = stages.add_parser(stage.name, help=stage.does, description=stage.does)
-        command.add_argument("--params", default="params.yaml", help="the experiment's parameters (%(default)s)")
+        cli.add_params(command)
         if stage.each:
             command.add_argument(f"--{stage.each}", required=True, choices=RECIPES)
     arguments = vars(parser.parse_args())

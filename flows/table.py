@@ -5,7 +5,6 @@ DVC first brings the pipeline's own models up to date, as far as the table uses 
 versions the frozen measurement sets.
 """
 
-import argparse
 import logging
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from components import cli
 from components.params import Params
 from components.reporting.experiments import experiment_names, load_experiment
 from components.reporting.table import SETS
@@ -63,7 +63,7 @@ def _dvc(*arguments: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("--name", default="", help="such as table_03 or figure_04; default: all of them")
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
     parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")

@@ -24,7 +24,7 @@ RESTART_S = 3.0
 
 
 def main() -> None:
-    """Work until told to stop."""
+    """Work until asked to stop."""
     with entry.clear_ends():
         entry.check_prefect()
         sweeper = Sweeper()

@@ -10,10 +10,10 @@ def decode(pixels: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """float [-1, 1] to uint8 [0, 255], clipped; `encode(decode(u)) == u` exactly (methods of EDM2)."""
+    """float [-1, 1] to uint8 [0, 255], clipped; any shape; `encode(decode(u)) == u` exactly (methods of EDM2)."""
     return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 def to_pixel_scale(x: Tensor) -> Tensor:
-    """float [-1, 1] to the scale [0, 255], neither rounded nor clipped: `decode` gives back what images cannot hold."""
+    """float [-1, 1] to the scale [0, 255], neither rounded nor clipped; any shape. `decode` gives it back."""
     return (x + 1) * 127.5

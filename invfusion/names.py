@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from invfusion.errors import ConfigError
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 class Registry(dict[str, T]):
@@ -16,8 +17,30 @@ class Registry(dict[str, T]):
         super().__init__(members)
         self.noun = noun
 
+    def register(self, member: M) -> M:
+        """Add a class under its `kind`; usable as a decorator. Raises `ConfigError` where the kind is taken."""
+        kind = kind_of(member)
+        other: Any = self.get(kind, member)
+        if _origin(other) != _origin(member):
+            raise ConfigError(f"the {self.noun} '{kind}' of {_origin(member)} is taken by {_origin(other)}: rename it")
+        self[kind] = member  # type: ignore[assignment]
+        return member
+
     def __missing__(self, name: str) -> NoReturn:
         raise ConfigError(unknown(self.noun, name, self))
+
+
+def kind_of(member: Any) -> str:
+    """The `kind` of a class, or the default of its configuration's field `kind`."""
+    fields = getattr(member, "model_fields", {})
+    kind = fields["kind"].default if "kind" in fields else getattr(member, "kind", None)
+    if not isinstance(kind, str) or not kind:
+        raise ConfigError(f"{_origin(member)} needs a `kind`, the name that it is registered under")
+    return kind
+
+
+def _origin(member: Any) -> str:
+    return f"{getattr(member, '__module__', '?')}.{getattr(member, '__qualname__', member)}"
 
 
 def unknown(noun: str, name: object, known: Iterable[str]) -> str:

@@ -89,7 +89,7 @@ class PoissonNoise(Noise):
         return f"Poisson, peak {_span(self.peak)} counts for a white pixel"
 
     def measure(self, x: Tensor, operator: LinearOperator, generator: Generator) -> Measurement:
-        """Raises `OperatorError` where H makes negative intensities, of which there are no counts."""
+        """Of images (B, C, H, W). Raises `OperatorError` where H makes negative intensities: no counts."""
         white = operator.H(torch.ones_like(x)).cpu()
         intensity = (operator.H(x).cpu() + white) / 2
         if bool((intensity < -1e-3).any()):

@@ -28,18 +28,18 @@ it.
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from components import cli
 from invfusion.data.build import BuildConfig, build_dataset, scratch_folders
 from invfusion.data.images import Resize
 from invfusion.data.manifest import Manifest
 from invfusion.data.sources import SOURCES, Source, SourceConfig
-from invfusion.errors import ConfigError, InvFusionError
+from invfusion.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,9 @@ SHOWN_PROBLEMS = 10
 LEFT_BEHIND = "{0} is of a build that was killed, or runs now; an earlier dataset may lie in it, else remove it"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m components.data.build_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def command_line() -> argparse.ArgumentParser:
+    """All options."""
+    parser = cli.parser(__doc__, params=False)
     parser.add_argument("--source", required=True, choices=list(SOURCES), help="what kind of source to read")
     parser.add_argument("--path", type=Path, help="the folder, zip, tar or folder of tars (none for digits)")
     parser.add_argument("--out", required=True, type=Path, help="dataset folder to make, e.g. data/mine64")
@@ -75,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--shard-images", type=int, default=1000, help="images per shard at most (default: 1000)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode and resize")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def configure(options: argparse.Namespace) -> tuple[Source, BuildConfig]:
@@ -130,13 +126,9 @@ def run(source: Source, output: Path, config: BuildConfig) -> Manifest:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; deliberate errors are shown without a traceback."""
-    options = parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with cli.started(command_line(), arguments) as options:
         source, config = configure(options)
         run(source, options.out, config)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

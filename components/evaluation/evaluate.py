@@ -32,12 +32,10 @@ artifacts/evaluation/
       predicted one; {degradation, method, predicted, actual} of one with principal components, for each direction.
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +45,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from components import tracking
+from components import cli, tracking
 from components.device import pick_device
 from components.evaluation.galleries import show, show_measured
 from components.evaluation.judging import Case, Judge
@@ -56,12 +54,12 @@ from components.evaluation.methods import Column, columns, trained_models
 from components.evaluation.records import file_name, write_costs, write_records
 from components.evaluation.restoring import Restorer
 from components.evaluation.sharing import helpers, is_helper
-from components.params import Params, load_params
+from components.params import Params
 from components.progress import Progress
 from components.records import Record
 from invfusion.data import StagedDataset
 from invfusion.degradations import FAMILIES
-from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError
+from invfusion.errors import CheckpointError, ConfigError, DataError
 from invfusion.rng import generator
 
 log = logging.getLogger(__name__)
@@ -256,13 +254,8 @@ def choose_images(keys: Sequence[str], n: int) -> list[int]:
 
 def main() -> None:
     """The evaluation of a params file."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--params", default="params.yaml")
-    logging.basicConfig(level=logging.ERROR if is_helper() else logging.INFO, format="%(message)s")
-    try:
-        evaluate(load_params(parser.parse_args().params))
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    with cli.started(cli.parser(main.__doc__), quiet=is_helper()) as options:
+        evaluate(options.params)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
 from components.records import Record
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics import METRICS, Metric, Need, Restorations, Tools, mean_interval, statistic_interval
+from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval, statistic_interval
 from invfusion.rng import generator
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Judge:
 
     params: Params
     memo: Memo
-    tools: Tools
+    networks: Networks
     true_images: Callable[[], Tensor]
     missing: Mapping[str, str]
     references: dict[Any, Tensor] = field(default_factory=dict)
@@ -92,16 +92,16 @@ class Judge:
     @classmethod
     def find(cls, params: Params, memo: Memo, device: torch.device, true_images: Callable[[], Tensor]) -> "Judge":
         """A judge with all that this machine can compute; a missing weight file is said, never replaced."""
-        tools = Tools(params.evaluate.weights_dir, params.data.image_size, str(device))
+        networks = Networks(params.evaluate.weights_dir, params.data.image_size, str(device))
         missing = {}
         for metric in METRICS.values():
             try:
                 if metric.loader is not None:
-                    tools.load(metric.loader)
+                    networks.load(metric.loader)
             except WeightsUnavailableError as error:
                 missing[metric.name] = str(error)
                 log.info("%s is unavailable: %s", metric.name, error)
-        return cls(params, memo, tools, cache(true_images), missing)
+        return cls(params, memo, networks, cache(true_images), missing)
 
     def metrics(self, case: Case) -> list[Metric]:
         """Those that mean something for a case, whether they can be computed or not."""
@@ -185,7 +185,7 @@ class Judge:
             "values": metric.source or metric.name,
             "restorations": case.restored.identity,
             "code": code_digest(metric.values.__module__),
-            "weights": _file_digest(self.tools.weights / metric.weights) if metric.weights else None,
+            "weights": _file_digest(self.networks.weights / metric.weights) if metric.weights else None,
             "n": self.params.evaluate.calibration_images if OF_DRAWS & metric.needs else None,
         }
 
@@ -223,7 +223,7 @@ class Judge:
         return Restorations(
             truth=None if truth is None else truth[images],
             n_measured=case.measured.n_measured[images],
-            tools=self.tools,
+            networks=self.networks,
             # The same draws for all methods, so that they can be compared.
             random=lambda: generator(self.params.seed, "evaluate/calibration", degradation),
             **tensors,
@@ -263,7 +263,7 @@ class Judge:
         if metric.reference is None:
             return None
         if metric.reference not in self.references:
-            self.references[metric.reference] = metric.reference(self.true_images(), self.tools)
+            self.references[metric.reference] = metric.reference(self.true_images(), self.networks)
         return self.references[metric.reference]
 
 

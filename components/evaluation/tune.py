@@ -7,10 +7,8 @@ It writes reports/tuned.yaml, whose `tuned:` sections are to be put under the me
 reports/tuning.json with all values tried.
 """
 
-import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +16,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from components import cli
 from components.evaluation.evaluate import MODELS, Evaluation, prepare
 from components.evaluation.judging import OF_DRAWS, Case
 from components.evaluation.methods import Column, columns
-from components.params import UNCONDITIONAL, Params, load_params
-from invfusion.errors import ConfigError, InvFusionError
+from components.params import UNCONDITIONAL, Params
+from invfusion.errors import ConfigError
 from invfusion.metrics import METRICS, Metric
 
 log = logging.getLogger(__name__)
@@ -135,15 +134,10 @@ def write(trials: Sequence[Trial], metric: str) -> Path:
 
 def main() -> None:
     """Tune methods of params.yaml on the validation split."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("methods", nargs="*", help="names of params.methods; default: all that can be tuned")
-    parser.add_argument("--params", default="params.yaml")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        tune(load_params(arguments.params), arguments.methods)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    command = cli.parser(main.__doc__)
+    command.add_argument("methods", nargs="*", help="names of params.methods; default: all that can be tuned")
+    with cli.started(command) as options:
+        tune(options.params, options.methods)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What a version must fulfil to become champion, judged from the evaluation that is stored with it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from components.params import Params
+from components.records import Record, available
 from components.tracking import Version
 
 # The families on which the operator cannot be guessed from H†y, so that knowing it must show (paper, section 4).
@@ -14,8 +14,6 @@ OPERATOR_MATTERS = ("strided_motion_blur", "matrix")
 JUDGED = ("InvFusion", "InvFusion MMSE", "InvFusion-G", "InvFusion-G MMSE", "MMSE", "NPPC", "Palette")
 # What every evaluated degradation needs a number of.
 NEEDED = ("psnr", "consistency_mse")
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,15 @@ def judge(records: list[Record], params: Params, champion: Version | None) -> li
 def missing_gates(method: str, records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:
     """Every number that is needed, or that the champion had, is there."""
     needed = {(method, family, metric) for family in families for metric in NEEDED}
-    needed |= {key_of(r) for r in before if r["method"] == method and r["value"] is not None}
-    missing = sorted(needed - {key_of(r) for r in records if r["value"] is not None})
+    needed |= {r.key for r in before if r.method == method and r.value is not None}
+    missing = sorted(needed - {r.key for r in records if r.value is not None})
     shown = ", ".join("/".join(key) for key in missing[:5]) + (" ..." if len(missing) > 5 else "")
     yield Gate("no missing metrics", not missing, f"missing: {shown}" if missing else f"all {len(needed)} are there")
 
 
 def consistency_gates(method: str, records: list[Record], limit: float) -> Iterator[Gate]:
     """The restorations must agree with the measurements, in every degradation."""
-    found = {r["degradation"]: r["value"] for r in select(records, method, "consistency_mse")}
+    found = {r.degradation: r.value for r in select(records, method, "consistency_mse")}
     if not found:
         yield Gate("consistency", False, f"the evaluation has no consistency of '{method}'")
     for degradation, value in found.items():
@@ -65,18 +63,18 @@ def calibration_gates(method: str, records: list[Record], max_ratio: float, max_
     `nppc_std_ratio` is predicted over actual standard deviation; metrics that end in `_gap` are distances of the
     posterior samples' ranks from uniform ones.
     """
-    ratios = [r for r in select(records, "NPPC", "nppc_std_ratio") if r["value"] is not None]
-    gaps = [r for r in records if r["method"] == method and r["metric"].endswith("_gap")]
-    gaps = [r for r in gaps if r["value"] is not None]
-    if not ratios and not gaps:
+    found = available(records)
+    ratios = {r.degradation: r.value for r in select(found, "NPPC", "nppc_std_ratio")}
+    deviations = [r for r in found if r.method == method and r.metric.endswith("_gap")]
+    if not ratios and not deviations:
         yield Gate("calibration", True, "not available: the evaluation did not measure it")
-    for r in ratios:
-        passed = 1 / max_ratio <= r["value"] <= max_ratio
+    for degradation, ratio in ratios.items():
+        passed = ratio is not None and 1 / max_ratio <= ratio <= max_ratio
         allowed = f"allowed {1 / max_ratio:.3g} to {max_ratio:g}"
-        yield Gate(f"calibration of NPPC on {r['degradation']}", passed, f"std ratio {r['value']:.3g}, {allowed}")
-    for r in gaps:
-        reason = f"{r['metric']} {r['value']:.3g}, allowed {max_gap:g}"
-        yield Gate(f"calibration on {r['degradation']}", r["value"] <= max_gap, reason)
+        yield Gate(f"calibration of NPPC on {degradation}", passed, f"std ratio {_number(ratio)}, {allowed}")
+    for r in deviations:
+        reason = f"{r.metric} {_number(r.value)}, allowed {max_gap:g}"
+        yield Gate(f"calibration on {r.degradation}", r.value is not None and r.value <= max_gap, reason)
 
 
 def palette_gates(method: str, records: list[Record], least: float) -> Iterator[Gate]:
@@ -86,8 +84,7 @@ def palette_gates(method: str, records: list[Record], least: float) -> Iterator[
     if not shared:
         yield Gate("gain over Palette", False, f"the evaluation compares none of {', '.join(OPERATOR_MATTERS)}")
     for degradation in shared:
-        gain = ours[degradation]["value"] - theirs[degradation]["value"]
-        same = _measurements(ours[degradation]) == _measurements(theirs[degradation])
+        gain, same = compared(ours[degradation], theirs[degradation])
         reason = f"{gain:+.2f} dB, required {least:+g} dB" if same else "they were measured on different measurements"
         yield Gate(f"gain over Palette on {degradation}", same and gain >= least, reason)
 
@@ -106,8 +103,7 @@ def champion_gates(method: str, records: list[Record], least: float, champion: V
     if not shared:
         yield Gate("gain over the champion", False, other)
     for degradation in shared:
-        gain = ours[degradation]["value"] - before[degradation]["value"]
-        same = _measurements(ours[degradation]) == _measurements(before[degradation])
+        gain, same = compared(ours[degradation], before[degradation])
         reason = f"{gain:+.2f} dB, required {least:+g} dB" if same else other
         yield Gate(f"gain over the champion on {degradation}", same and gain >= least, reason)
 
@@ -115,29 +111,27 @@ def champion_gates(method: str, records: list[Record], least: float, champion: V
 # Records of the evaluation.
 
 
-def key_of(record: Record) -> tuple[str, str, str]:
-    """What a record is about."""
-    return record["method"], record["degradation"], record["metric"]
-
-
 def scores(records: Iterable[Record], method: str) -> dict[str, Record]:
     """The PSNR of a method in each degradation."""
-    return {r["degradation"]: r for r in select(records, method, "psnr") if r["value"] is not None}
+    return {r.degradation: r for r in select(records, method, "psnr") if r.value is not None}
+
+
+def compared(ours: Record, before: Record) -> tuple[float, bool]:
+    """The difference of two numbers, and whether they are of the same measurements."""
+    assert ours.value is not None
+    assert before.value is not None
+    return ours.value - before.value, _measurements(ours) == _measurements(before)
 
 
 def select(records: Iterable[Record], method: str, metric: str) -> list[Record]:
     """The records of one method and metric, in their order."""
-    return [r for r in records if (r["method"], r["metric"]) == (method, metric)]
+    return [r for r in records if (r.method, r.metric) == (method, metric)]
 
 
 def packed(records: Iterable[Record]) -> str:
     """The judged methods' numbers as one tag: {"method/degradation/metric": [value, low, high, n, measurements]}."""
     return json.dumps(
-        {
-            "/".join(key_of(r)): [r["value"], r["low"], r["high"], r["n"], _measurements(r)]
-            for r in records
-            if r["method"] in JUDGED
-        },
+        {"/".join(r.key): [r.value, r.low, r.high, r.n, _measurements(r)] for r in records if r.method in JUDGED},
         sort_keys=True,
     )
 
@@ -147,14 +141,18 @@ def stored(version: Version) -> list[Record]:
     found: list[Record] = []
     for key, (value, low, high, n, measurements) in json.loads(version.tags.get("metrics", "{}")).items():
         method, degradation, metric = key.split("/")
-        head = {"method": method, "degradation": degradation, "metric": metric}
-        found.append(head | {"value": value, "low": low, "high": high, "n": n, "measurements_sha256": measurements})
+        found.append(
+            Record(
+                method=method, degradation=degradation, metric=metric, value=value, low=low, high=high, n=n, nfe=None,
+                measurements_sha256=measurements,
+            )
+        )  # fmt: skip
     return found
 
 
 def _measurements(record: Record) -> str:
     """The head of the hash of the measurements, long enough to tell sets apart."""
-    return str(record["measurements_sha256"] or "")[:16]
+    return str(record.measurements_sha256 or "")[:16]
 
 
 def _number(value: float | None) -> str:

@@ -65,7 +65,7 @@ def present(registry: Registry) -> Version | None:
     holder, known = registry.holder(CHAMPION), valid(registry.history())
     number = holder.number if holder else ""
     if known and not known[-1].is_done:
-        settle(registry)
+        conclude(registry)
         holder = registry.holder(CHAMPION)
     elif number != (known[-1].after if known else ""):
         move(registry, Version(known[-1].after, {}) if known else None, number, BY_HAND, "found so")
@@ -88,11 +88,11 @@ def move(registry: Registry, before: Version | None, after: str, action: str, wh
             f"another promotion of models:/{registry.name} came first, so this one (from version {start or 'none'} to "
             f"{after or 'none'}) did not happen; look at the new champion and decide again"
         )
-    settle(registry)
+    conclude(registry)
     log.info("models:/%s@champion: version %s -> %s, %s: %s", registry.name, start or "none", after, action, why)
 
 
-def settle(registry: Registry) -> None:
+def conclude(registry: Registry) -> None:
     """Make the alias what the history says, also after a crash between the two."""
     while True:
         newest = valid(registry.history())[-1]

@@ -16,7 +16,8 @@ from typing import Any
 
 from components import cli
 from components.params import Params
-from components.registry.gates import Gate, Record, judge, packed
+from components.records import Record, read_records
+from components.registry.gates import Gate, judge, packed
 from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
@@ -86,7 +87,9 @@ def register(params: Params) -> Registration:
 
 def decide(registry: Registry, version: Version, records: list[Record], params: Params) -> list[Gate]:
     """The gates of a version: as decided before for the same evaluation and gates, or judged now."""
-    basis = _sha256(json.dumps([records, params.register_.gates.model_dump()], sort_keys=True).encode())
+    basis = _sha256(
+        json.dumps([[r.as_json() for r in records], params.register_.gates.model_dump()], sort_keys=True).encode()
+    )
     if version.tags.get("decided_on") == basis:
         return [Gate(**gate) for gate in json.loads(version.tags["gates"])]
     champion = present(registry)
@@ -145,18 +148,9 @@ def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def read_records(path: Path) -> list[Record]:
-    """The flat list of evaluation records."""
-    try:
-        records: list[Record] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); run `dvc repro evaluate` first") from error
-    return records
-
-
 def metrics_of(records: Iterable[Record]) -> dict[str, float]:
     """The evaluation as MLflow metrics named method/degradation/metric."""
-    return {f"{r['method']}/{r['degradation']}/{r['metric']}": r["value"] for r in records if r["value"] is not None}
+    return {"/".join(r.key): r.value for r in records if r.value is not None}
 
 
 def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
@@ -179,7 +173,7 @@ def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str
 
 def measurements_hash(records: Iterable[Record]) -> str:
     """One hash for all the frozen measurement sets of an evaluation."""
-    hashes = sorted({r["measurements_sha256"] for r in records if r["measurements_sha256"]})
+    hashes = sorted({r.measurements_sha256 for r in records if r.measurements_sha256})
     return _sha256("\n".join(hashes).encode())
 
 

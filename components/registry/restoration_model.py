@@ -8,7 +8,7 @@
 
 Input: a dict as above, or a DataFrame whose rows are such requests. Columns:
     y           the measurements of the B operators, flattened in C order: B * prod(M) numbers in pixel units ([-1, 1])
-    operator    the JSON text of an operator's spec (`invfusion.operators.spec_to_json`); its tensors may be nested lists
+    operator    the JSON text of an operator's spec (`operators.spec_to_json`); tensors may be nested lists
     sigma_y     optional, B noise standard deviations; 0 where absent
     class_labels  optional, B integers, for a class-conditional model
 Parameters: `method` ("sample", "mmse" or "nppc"), `n_steps`, `seed`, `n_samples`, `guidance`.
@@ -41,7 +41,8 @@ from invfusion.operators import Measurement, operator_from_spec, spec_from_json
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
 # What one request may ask for in all its rows: images, network passes (images times steps), and the squared row counts
-# of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for.
+# of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for; a matrix may have as
+# many rows as the image has numbers.
 MAX_IMAGES = 256
 MAX_PASSES = 2**15
 MAX_SQUARED_ROWS = 2**22
@@ -155,9 +156,12 @@ class Work:
         n_images = len(measurement.y)
         self.n_images += n_images
         self.n_passes += n_images * n_steps
+        rows, n_numbers = 0, math.prod(measurement.operator.image_shape)
         if measurement.operator.kind == "matrix":
-            self.squared_rows += n_images // n_samples * measurement.operator.measurement_shape[0] ** 2
+            rows = measurement.operator.measurement_shape[0]
+        self.squared_rows += n_images // n_samples * rows**2
         for asked, most, what in (
+            (rows, n_numbers, f"rows of a matrix for images of {n_numbers} numbers"),
             (self.n_images, MAX_IMAGES, "images"),
             (self.n_passes, MAX_PASSES, "network passes (images times n_steps)"),
             (self.squared_rows, MAX_SQUARED_ROWS, "squared rows of all matrices"),
@@ -226,7 +230,7 @@ def read_labels(row: Mapping[str, Any], batch: int, n_samples: int, n_classes: i
 
 
 def optional(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column that may be absent; a table fills the gaps of its rows with None or NaN."""
+    """The value of a column that may be absent; a table has None or NaN there."""
     value = row.get(name)
     return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
 

@@ -37,9 +37,10 @@ CITATION = (
     "Zero-shot Diffusion for Inverse Problems, arXiv:2504.01689. Every measured number on this page stands in "
     "reports/evaluation.json."
 )
-# The headline of draws is a proper score, which rewards accuracy and calibration together; PSNR favours draws without
-# spread, and is the headline of point estimates.
+# By which draws and point estimates are compared. A proper score rewards accuracy and calibration of draws together;
+# PSNR favours draws without spread, and comes second there.
 OF_DRAWS, OF_POINTS = ("energy_score", "psnr", "consistency_mse"), ("psnr", "consistency_mse")
+HEADLINES = ("energy_score", "psnr")
 # What evaluations of the paper's kind call "not a measurement".
 GENERATION = (UNCONDITIONAL, "null")
 PAPER_NAMES = {"MMSE": "InvFusion trained for MMSE"}
@@ -91,7 +92,7 @@ def describe(params: Params, records: Sequence[Record]) -> Page:
     trained, unseen = split_degradations(params, records)
     kinds, paper = trained + unseen, Paper.of_noise(params.evaluate.noise, params.data.name)
     contests = contests_of(params, records, kinds)
-    headlines = [line for contest in contests if (line := contest.headline())]
+    headlines = [line for c in contests for m in c.metrics if m in HEADLINES and (line := c.headline(m))]
     restoration = restoration_tables(params, records, trained, unseen, paper)
     generation = generation_table(params, records, paper)
     return Page(
@@ -134,7 +135,7 @@ def lead(params: Params) -> str:
         f"Restorations of {params.evaluate.n_images} {params.evaluate.split} images at "
         f"{params.data.image_size}×{params.data.image_size} pixels from incomplete linear measurements y = Hx + n. The "
         f"diffusion models were trained on {params.train.images:,} images each by one recipe; they differ in what they "
-        "are told about H."
+        "know of H."
     )
 
 
@@ -171,7 +172,7 @@ def models() -> Table | None:
         for name, recipe in RECIPES.items()
         if (MODELS / name / "model.safetensors").exists()
     ]
-    return listing("Model, Is told, #Parameters, #Training images", rows) if rows else None
+    return listing("Model, Is given, #Parameters, #Training images", rows) if rows else None
 
 
 def count_of(model: str, name: str) -> str:
@@ -214,16 +215,17 @@ def split_degradations(params: Params, records: Sequence[Record]) -> tuple[list[
 
 
 def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str]) -> list[Contest]:
-    """Every method of InvFusion against what needs no training, every zero-shot method, and its trained rivals."""
+    """Every method of InvFusion against what needs no training, every zero-shot method, and the others of its kind."""
     evidence, groups = Evidence(records, DETAILS / "scores"), tables.grouped(params.methods, records)
     there = {(r.method, r.metric) for r in available(records) if r.degradation in kinds}
     untrained = [name for group in tables.GROUPS[:2] for name in groups.get(group, [])]
     found = []
     for group, metrics in zip(tables.GROUPS[2:], (OF_DRAWS, OF_POINTS), strict=True):
-        ours = [name for name in groups.get(group, []) if "InvFusion" in tables.label(name) and name != "NPPC"]
-        rivals = [*untrained, *(name for name in groups.get(group, []) if "InvFusion" not in tables.label(name))]
-        known = {name: [m for m in metrics if (name, m) in there] for name in ours}
-        found += [Contest(evidence, name, rivals, kinds, known[name]) for name in ours if known[name]]
+        for name in groups.get(group, []):
+            known = [metric for metric in metrics if (name, metric) in there]
+            if "InvFusion" in tables.label(name) and name != "NPPC" and known:
+                rivals = [*untrained, *(other for other in groups[group] if other not in (name, "NPPC"))]
+                found.append(Contest(evidence, name, rivals, kinds, known))
     return found
 
 
@@ -340,11 +342,10 @@ def nppc_figure(degradations: Sequence[str]) -> Picture | None:
 def curve_figure() -> Picture | None:
     """The logged losses: diffusion models share a panel, the distilled models have one each."""
     panels: dict[str, dict[str, tuple[figures.Array, figures.Array]]] = {}
-    titles = {"mmse": "distilled MMSE loss", "nppc": "NPPC loss"}
-    for model in RECIPES:
-        curve = read_curve(LOGS / f"{model}.csv")
+    for name, recipe in RECIPES.items():
+        curve = read_curve(LOGS / f"{name}.csv")
         if curve:
-            panels.setdefault(titles.get(model, "diffusion loss"), {})[model] = curve
+            panels.setdefault("diffusion loss" if recipe.is_diffusion else f"{recipe.label} loss", {})[name] = curve
     if not panels:
         return None
     figures.curves(FIGURES / "training.png", panels)

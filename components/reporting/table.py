@@ -4,7 +4,6 @@
 .md and .json, with pictures beside them. Run again after a kill, it continues; what other tables computed is taken.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -13,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components import tracking
+from components import cli, tracking
 from components.evaluation.evaluate import STAGED, Results, prepare
 from components.evaluation.methods import Column, columns
 from components.evaluation.sharing import helpers, is_helper
-from components.params import UNCONDITIONAL, Params, load_params
+from components.params import UNCONDITIONAL, Params
 from components.records import available, by_key
 from components.reporting import figures, pictures, tables, verdicts
 from components.reporting.experiments import Experiment, experiment_names, load_experiment
@@ -258,19 +257,17 @@ def as_data(outcome: Outcome, found: Sequence[Finding]) -> dict[str, Any]:
 
 def main() -> None:
     """Make a table or figure of the paper, or all of them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
-    parser.add_argument("--params", default="params.yaml")
-    parser.add_argument("--no-train", action="store_true", help="use the models at hand; rows without one are left out")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR if is_helper() else logging.INFO, format="%(message)s")
+    command = cli.parser(main.__doc__)
+    command.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
+    command.add_argument("--no-train", action="store_true", help="leave out rows whose model is not trained")
     failed = []
-    for name in arguments.names or experiment_names():
-        try:
-            table(load_params(arguments.params), name, trains=not arguments.no_train)
-        except InvFusionError as error:
-            failed.append(name)
-            log.error("error: %s: %s", name, error)
+    with cli.started(command, quiet=is_helper()) as options:
+        for name in options.names or experiment_names():
+            try:
+                table(options.params, name, trains=not options.no_train)
+            except InvFusionError as error:
+                failed.append(name)
+                log.error("error: %s: %s", name, error)
     if failed:
         sys.exit(
             f"error: {', '.join(failed)} could not be made; the reasons stand above, and what was computed is kept"

@@ -9,9 +9,10 @@ from components.params import UNCONDITIONAL, MethodConfig
 from components.records import Record, available, by_key
 from components.reporting.paper import NOT_IN_PAPER, Paper
 from invfusion.metrics import METRICS
+from invfusion.training.recipes import RECIPES
 
 # What people call a method, where that is not its name.
-LABELS = {"H_pinv y": "H†y", "PiGDM": "ΠGDM", "MMSE": "InvFusion, distilled", "NPPC": "InvFusion NPPC, mean"}
+LABELS = {"H_pinv y": "H†y", "PiGDM": "ΠGDM", "MMSE": "InvFusion distilled", "NPPC": "InvFusion NPPC (mean)"}
 DEGRADATIONS = {
     "strided_motion_blur": "Strided motion blur",
     "patch_inpainting": "Patch in-painting",
@@ -140,7 +141,9 @@ def group_of(method: MethodConfig) -> str:
         return GROUPS[0]
     if method.sampler is not None and method.sampler.follows == "mean":
         return GROUPS[3]
-    return GROUPS[1] if method.model == "unconditional" and method.restores else GROUPS[2]
+    recipe = RECIPES.get(method.model)
+    is_zero_shot = recipe is not None and recipe.given == "nothing" and method.restores
+    return GROUPS[1] if is_zero_shot else GROUPS[2]
 
 
 def grouped(methods: Mapping[str, MethodConfig], records: Iterable[Record]) -> dict[str, list[str]]:

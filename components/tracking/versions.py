@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from components.tracking.client import MlflowRun, start_run
 from components.tracking.store import connect, service_errors, tracking_uri
@@ -170,8 +171,15 @@ class Registry:
 
     def _has_files(self, version: Any) -> bool:
         location = self._client.get_model_version_download_uri(self.name, version.version)
-        path = urlsplit(location).path if location.startswith(("file:", "/")) else None
-        return path is None or (Path(path) / "MLmodel").exists()
+        folder = _folder(location)
+        return folder is None or (folder / "MLmodel").exists()
+
+
+def _folder(location: str) -> Path | None:
+    """The folder of this machine that an address names, be it a path or a file URI; None for a server's."""
+    if location.startswith("file:"):
+        return Path(url2pathname(urlsplit(location).path))
+    return Path(location) if location.startswith("/") else None
 
 
 def _version(found: Any) -> Version:

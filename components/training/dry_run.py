@@ -4,21 +4,19 @@
 could not.
 """
 
-import argparse
 import logging
-import sys
 import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from components import cli
 from components.params import Params, load_params
 from components.profiles import load_profile
 from components.training.train import network
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import Condition
-from invfusion.errors import InvFusionError
 from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
@@ -69,18 +67,14 @@ def _one_step(params: Params, denoiser: Denoiser, x: Tensor, family: Degradation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
-    parser.add_argument("--batch-size", type=int, default=1)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        params = load_profile(arguments.profile) if arguments.profile else load_params()
-        name = arguments.profile or "params.yaml"
+    command = cli.parser(__doc__, params=False)
+    command.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
+    command.add_argument("--batch-size", type=int, default=1)
+    with cli.started(command) as options:
+        params = load_profile(options.profile) if options.profile else load_params()
+        name = options.profile or "params.yaml"
         log.info("%s is valid: %d training images at %d px", name, params.train.images, params.data.image_size)
-        dry_run(params, arguments.batch_size)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+        dry_run(params, options.batch_size)
 
 
 if __name__ == "__main__":

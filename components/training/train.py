@@ -4,7 +4,6 @@
 start that under torchrun, or set `runtime.processes` for those of one machine.
 """
 
-import argparse
 import csv
 import hashlib
 import json
@@ -22,12 +21,12 @@ from typing import Any
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from components import tracking
+from components import cli, tracking
 from components.children import child
 from components.code import code_digest
 from components.data.prior import staged_prior
 from components.device import n_processes, pick_device, threads_each
-from components.params import Params, RuntimeConfig, load_params
+from components.params import Params, RuntimeConfig
 from components.progress import Progress
 from components.training import identity
 from components.training.grids import SAMPLER, restoration_grid
@@ -220,16 +219,10 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
 
 def main() -> None:
     """Train one model."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, choices=RECIPES)
-    parser.add_argument("--params", default="params.yaml")
-    arguments = parser.parse_args()
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s")
-    try:
-        train(load_params(arguments.params), arguments.model)
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    command = cli.parser(__doc__)
+    command.add_argument("--model", required=True, choices=RECIPES)
+    with cli.started(command, quiet=os.environ.get("RANK", "0") != "0") as options:
+        train(options.params, options.model)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,22 +3,21 @@
 A model of the pipeline that depends on the same is taken as it is; what is there is never trained twice.
 """
 
-import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from components.params import Params, load_params, params_from
+from components import cli
+from components.params import Params, params_from
 from components.profiles import merged
 from components.reporting.experiments import Experiment, Model
 from components.training import train
 from components.training.train import Places, launch, must_launch
 from invfusion.data import StagedDataset
-from invfusion.errors import ConfigError, InvFusionError
+from invfusion.errors import ConfigError
 from invfusion.models import Denoiser
 from invfusion.training.recipes import RECIPES
 
@@ -152,16 +151,11 @@ def _known(name: str) -> str:
 
 def main() -> None:
     """Train one model; what torchrun starts in each process."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("model", choices=RECIPES)
-    parser.add_argument("--start", type=Path, help="the folder of the model that it starts from")
-    parser.add_argument("--params", default="params.yaml")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        Wanted(arguments.model, load_params(arguments.params), arguments.start).train()
-    except InvFusionError as error:
-        sys.exit(f"error: {error}")
+    command = cli.parser(main.__doc__)
+    command.add_argument("model", choices=RECIPES)
+    command.add_argument("--start", type=Path, help="the folder of the model that it starts from")
+    with cli.started(command) as options:
+        Wanted(options.model, options.params, options.start).train()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """Distributions over operators, one family per file. A new family is one file and one entry in `mixture.Family`."""
 
-from typing import Annotated, get_args
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from invfusion.degradations.base import DegradationFamily
-from invfusion.degradations.mixture import Family, Mixture
-from invfusion.names import Registry
+from invfusion.degradations.mixture import FAMILIES, Family, Mixture
+from invfusion.plugins import accepts_plugins
 
-FAMILIES: Registry[type[DegradationFamily]] = Registry(
-    "degradation family", ((family.model_fields["kind"].default, family) for family in get_args(Family))
-)
-
-AnyFamily = Annotated[Family | Mixture, Field(discriminator="kind")]
+AnyFamily = Annotated[
+    Annotated[Family | Mixture, Field(discriminator="kind")],
+    accepts_plugins(FAMILIES, DegradationFamily, "mixture"),
+    SerializeAsAny(),
+]
 
 __all__ = ["FAMILIES", "AnyFamily", "DegradationFamily", "Family", "Mixture"]

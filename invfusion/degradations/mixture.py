@@ -1,28 +1,56 @@
 """A mixture of families: the training distribution of one model for many degradations."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from invfusion.degradations.base import DegradationFamily
+from invfusion.degradations.blurs import DefocusBlur, GaussianBlur
 from invfusion.degradations.boxes import BoxInpainting, BoxOutpainting
+from invfusion.degradations.cameras import Gray, RandomDownsampling, RandomMosaic
 from invfusion.degradations.matrix import RandomMatrix
 from invfusion.degradations.motion_blur import StridedMotionBlur
 from invfusion.degradations.null import Null
 from invfusion.degradations.patches import PatchInpainting
+from invfusion.degradations.scribble import Scribble
+from invfusion.degradations.sensing import RandomSensing
+from invfusion.names import Registry
 from invfusion.operators.base import LinearOperator
+from invfusion.plugins import accepts_plugins
 
 # Being in this union enrols a family everywhere: in params.yaml, in FAMILIES and in the contract tests.
-Family = PatchInpainting | StridedMotionBlur | RandomMatrix | BoxOutpainting | BoxInpainting | Null
+Family = (
+    PatchInpainting
+    | StridedMotionBlur
+    | RandomMatrix
+    | BoxOutpainting
+    | BoxInpainting
+    | Null
+    | GaussianBlur
+    | DefocusBlur
+    | RandomDownsampling
+    | RandomMosaic
+    | Gray
+    | Scribble
+    | RandomSensing
+)
+
+# A plug-in's family joins by `@FAMILIES.register`.
+FAMILIES: Registry[type[DegradationFamily]] = Registry(
+    "degradation family", ((family.model_fields["kind"].default, family) for family in get_args(Family))
+)
+Member = Annotated[
+    Annotated[Family, Field(discriminator="kind")], accepts_plugins(FAMILIES, DegradationFamily), SerializeAsAny()
+]
 
 
 class Mixture(DegradationFamily):
     """Each draw takes ONE member, with probability proportional to its weight (default: equal)."""
 
     kind: Literal["mixture"] = "mixture"
-    members: list[Annotated[Family, Field(discriminator="kind")]] = Field(min_length=1)
+    members: list[Member] = Field(min_length=1)
     weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
 
     @model_validator(mode="after")

@@ -9,8 +9,8 @@ from invfusion.operators.base import Measurement
 
 
 class GuidedDenoiser:
-    """D_null + guidance * (D_class - D_null): both from one denoiser and the same measurement, as one batch of twice
-    the size.
+    """D_null + guidance * (D_class - D_null), (B, C, H, W): both from one denoiser and the same measurement, as one
+    batch of twice the size.
 
     guidance = 1 is the denoiser itself; `calls_per_evaluation` counts how often one evaluation runs the network on each
     image.

@@ -20,7 +20,7 @@ RANK_TOLERANCE = 1e-9
 
 
 def given_noisy(c: Tensor, p: Tensor) -> Tensor:
-    """The variance that a direction of prior variance c keeps, given an image with noise of precision p."""
+    """The variance that a direction of prior variance c keeps, given an image with noise of precision p; any shape."""
     return c / (1 + c * p)
 
 
@@ -143,7 +143,7 @@ class Coloured(LowRank):
 
     @classmethod
     def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
-        """The `rank` leading principal components of all combinations together; the rest as in `LowRank`."""
+        """As `LowRank.fit` of (N, C, H, W), with the `rank` leading components of all combinations together."""
         n, channels, h, w = deviations.shape
         check_rank(n, channels * h * w, rank)
         colours = colour_combinations(deviations)

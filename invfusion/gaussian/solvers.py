@@ -453,7 +453,7 @@ SMALL = 64
 
 
 def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> Solver:
-    """The cheapest solver; the operator in float64."""
+    """The cheapest solver; the operator in float64, the variances `noise` (B,)."""
     if not isinstance(covariance, LowRank):
         return ConjugateGradients(covariance, operator, noise)
     if isinstance(covariance, Coloured) and isinstance(operator, MaskOperator | StridedConvolution):

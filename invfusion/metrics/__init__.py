@@ -3,7 +3,7 @@
 tools/ has what they are made of.
 """
 
-from invfusion.metrics.base import Metric, Need, Restorations, Tools
+from invfusion.metrics.base import Metric, Need, Networks, Restorations
 from invfusion.metrics.cfd_pixel8x8 import CFD_PIXEL8X8
 from invfusion.metrics.cfid import CFID
 from invfusion.metrics.consistency_mse import CONSISTENCY_MSE
@@ -75,8 +75,8 @@ __all__ = [
     "InceptionFeatures",
     "Metric",
     "Need",
+    "Networks",
     "Restorations",
-    "Tools",
     "captured_energy",
     "coverage",
     "crps",

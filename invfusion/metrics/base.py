@@ -19,8 +19,8 @@ Weighted = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True)
-class Tools:
-    """Where metrics find their networks: the folder of weight files, the images' size, and a device.
+class Networks:
+    """The pretrained networks of metrics: the folder of their weight files, the images' size, and a device.
 
     image_size: None where it need not be checked.
     """
@@ -29,8 +29,8 @@ class Tools:
     image_size: int | None = None
     device: str = "cpu"
 
-    def load(self, loader: "Callable[[Tools], Network]") -> Network:
-        """What a loader makes of these tools; made once.
+    def load(self, loader: "Callable[[Networks], Network]") -> Network:
+        """The network that a loader makes, made once.
 
         Raises:
             WeightsUnavailableError: a weight file or a package is missing.
@@ -39,8 +39,8 @@ class Tools:
 
 
 @cache
-def _loaded(loader: Callable[[Tools], Any], tools: Tools) -> Any:
-    return loader(tools)
+def _loaded(loader: Callable[[Networks], Any], networks: Networks) -> Any:
+    return loader(networks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Restorations:
     mean: Tensor | None = None
     components: Tensor | None = None
     stds: Tensor | None = None
-    tools: Tools = Tools()
+    networks: Networks = Networks()
     random: Callable[[], torch.Generator] = torch.Generator
 
     def need(self, name: str) -> Tensor:
@@ -100,9 +100,9 @@ class Metric:
     needs: frozenset[Need]
     values: Callable[[Restorations], Tensor]
     statistic: Callable[[Tensor, Tensor | None], Weighted] | None = None
-    reference: Callable[[Tensor, Tools], Tensor] | None = None
+    reference: Callable[[Tensor, Networks], Tensor] | None = None
     source: str = ""
-    loader: Callable[[Tools], Any] | None = None
+    loader: Callable[[Networks], Any] | None = None
     weights: str = ""
     ceiling: Callable[[tuple[int, ...]], float] | None = None
     unit: str = ""
@@ -134,7 +134,7 @@ class Metric:
         return lambda weights: float(weights @ values.double() / weights.sum())
 
     def capped(self, values: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-        """Values with the ceiling in place of infinite ones."""
+        """Values (any shape) with the ceiling in place of infinite ones."""
         return values if self.ceiling is None else values.clamp(max=self.ceiling(image_shape))
 
 

@@ -8,7 +8,7 @@ LPIPS_DISTANCE = Metric(
     label="LPIPS",
     better="lower",
     needs=frozenset({"truth", "samples"}),
-    values=lambda restored: restored.tools.load(LPIPS)(restored.images, restored.need("truth")),
+    values=lambda restored: restored.networks.load(LPIPS)(restored.images, restored.need("truth")),
     loader=LPIPS,
     weights=ALEXNET_FILE,
 )

@@ -24,6 +24,8 @@ Backend = Literal["sdpa", "natten", "flex"]
 Grid = tuple[int, int]
 # Below this many tokens a dense mask beats a sparse one, whose blocks hold 128 tokens.
 FLEX_MIN_TOKENS = 1024
+# Above this many tokens "sdpa" goes through the grid by tiles, since the dense mask grows with their square.
+DENSE_MAX_TOKENS = 4096
 
 
 @cache
@@ -78,8 +80,36 @@ def _flat(q: Tensor, k: Tensor, v: Tensor, attention: Callable[..., Tensor]) -> 
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
+    if q.shape[1] * q.shape[2] > DENSE_MAX_TOKENS:
+        return _sdpa_by_tiles(q, k, v, window)
     mask = neighbourhood_mask((q.shape[1], q.shape[2]), window, k.shape[1], q.device)
     return _flat(q, k, v, partial(F.scaled_dot_product_attention, attn_mask=mask))
+
+
+def _sdpa_by_tiles(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
+    """The same for tiles of queries as large as the window, each with the keys that any of them sees."""
+    (rows, keys_by_row), (columns, keys_by_column) = (
+        (_tiles(n, side), _axis_mask(n, side, q.device).bool()) for n, side in zip(q.shape[1:3], window, strict=True)
+    )
+
+    def tile(row: slice, column: slice) -> Tensor:
+        seen_row, seen_column = _seen(keys_by_row[row]), _seen(keys_by_column[column])
+        mask = torch.kron(keys_by_row[row, seen_row].int(), keys_by_column[column, seen_column].int()).bool()
+        attention = partial(F.scaled_dot_product_attention, attn_mask=mask.repeat(1, k.shape[1]))
+        keys, values = (t[:, :, seen_row, seen_column] for t in (k, v))
+        return _flat(q[:, row, column], keys, values, attention)
+
+    return torch.cat([torch.cat([tile(row, column) for column in columns], dim=2) for row in rows], dim=1)
+
+
+def _tiles(n: int, side: int) -> list[slice]:
+    return [slice(start, min(start + side, n)) for start in range(0, n, side)]
+
+
+def _seen(mask: Tensor) -> slice:
+    """The keys of one axis that any of some queries (Q, n) sees: they lie next to each other."""
+    seen = mask.any(dim=0).nonzero()
+    return slice(int(seen[0]), int(seen[-1]) + 1)
 
 
 @cache

@@ -29,7 +29,7 @@ class DenoiserConfig(Config):
     """Architecture of a `Denoiser`; the defaults shared by all presets are the paper's (appendix A.1, Table 5).
 
     variant: "invfusion" sees y and H in its blocks, "palette" only H_pinv y beside its input, "unconditional" neither.
-    image_size: side of a square image, or (height, width).
+    image_size: side of the square images that the model is trained on, or (height, width); it runs at any other size.
     levels: from the finest to the coarsest; each halves the token grid of the one before.
     invfusion_levels: indices of the levels whose blocks are InvFusion blocks, or "all" that can be (Table 8).
     n_classes: 0 for a model without classes.
@@ -83,6 +83,15 @@ class DenoiserConfig(Config):
         """Side in pixels of the image patch that one token of a level stands for."""
         return self.patch_size << level
 
+    def trained_reach(self, level: int) -> int:
+        """Tokens along the longer side of a training image: how far apart two tokens of a level have ever been."""
+        return max(self.image_shape[1:]) // self.patch_at(level)
+
+    @property
+    def coarsest_patch(self) -> int:
+        """Side in pixels of the coarsest tokens: images are padded to multiples of it."""
+        return self.patch_at(len(self.levels) - 1)
+
     def stack_size(self, level: int) -> int:
         """How many feature images the features of a level form; 0 where they do not divide into images."""
         features = self.channels * self.patch_at(level) ** 2
@@ -102,7 +111,7 @@ class DenoiserConfig(Config):
         return self
 
     def _check_image_size(self) -> None:
-        coarsest = self.patch_at(len(self.levels) - 1)
+        coarsest = self.coarsest_patch
         _, height, width = self.image_shape
         if height % coarsest or width % coarsest:
             raise ConfigError(

@@ -14,7 +14,7 @@ from invfusion.models.config import DenoiserConfig, Variant
 from invfusion.models.hdit import HDiT
 from invfusion.models.layers import Initialised, Linear
 from invfusion.models.preconditioning import Gaussian, Surroundings, preconditioning_for
-from invfusion.operators.base import Measurement
+from invfusion.operators.base import LinearOperator, Measurement
 
 LOGVAR_FEATURES = 128
 Output = Tensor | tuple[Tensor, ...]
@@ -47,7 +47,8 @@ class Denoiser(Initialised):
     """D(x, sigma, y, H, class): the estimate of the clean image, float32 under any autocast of the caller.
 
     config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device); prior: of the
-    training images, for preconditioning "gaussian" alone.
+    training images, for preconditioning "gaussian" alone. Images may have any height and width, but for that prior's:
+    within, they are reflected at their lower and right edges to whole tokens.
     The unconditional variant ignores measurements; a model without classes ignores class labels.
     Raises `ConfigError` where the prior does not fit the config, and `ShapeError` where images, labels or the operator
     do not fit the model.
@@ -72,7 +73,7 @@ class Denoiser(Initialised):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of the images that the model is trained on."""
         return self.config.image_shape
 
     @property
@@ -145,7 +146,7 @@ class Denoiser(Initialised):
         if return_logvar:
             return denoised, self.log_variance(around.noise).expand(len(x)), around.weight.expand(len(x))
         if return_components:
-            directions = raw[:, channels:].reshape(-1, self.config.n_components, *self.image_shape)
+            directions = raw[:, channels:].reshape(-1, self.config.n_components, *x.shape[1:])
             if around.directions is None:
                 return denoised, directions
             learned = around.scale[:, None] * _open(around, directions)
@@ -193,13 +194,14 @@ class Denoiser(Initialised):
         """What the network makes of it, (B, out_channels, H, W) float32."""
         seen = None if measurement is None or measurement.y.numel() == 0 else measurement
         with self._trunk_precision(around.images.device.type):
-            raw: Tensor = self.net(around.images, around.noise, seen, class_labels, augment_labels).float()
-        return raw
+            images = padded(around.images, self.config.coarsest_patch)
+            raw: Tensor = self.net(images, around.noise, seen, class_labels, augment_labels).float()
+        return raw[..., : around.images.shape[-2], : around.images.shape[-1]]
 
     def _check(self, x: Tensor, sigma: Tensor, measurement: Measurement | None, class_labels: Tensor | None) -> None:
-        if x.ndim != 4 or x.shape[1:] != self.image_shape:
+        if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise ShapeError(
-                f"this model takes images (B, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}"
+                f"this model takes images (B, {self.config.channels}, H, W) of any size, got {tuple(x.shape)}"
             )
         b = len(x)
         if len(sigma) not in (1, b):
@@ -207,17 +209,32 @@ class Denoiser(Initialised):
         if class_labels is not None and class_labels.shape != (b,):
             raise ShapeError(f"class_labels must have the shape ({b},), got {tuple(class_labels.shape)}")
         if measurement is not None:
-            self._check_operator(b, measurement)
+            check_operator_fits(measurement.operator, x)
 
-    def _check_operator(self, batch_size: int, measurement: Measurement) -> None:
-        operator = measurement.operator
-        if operator.image_shape != self.image_shape:
-            raise ShapeError(
-                f"operator '{operator.kind}' acts on images {operator.image_shape}, but this model takes "
-                f"{self.image_shape}; draw the operator for the model's image_shape"
-            )
-        if operator.batch_size != batch_size:
-            raise ShapeError(f"operator '{operator.kind}' holds {operator.batch_size} samples for {batch_size} images")
+
+def check_operator_fits(operator: LinearOperator, x: Tensor) -> None:
+    """Raise `ShapeError` unless the operator acts on images like x, (B, C, H, W)."""
+    if operator.image_shape != tuple(x.shape[1:]):
+        raise ShapeError(
+            f"operator '{operator.kind}' acts on images {operator.image_shape}, but the model was given "
+            f"{tuple(x.shape[1:])}; make the operator for that image_shape"
+        )
+    if operator.batch_size != len(x):
+        raise ShapeError(f"operator '{operator.kind}' holds {operator.batch_size} samples for {len(x)} images")
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W), reflected at the lower and right edges until height and width are multiples; itself if they are.
+
+    An axis too short to be reflected repeats its last pixel for the rest.
+    """
+    for axis in (2, 3):
+        n = x.shape[axis]
+        missing = -n % multiple
+        if missing:
+            beyond = torch.arange(n, n + missing, device=x.device)
+            x = torch.cat((x, x.index_select(axis, (2 * (n - 1) - beyond).clamp(0, n - 1))), dim=axis)
+    return x
 
 
 def _open(around: Surroundings, images: Tensor) -> Tensor:

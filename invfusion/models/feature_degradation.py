@@ -17,11 +17,12 @@ class FeatureDegradation(nn.Module):
     """Tokens (B, H, W, d) -> H_pinv(gelu(mix([y, H(tokens as images)]))) as tokens (B, H, W, d).
 
     patch: side in pixels of one token's image patch; channels: of the image; d = stack size * channels * patch^2, the
-    features ordered (row in patch, column in patch, stack, channel). The back-projection is the operator's
-    `back_project`, exact for all of ours; where `damping`, the variance of images, is given, noisy measurements are
-    projected back by H^T (H H^T + sigma_y^2 / damping)^-1, which does not magnify their noise. Gradients flow through
-    all of it, in float32 under any autocast: an inverse blur magnifies the rounding of what lies between H and H_pinv
-    up to a hundredfold.
+    features ordered (row in patch, column in patch, stack, channel). Tokens beyond the operator's image, which pad it
+    to whole tokens, are not degraded: they see zeros. The back-projection is the operator's `back_project`, exact for
+    all of ours; where `damping`, the variance of images, is given, noisy measurements are projected back by
+    H^T (H H^T + sigma_y^2 / damping)^-1, which does not magnify their noise. Gradients flow through all of it, in
+    float32 under any autocast: an inverse blur magnifies the rounding of what lies between H and H_pinv up to a
+    hundredfold.
     """
 
     def __init__(self, width: int, patch: int, channels: int, damping: float | None = None) -> None:
@@ -35,11 +36,14 @@ class FeatureDegradation(nn.Module):
     def forward(self, x: Tensor, measurement: Measurement) -> Tensor:
         operator, y = measurement.operator, measurement.y
         with torch.autocast(x.device.type, enabled=False):
-            z = operator.H(self._to_images(x.float())).flatten(2)
+            features = self._to_images(x.float())
+            height, width = operator.image_shape[1:]
+            z = operator.H(features[..., :height, :width]).flatten(2)
             both = torch.cat((y.flatten(1).unsqueeze(1).to(z.dtype), z), dim=1)
             mixed = F.gelu(torch.matmul(self.mix.weight, both) + self.mix.bias[:, None])
             images = self._back(mixed.view(*mixed.shape[:2], *operator.measurement_shape), measurement)
-            return self._to_tokens(images).to(x.dtype)
+            beyond = (0, features.shape[-1] - width, 0, features.shape[-2] - height)
+            return self._to_tokens(F.pad(images, beyond)).to(x.dtype)
 
     def _back(self, y: Tensor, measurement: Measurement) -> Tensor:
         operator = measurement.operator

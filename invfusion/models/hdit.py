@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from invfusion.models.attention import Grid, attend, check_backend
-from invfusion.models.config import DenoiserConfig, LevelConfig
+from invfusion.models.config import DenoiserConfig
 from invfusion.models.feature_degradation import FeatureDegradation
 from invfusion.models.layers import (
     EPSILON,
@@ -38,10 +38,12 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-def axial_positions(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centres of the cells of a grid: rows (H,) and columns (W,); the longer axis spans [-1, 1], cells are square."""
-    longest = max(grid)
-    rows, columns = ((2 * torch.arange(n, device=device) + 1 - n) / longest for n in grid)
+def axial_positions(grid: Grid, trained_reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Centres of the cells of a grid: rows (H,) and columns (W,); `trained_reach` cells span [-1, 1], cells are square.
+
+    The pitch is that of training at every size, so that two tokens see each other's distance as they learned it.
+    """
+    rows, columns = ((2 * torch.arange(n, device=device) + 1 - n) / trained_reach for n in grid)
     return rows, columns
 
 
@@ -50,8 +52,9 @@ class AxialRope(Initialised):
 
     frequencies: Tensor
 
-    def __init__(self, n_heads: int, head_dim: int) -> None:
+    def __init__(self, n_heads: int, head_dim: int, trained_reach: int) -> None:
         super().__init__()
+        self.trained_reach = trained_reach
         self.register_buffer("frequencies", torch.empty(n_heads, head_dim // 8))
 
     def initialise(self, generator: Generator) -> None:  # noqa: ARG002 - fixed numbers need no draw
@@ -61,7 +64,7 @@ class AxialRope(Initialised):
 
     @torch.no_grad()
     def forward(self, grid: Grid) -> Rotation:
-        rows, columns = axial_positions(grid, self.frequencies.device)
+        rows, columns = axial_positions(grid, self.trained_reach, self.frequencies.device)
         by_row = rows[:, None, None, None] * self.frequencies
         by_column = columns[None, :, None, None] * self.frequencies
         shape = (*grid, *self.frequencies.shape)
@@ -82,18 +85,22 @@ def cosine_rotate(x: Tensor, scale: Tensor, rotation: Rotation) -> Tensor:
 
 
 class SelfAttention(Initialised):
-    """Pre-norm residual attention of tokens (B, H, W, d) with cosine similarity and a learned scale per head."""
+    """Pre-norm residual attention of tokens (B, H, W, d) with cosine similarity and a learned scale per head.
 
-    def __init__(self, level: LevelConfig, config: DenoiserConfig) -> None:
+    On grids larger than those of training, a global level sees a window as large as a training image.
+    """
+
+    def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__()
+        level, trained_reach = config.levels[index], config.trained_reach(index)
         d = level.width
-        self.kernel = level.kernel
+        self.kernel = trained_reach if level.kernel == "global" else level.kernel
         self.head_dim = config.head_dim
         self.attention_backend = "auto"
         self.norm = AdaRMSNorm(d, config.mapping_width)
         self.qkv = Linear(d, 3 * d)
         self.scale = nn.Parameter(torch.empty(d // config.head_dim))
-        self.rope = AxialRope(d // config.head_dim, config.head_dim)
+        self.rope = AxialRope(d // config.head_dim, config.head_dim, trained_reach)
         self.dropout = nn.Dropout(config.dropout)
         self.out = Linear(d, d, zero=True)
 
@@ -126,13 +133,15 @@ def set_attention_backend(model: nn.Module, name: str) -> None:
 
 
 class JointAttention(SelfAttention):
-    """Attention whose softmax also runs over keys and values made from the degraded features: the InvFusion block."""
+    """Attention of tokens (B, H, W, d) whose softmax also runs over keys and values made from the degraded features:
+    the InvFusion block (paper, section 3).
+    """
 
-    def __init__(self, level: LevelConfig, config: DenoiserConfig, patch: int) -> None:
-        super().__init__(level, config)
-        d = level.width
+    def __init__(self, config: DenoiserConfig, index: int) -> None:
+        super().__init__(config, index)
+        d = config.levels[index].width
         damping = config.sigma_data**2 if config.knows_noise_level else None
-        self.degradation = FeatureDegradation(d, patch, config.channels, damping)
+        self.degradation = FeatureDegradation(d, config.patch_at(index), config.channels, damping)
         self.degradation_norm = AdaRMSNorm(d, config.mapping_width)
         self.degradation_key = Linear(2 * d, d)
         self.degradation_value = Linear(d, d)
@@ -165,14 +174,14 @@ class JointAttention(SelfAttention):
 
 
 class Layer(nn.Module):
-    """An attention block, then a feed-forward block."""
+    """An attention block, then a feed-forward block, on tokens (B, H, W, d)."""
 
-    def __init__(self, level: LevelConfig, config: DenoiserConfig, joint_patch: int | None) -> None:
+    def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__()
-        self.attention = (
-            SelfAttention(level, config) if joint_patch is None else JointAttention(level, config, joint_patch)
-        )
-        self.feed_forward = FeedForward(level.width, config.feed_forward_factor, config.mapping_width, config.dropout)
+        attention = JointAttention if config.has_invfusion_blocks(index) else SelfAttention
+        self.attention = attention(config, index)
+        width = config.levels[index].width
+        self.feed_forward = FeedForward(width, config.feed_forward_factor, config.mapping_width, config.dropout)
 
     def forward(self, x: Tensor, cond: Tensor, rotation: Rotation, measurement: Measurement | None) -> Tensor:
         if isinstance(self.attention, JointAttention):
@@ -184,12 +193,10 @@ class Layer(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """The layers of one way through one resolution."""
+    """The layers of one way through one resolution, on tokens (B, H, W, d)."""
 
     def __init__(self, config: DenoiserConfig, index: int) -> None:
-        level = config.levels[index]
-        joint_patch = config.patch_at(index) if config.has_invfusion_blocks(index) else None
-        super().__init__(Layer(level, config, joint_patch) for _ in range(level.depth))
+        super().__init__(Layer(config, index) for _ in range(config.levels[index].depth))
 
     # Whether the backward pass computes a layer's activations again instead of keeping them.
     checkpoints = False

@@ -70,19 +70,19 @@ class FourierFeatures(Initialised):
 
 
 def inverse_rms(x: Tensor) -> Tensor:
-    """1 / sqrt(mean x^2 + 1e-6) over the last axis, kept with length 1; float32."""
+    """(..., d) -> (..., 1): 1 / sqrt(mean x^2 + 1e-6) over the last axis; float32."""
     full = x.float()
     inverse: Tensor = (torch.linalg.vecdot(full, full).unsqueeze(-1) / x.shape[-1] + EPSILON).rsqrt()
     return inverse
 
 
 def rms_normalise(x: Tensor, scale: Tensor) -> Tensor:
-    """x / sqrt(mean x^2 + 1e-6) * scale over the last axis; statistics in float32."""
+    """x / sqrt(mean x^2 + 1e-6) * scale over the last axis of (..., d); statistics in float32."""
     return x * (inverse_rms(x) * scale).to(x.dtype)
 
 
 class RMSNorm(Initialised):
-    """Root-mean-square norm with a learned scale."""
+    """Root-mean-square norm of (..., d) with a learned scale."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class AdaRMSNorm(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Linear maps up and down around a gated GELU: the content of a feed-forward block; zero at the start."""
+    """Linear maps up and down, of (..., d), around a gated GELU: a feed-forward block's content; zero at the start."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Pre-norm residual feed-forward block."""
+    """Pre-norm residual feed-forward block of tokens (B, H, W, d)."""
 
     def __init__(self, width: int, factor: int, cond_width: int, dropout: float) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class FeedForward(nn.Module):
 
 
 class MappingBlock(nn.Module):
-    """Pre-norm residual feed-forward block of the mapping network."""
+    """Pre-norm residual feed-forward block of the mapping network, (B, c)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def depth_to_space(x: Tensor, p: int) -> Tensor:
 
 
 class TokenMerge(nn.Module):
-    """Each 2x2 block of tokens becomes one token of the next level."""
+    """Each 2x2 block of tokens becomes one of the next level: (B, H, W, d) -> (B, H/2, W/2, d')."""
 
     def __init__(self, width: int, width_below: int) -> None:
         super().__init__()
@@ -185,7 +185,9 @@ class TokenMerge(nn.Module):
 
 
 class TokenSplit(Initialised):
-    """Each token becomes 2x2 tokens, blended with the skip connection by one learned factor (initially a half)."""
+    """Each token becomes 2x2 tokens, (B, H, W, d) -> (B, 2H, 2W, d'), blended with the skip connection by one learned
+    factor (initially a half).
+    """
 
     def __init__(self, width_below: int, width: int) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from invfusion.errors import InvFusionError, OperatorError, ShapeError
 from invfusion.operators.iterative import (
+    DampedSolve,
     ImplicitSolve,
     LinearSolve,
     adjoint_by_differentiation,
@@ -155,7 +156,7 @@ class LinearOperator(nn.Module, ABC):
                 f"got the tensors {sorted(tensors)} and the attributes {sorted(attributes)}"
             ) from problem
         try:
-            operator = cls(image_shape, **given)
+            operator = cls(image_shape, **given)  # type: ignore[arg-type] # a subclass's own constructor
         except InvFusionError:
             raise
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
@@ -206,7 +207,7 @@ class LinearOperator(nn.Module, ABC):
         return self._run(self._pinv, y)
 
     def damped_inverse(self, y: Tensor, lam: Tensor | float) -> Tensor:
-        """(H H^T + lam I)^-1 y, shaped like y, (B, *K, *M); differentiable in y, lam and what H depends on.
+        """(H H^T + lam I)^-1 y, shaped like y, (B, *K, *M); differentiable in y, lam and, once, in what H depends on.
 
         lam: at least 0, a number or one per sample, (B,). Where it is 0, the pseudo-inverse of H H^T stands in. So
         H_adjoint(damped_inverse(y, lam)) is H_pinv(y) damped by lam: the mean of a standard normal x given
@@ -246,15 +247,20 @@ class LinearOperator(nn.Module, ABC):
         return self.H_adjoint(y / aligned(square, y.ndim).to(y.dtype))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
-        """The image nearest to x that is consistent with y: x + H_pinv(y - H x)."""
+        """The image nearest to x (B, *K, C, H, W) that is consistent with y: x + H_pinv(y - H x)."""
         return x + self.H_pinv(y - self.H(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.H(x)
 
     def to_spec(self) -> dict[str, Any]:
-        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`."""
+        """{kind, image_shape, attributes, tensors}: JSON-able but for the tensors. See `operator_from_spec`.
+
+        An operator from outside this package names the module to load as `plugin`.
+        """
+        module = type(self).__module__
         return {
+            **({} if module.startswith("invfusion.") else {"plugin": module}),
             "kind": self.kind,
             "image_shape": list(self.image_shape),
             "attributes": self.attributes(),
@@ -266,7 +272,7 @@ class LinearOperator(nn.Module, ABC):
         return self
 
     def select(self, index: Index) -> Self:
-        """The operators of some samples of the batch, as an operator: by rows, a slice, or a mask of B bools."""
+        """The operators of some samples of the batch, as an operator: by rows (n,), a slice, or a mask (B,)."""
         picked = torch.tensor(rows_of(index, self.batch_size), dtype=torch.long)
         return self.with_tensors({name: t[picked.to(t.device)] for name, t in self.tensors().items()})
 
@@ -307,15 +313,14 @@ class LinearOperator(nn.Module, ABC):
             # What no image can cause: nothing but the damping meets it.
             outside = y - self._spectral(y, torch.ones_like)
             return inside + torch.where(levels > 0, outside / levels.where(levels > 0, 1), 0)
-        with torch.no_grad():
-            z = self._solve_damped(y.detach(), lam.detach())
+        z: Tensor = DampedSolve.apply(y, lam, self._solve_damped)  # type: ignore[no-untyped-call]
         if not torch.is_grad_enabled():
             return z
-        # The derivative of z = A^-1 y is A^-1 (dy - dA z): that of the residual, solved for once more.
-        residual = y - self.H(self.H_adjoint(z)) - levels * z
-        if not residual.requires_grad:
+        # The derivative of z = A^-1 y by what A depends on is -A^-1 dA z.
+        image = self.H(self.H_adjoint(z.detach()))
+        if not image.requires_grad:
             return z
-        return z + ImplicitSolve.apply(residual, partial(self._damped, lam=lam))  # type: ignore[no-any-return, no-untyped-call]
+        return z + ImplicitSolve.apply(-image, partial(self._damped, lam=lam.detach()))  # type: ignore[no-any-return, no-untyped-call]
 
     def _solve_damped(self, y: Tensor, lam: Tensor) -> Tensor:
         undamped = lam == 0
@@ -360,7 +365,7 @@ class LinearOperator(nn.Module, ABC):
             raise OperatorError(f"the operator '{self.kind}' knows only its adjoint: it has no pseudo-inverse")
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """A tensor of the definition: real and finite; whole numbers and bools become float32.
+        """A tensor of the definition, (B, ...): real and finite; whole numbers and bools become float32.
 
         Tensors made in inference mode are copied, since they could never take part in a backward pass.
         """
@@ -404,29 +409,29 @@ def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def aligned(tensor: Tensor, ndim: int) -> Tensor:
-    """Insert stack axes behind the batch axis until `tensor` has `ndim` axes, so that it broadcasts over a stack."""
+    """(B, ...) with stack axes behind the batch axis until it has `ndim` axes, so that it broadcasts over a stack."""
     return tensor.reshape(tensor.shape[0], *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
 
 
 def check_real(tensor: Tensor, what: str) -> None:
-    """Raise `OperatorError` for complex numbers, of which half would be lost."""
+    """Raise `OperatorError` for complex numbers of any shape, of which half would be lost."""
     if tensor.is_complex():
         raise OperatorError(f"{what} is complex; give real and imaginary parts as rows or channels of their own")
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether values can be looked at cheaply: not on an accelerator, where that waits, and not of shapes alone."""
+    """Whether values (any shape) can be looked at cheaply: not on an accelerator, which waits, nor of shapes alone."""
     return type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise `OperatorError` for infinite or not-a-number values."""
+    """Raise `OperatorError` for infinite or not-a-number values in a tensor of any shape."""
     if holds_values(tensor) and not bool(torch.isfinite(tensor).all()):
         raise OperatorError(f"{what} holds infinite or not-a-number values")
 
 
 def checked_binary(mask: Tensor, name: str, meaning: str) -> Tensor:
-    """A mask of bools or of the numbers 0 and 1 as floating-point numbers; raises `OperatorError` for other values."""
+    """A mask (any shape) of bools or the numbers 0 and 1 as floats; raises `OperatorError` for other values."""
     check_real(mask, name)
     if holds_values(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         raise OperatorError(f"{name} must hold only 0 and 1 ({meaning}); a picture becomes one by (pixels > threshold)")
@@ -434,7 +439,7 @@ def checked_binary(mask: Tensor, name: str, meaning: str) -> Tensor:
 
 
 def rows_of(index: Index, batch_size: int) -> list[int]:
-    """The rows that an index picks among `batch_size`; raises `ShapeError` unless it picks at least one that exists."""
+    """The rows that an index (n,) picks among `batch_size`; raises `ShapeError` unless it picks one that exists."""
     if isinstance(index, slice):
         rows = list(range(batch_size)[index])
     else:
@@ -526,7 +531,7 @@ class Measurement:
         return cls(torch.cat([part.y for part in parts]), operator, torch.cat([part.sigma_y for part in parts]))
 
     def select(self, index: Index) -> "Measurement":
-        """The measurements of some samples of the batch."""
+        """The measurements of some samples of the batch: by rows (n,), a slice, or a mask of bools (B,)."""
         rows = rows_of(index, self.operator.batch_size)
         return Measurement(self.y[rows], self.operator.select(rows), self.sigma_y[rows])
 
@@ -551,7 +556,7 @@ def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
 
 
 def check_levels(levels: Tensor) -> None:
-    """Raise `OperatorError` unless these are standard deviations."""
+    """Raise `OperatorError` unless these, (B,), are standard deviations."""
     if not bool(((levels >= 0) & levels.isfinite()).all()):
         raise OperatorError(
             f"sigma_y is a standard deviation, at least 0 and finite; got {levels.detach().flatten()[:4].tolist()}"

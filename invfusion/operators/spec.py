@@ -1,7 +1,9 @@
-"""Operators as data: a spec is {kind, image_shape, attributes, tensors}, and travels as JSON without any pickle."""
+"""Operators as data: a spec is {kind, image_shape, attributes, tensors}, and travels as JSON without any pickle.
+
+That of a user's operator names its plug-in too.
+"""
 
 import base64
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -14,18 +16,7 @@ from torch import Tensor
 
 from invfusion.errors import OperatorError
 from invfusion.operators.base import LinearOperator
-from invfusion.operators.blur import Blur
-from invfusion.operators.convolution import StridedConvolution
-from invfusion.operators.downsampling import Downsampling
-from invfusion.operators.inpainting import Inpainting
-from invfusion.operators.masks import MaskOperator
-from invfusion.operators.matrix import MatrixOperator
-from invfusion.operators.null import NullOperator
-
-OPERATORS: dict[str, type[LinearOperator]] = {
-    operator.kind: operator
-    for operator in (MaskOperator, StridedConvolution, MatrixOperator, NullOperator, Blur, Downsampling, Inpainting)
-}
+from invfusion.operators.registry import operator_type
 
 # Bounds on what a stranger may hand in: bytes of all tensors, samples, and numbers per image.
 MAX_BYTES = 2**29
@@ -39,7 +30,8 @@ DTYPES = (torch.float16, torch.float32, torch.float64)
 def operator_from_spec(spec: Mapping[str, Any]) -> LinearOperator:
     """Build the operator that `to_spec` described; raises `OperatorError` or `ShapeError` on every bad input."""
     _check_keys(spec)
-    operator_type = _operator_type(spec["kind"])
+    plugin = spec.get("plugin")
+    chosen = operator_type(spec["kind"], None if plugin is None else str(plugin)[:80])
     shape = _checked_shape(spec["image_shape"], "image_shape", MAX_IMAGE_SIZE)
     tensors, attributes = spec["tensors"], spec["attributes"]
     if len(shape) != 3 or min(shape) < 1:
@@ -47,7 +39,7 @@ def operator_from_spec(spec: Mapping[str, Any]) -> LinearOperator:
     if not isinstance(attributes, Mapping):
         raise OperatorError(f"the attributes of an operator must be a mapping, got {type(attributes).__name__}")
     _check_tensors(tensors)
-    operator = operator_type.from_tensors(shape, dict(tensors), dict(attributes))
+    operator = chosen.from_tensors(shape, dict(tensors), dict(attributes))
     operator.check_values()
     return operator
 
@@ -82,18 +74,9 @@ def spec_from_json(text: str) -> dict[str, Any]:
 
 
 def _check_keys(spec: Any) -> None:
-    if not isinstance(spec, Mapping) or set(spec) != set(SPEC_KEYS):
+    if not isinstance(spec, Mapping) or set(spec) - {"plugin"} != set(SPEC_KEYS):
         got = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
         raise OperatorError(f"an operator spec must have exactly the keys {list(SPEC_KEYS)}, got {got}")
-
-
-def _operator_type(kind: Any) -> type[LinearOperator]:
-    if isinstance(kind, str) and kind in OPERATORS:
-        return OPERATORS[kind]
-    nearest = difflib.get_close_matches(str(kind), OPERATORS, n=1, cutoff=0.0)[0]
-    raise OperatorError(
-        f"unknown operator kind {str(kind)[:80]!r}: did you mean '{nearest}'? Valid kinds are {', '.join(OPERATORS)}"
-    )
 
 
 def _checked_shape(shape: Any, name: str, max_size: int) -> tuple[int, ...]:

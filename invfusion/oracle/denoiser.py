@@ -45,7 +45,7 @@ class ExactDenoiser:
         return posterior.mean.to(x.device, torch.float32), scaled.to(x.device, torch.float32)
 
     def posterior(self, x: Tensor, sigma: Tensor, measurement: Measurement | None = None) -> GaussianMixture:
-        """The exact law of the clean images given all that is known of them."""
+        """The exact law of the clean images given x (B, C, H, W), sigma (B,) and the measurement."""
         known = self.prior if measurement is None else self._given(measurement)
         return known.given_noisy(x, sigma)
 

@@ -2,9 +2,10 @@
 
 from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from invfusion.names import Registry
+from invfusion.plugins import accepts_plugins
 from invfusion.samplers.aseq_dip import ASeqDIP
 from invfusion.samplers.base import SampleOutput, Sampler
 from invfusion.samplers.daps import DAPS
@@ -38,11 +39,14 @@ _Members = (
     | GaussianDraws
 )
 
-AnySampler = Annotated[_Members, Field(discriminator="kind")]
-
+# A plug-in's sampler joins by `@SAMPLERS.register`.
 SAMPLERS: Registry[type[_Members]] = Registry(
     "sampler", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
 )
+
+AnySampler = Annotated[
+    Annotated[_Members, Field(discriminator="kind")], accepts_plugins(SAMPLERS, Sampler), SerializeAsAny()
+]
 
 # Samples in 8 network calls, for any diffusion model.
 FEW_STEP = DPMpp2M(n_steps=8)

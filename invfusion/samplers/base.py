@@ -324,7 +324,7 @@ def _check_labels(class_labels: Tensor, n: int, n_classes: int | None) -> None:
 
 
 def fresh_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of `like`, row i from generator i."""
+    """Standard normal noise (B, ...) of the shape, dtype and device of `like`, row i from generator i."""
     return randn(like.shape[1:], generators, device=like.device).to(like.dtype)
 
 
@@ -359,9 +359,9 @@ def damped(measurement: Measurement, y: Tensor, variance: float) -> Tensor:
 def ancestral_step(
     x: Tensor, denoised: Tensor, sigma: float, t: float, eta: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """From level sigma to t < sigma: eta = 0 is a step of the probability-flow ODE, 1 an ancestral step of DDPM.
+    """x (B, C, H, W) from level sigma to t < sigma: eta = 0 is a step of the probability-flow ODE, 1 one of DDPM.
 
-    Source: DDIM, Eq. 12, in variance-exploding terms.
+    x_t = D + kept (x - D) / sigma + fresh z, with fresh^2 + kept^2 = t^2. Source: DDIM, Eq. 12, variance exploding.
     """
     fresh = eta * t * math.sqrt(sigma**2 - t**2) / sigma
     kept = math.sqrt(t**2 - fresh**2)

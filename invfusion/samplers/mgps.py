@@ -98,7 +98,9 @@ class MGPS(RestoringSampler):
 
 
 def divergence_gradient(D: BoundDenoiser, fit: Fit, v: Tensor, rho: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient, with respect to v and rho, of KL(N(v, e^(2 rho)) | prior) + the potential at v + e^rho z."""
+    """The gradient, with respect to v and rho (B, C, H, W), of KL(N(v, e^(2 rho)) | prior) + the potential at
+    v + e^rho z.
+    """
     H, y = fit.measurement.operator, fit.measurement.y
     denoised, pull_back = D.with_pullback(v + rho.exp() * z, fit.m)
     potential = fit.precision * pull_back(H.H_adjoint(H.H(denoised) - y))

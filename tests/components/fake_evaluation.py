@@ -4,12 +4,12 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from components.evaluation.records import file_name
+from components.records import Record, write_records
 
 FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting")
 PSNR = {
@@ -33,24 +33,23 @@ NO_WEIGHTS = "no Inception weights at weights/inception-2015-12-05.pt"
 TRAINED = {"unconditional": 51200, "palette": 51200, "invfusion": 51200, "mmse": 6400, "nppc": 6400}
 
 
-def record(method: str, degradation: str, metric: str, value: float | None, spread: float = 0.03) -> dict[str, Any]:
+def record(method: str, degradation: str, metric: str, value: float | None, spread: float = 0.03) -> Record:
     """One record of reports/evaluation.json."""
-    known = value is not None
-    made = {
-        "method": method,
-        "degradation": degradation,
-        "metric": metric,
-        "value": value,
-        "low": value * (1 - spread) if known else None,
-        "high": value * (1 + spread) if known else None,
-        "n": 180,
-        "nfe": NFE.get(method, 1),
-        "measurements_sha256": None if degradation == "unconditional" else degradation.encode().hex()[:12] * 5,
-    }
-    return made if known else {**made, "unavailable": NO_WEIGHTS}
+    return Record(
+        method=method,
+        degradation=degradation,
+        metric=metric,
+        value=value,
+        low=None if value is None else value * (1 - spread),
+        high=None if value is None else value * (1 + spread),
+        n=180,
+        nfe=NFE.get(method, 1),
+        measurements_sha256=None if degradation == "unconditional" else degradation.encode().hex()[:12] * 5,
+        unavailable=NO_WEIGHTS if value is None else "",
+    )
 
 
-def records(**changes: Mapping[str, float]) -> list[dict[str, Any]]:
+def records(**changes: Mapping[str, float]) -> list[Record]:
     """A whole evaluation; `changes` maps a method to PSNR gains by degradation."""
     made = []
     for degradation in FAMILIES:
@@ -80,11 +79,11 @@ def write_scores(folder: Path, n: int = 180) -> None:
     own = np.random.default_rng(3)
     scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for r in records():
-        if r["metric"] in ("psnr", "consistency_mse") and r["degradation"] != "unconditional":
-            values = r["value"] * (1 + 0.2 * (shared - shared.mean()))
+        if r.metric in ("psnr", "consistency_mse") and r.degradation != "unconditional" and r.value is not None:
+            values = r.value * (1 + 0.2 * (shared - shared.mean()))
             wobble = own.standard_normal(n)
-            values = values + 0.01 * r["value"] * (wobble - wobble.mean())
-            scores.setdefault((r["degradation"], r["method"]), {})[r["metric"]] = values
+            values = values + 0.01 * r.value * (wobble - wobble.mean())
+            scores.setdefault((r.degradation, r.method), {})[r.metric] = values
     for (degradation, method), content in scores.items():
         place = folder / degradation
         place.mkdir(parents=True, exist_ok=True)
@@ -162,8 +161,7 @@ def write_logs(folder: Path) -> None:
 
 def write_run(folder: Path, size: int = 16, n: int = 4) -> None:
     """A whole run under `folder`."""
-    (folder / "reports").mkdir(parents=True, exist_ok=True)
-    (folder / "reports" / "evaluation.json").write_text(json.dumps(records()))
+    write_records(records(), folder / "reports" / "evaluation.json")
     write_restorations(folder / "artifacts" / "evaluation" / "restorations", n, size)
     write_scores(folder / "artifacts" / "evaluation" / "scores")
     write_calibration(folder / "artifacts" / "evaluation" / "calibration.json")

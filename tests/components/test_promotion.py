@@ -113,7 +113,7 @@ def test_an_alias_moved_by_hand_enters_the_history(params: Any) -> None:
 def test_a_crash_between_history_and_alias_is_made_good(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     promotion.promote(params, "1", "the first")
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "settle", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(promotion, "conclude", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             promotion.promote(params, "2", "better")
     assert champion(params) == "1"

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from fake_evaluation import FAMILIES, record, records, write_run
 from components import tracking
 from components.params import GatesConfig
 from components.profiles import load_profile
+from components.records import by_key, write_records
 from components.registry import gates, promotion
 from components.registry import register as step
 from components.registry.restoration_model import Work, check_images, read_labels
 from invfusion.degradations import FAMILIES as DEGRADATIONS
-from invfusion.errors import CheckpointError, DataError, ServiceError, ShapeError
+from invfusion.errors import CheckpointError, ConfigError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
 from invfusion.operators import MatrixOperator, Measurement, spec_to_json
 from invfusion.rng import generator
@@ -76,10 +78,6 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "check_checkpoints", lambda *_: None)
 
 
-def write_records(found: list[dict[str, Any]]) -> None:
-    Path("reports/evaluation.json").write_text(json.dumps(found))
-
-
 def change_checkpoint(text: str) -> None:
     """Pretend that the model was trained anew."""
     Path("artifacts/models/invfusion/config.json").write_text(text)
@@ -122,17 +120,15 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     result = step.register(params)
     client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
-    expected = next(
-        r for r in records() if (r["method"], r["degradation"], r["metric"]) == ("InvFusion", "matrix", "psnr")
-    )
-    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected["value"])
+    expected = by_key(records())["InvFusion", "matrix", "psnr"]
+    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected.value)
 
 
 @pytest.mark.usefixtures("echo")
 def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("worse")
-    write_records(records(InvFusion={"matrix": -1.0}))
+    write_records(records(InvFusion={"matrix": -1.0}), step.EVALUATION)
     after = step.register(params)
     assert champion(params).number == before.version
     assert not after.is_champion
@@ -147,13 +143,35 @@ def test_a_worse_model_does_not_replace_the_champion(params: Any) -> None:
 def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> None:
     before = step.register(params)
     change_checkpoint("better")
-    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)))
+    write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)), step.EVALUATION)
     after = step.register(params)
     assert after.is_champion
     assert promotion.rollback(params, "the new one blurs sevens") == before.version
     # Registering again does not undo what a person decided.
     assert not step.register(params).is_champion
     assert champion(params).number == before.version
+
+
+@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a+b&c;d"])
+@pytest.mark.usefixtures("echo")
+def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path.cwd()
+    shutil.copytree(here, here / name, ignore=lambda *_: [name])
+    monkeypatch.chdir(here / name)
+    assert step.register(params).is_new
+    assert not step.register(params).is_new
+    shutil.rmtree("mlartifacts")
+    assert step.register(params).is_new
+
+
+@pytest.mark.parametrize("name", ["a%20b", "why?"])
+def test_a_project_folder_that_mlflow_reads_otherwise_is_refused(
+    params: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"MLflow cannot keep its files in .*Rename the folder"):
+        tracking.connect(tracking.tracking_uri(params))
 
 
 @pytest.mark.usefixtures("echo")
@@ -165,7 +183,8 @@ def test_lost_files_are_registered_anew(params: Any) -> None:
 
 def test_gates_name_what_fails(params: Any) -> None:
     found = records(InvFusion={"matrix": -3.0})
-    next(r for r in found if (r["method"], r["metric"]) == ("InvFusion", "consistency_mse"))["value"] = 0.02
+    first = next(i for i, r in enumerate(found) if (r.method, r.metric) == ("InvFusion", "consistency_mse"))
+    found[first] = replace(found[first], value=0.02)
     failed = {gate.name: gate.reason for gate in gates.judge(found, params, None) if not gate.passed}
     assert failed == {
         "consistency on strided_motion_blur": "MSE 0.02, allowed 0.01",
@@ -180,36 +199,35 @@ def test_gates_fail_without_evidence(params: Any) -> None:
 
 def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
     other = tracking.Version("1", {"metrics": json.dumps({"InvFusion/matrix/psnr": [1.0, 0.9, 1.1, 180, "another"]})})
-    (gate,) = gates.champion_gates(records(), -0.2, other)
+    (gate,) = gates.champion_gates("InvFusion", records(), -0.2, other)
     assert not gate.passed
     assert "version 1 was measured on other measurements" in gate.reason
 
 
 def test_one_degradation_of_other_measurements_is_enough() -> None:
     found = records()
-    changed = [dict(r, measurements_sha256="another") if r["degradation"] == "matrix" else r for r in found]
+    changed = [replace(r, measurements_sha256="another") if r.degradation == "matrix" else r for r in found]
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
-    failed = [gate.name for gate in gates.champion_gates(changed, -0.2, champion) if not gate.passed]
+    failed = [gate.name for gate in gates.champion_gates("InvFusion", changed, -0.2, champion) if not gate.passed]
     assert failed == ["gain over the champion on matrix"]
 
 
 def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
     found = records()
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
-    less = [r for r in found if (r["method"], r["metric"]) != ("InvFusion", "fd_pixel8x8")]
+    less = [r for r in found if (r.method, r.metric) != ("InvFusion", "fd_pixel8x8")]
     failed = [gate for gate in gates.judge(less, params, champion) if not gate.passed]
     assert [gate.name for gate in failed] == ["no missing metrics"]
     assert "InvFusion/matrix/fd_pixel8x8" in failed[0].reason
 
 
 def test_calibration_counts_where_it_was_measured() -> None:
-    found = records()
-    next(r for r in found if r["metric"] == "nppc_std_ratio")["value"] = 0.4
+    found = [replace(r, value=0.4) if r.metric == "nppc_std_ratio" else r for r in records()]
     found += [record("InvFusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
-    outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates(found, 2.0, 0.2)]
+    outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates("InvFusion", found, 2.0, 0.2)]
     on_matrix = "calibration on matrix"
     assert outcome == [("calibration of NPPC on box_inpainting", False), (on_matrix, True), (on_matrix, False)]
-    (gate,) = gates.calibration_gates([], 2.0, 0.2)
+    (gate,) = gates.calibration_gates("InvFusion", [], 2.0, 0.2)
     assert gate.passed
     assert "not available" in gate.reason
 
@@ -358,7 +376,7 @@ def test_images_that_are_not_finite_are_no_answer(value: float) -> None:
 
 
 def matrix_request(batch: int, rows: int) -> Measurement:
-    operator = MatrixOperator((3, 4, 4), torch.eye(48).repeat(batch, -(-rows // 48), 1)[:, :rows])
+    operator = MatrixOperator((3, 27, 27), torch.eye(rows, 3 * 27 * 27).expand(batch, -1, -1))
     return Measurement(torch.zeros(batch, rows), operator, torch.zeros(batch))
 
 
@@ -366,7 +384,8 @@ def test_the_work_of_a_request_is_bounded() -> None:
     Work().add(matrix_request(256, 128), 1, 100)
     Work().add(matrix_request(1, 2048), 1, 1000)
     for batch, rows, n_samples, n_steps, message in [
-        (1, 6000, 1, 1, "squared rows of all matrices"),
+        (1, 6000, 1, 1, "rows of a matrix for images of 2187 numbers"),
+        (1, 2187, 1, 1, "squared rows of all matrices"),
         (256, 192, 1, 1, "squared rows of all matrices"),
         (256, 2, 256, 1000, "network passes"),
     ]:

@@ -3,14 +3,14 @@
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from invfusion.codec import encode
 from invfusion.errors import ConfigError, ShapeError, WeightsUnavailableError
-from invfusion.metrics import METRICS, Metric, Need, Restorations, Tools
+from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations
 from invfusion.rng import generator
 
 N, S, K, SHAPE = 40, 4, 2, (3, 8, 8)
@@ -48,7 +48,7 @@ def restorations(quality: float) -> Restorations:
 
 
 def number(metric: Metric, restored: Restorations) -> float:
-    reference = metric.reference(restored.need("truth"), Tools()) if metric.reference else None
+    reference = metric.reference(restored.need("truth"), Networks()) if metric.reference else None
     values = metric.capped(metric.values(restored), SHAPE)
     return metric.weighted(values, reference)(torch.ones(len(values), dtype=torch.float64))
 
@@ -79,7 +79,11 @@ class TestEveryMetric:
 class TestComputed:
     def test_it_needs_what_it_declares_and_no_more(self, metric: Metric) -> None:
         whole = restorations(1.0)
-        declared = {name for need in metric.needs for name in GIVES.get(need, (need,))} | {"images", "tools", "random"}
+        declared = {name for need in metric.needs for name in GIVES.get(need, (need,))} | {
+            "images",
+            "networks",
+            "random",
+        }
         fields = {field.name for field in dataclasses.fields(Restorations)}
         part = dataclasses.replace(whole, **dict.fromkeys(fields - declared))
         assert torch.equal(metric.values(part), metric.values(whole))
@@ -101,7 +105,7 @@ class TestComputed:
     def test_how_often_an_image_counts(self, metric: Metric) -> None:
         restored = restorations(0.8)
         values = metric.values(restored)
-        reference = metric.reference(restored.need("truth"), Tools()) if metric.reference else None
+        reference = metric.reference(restored.need("truth"), Networks()) if metric.reference else None
         weights = torch.arange(N).double() % 3
         twice = metric.weighted(values.repeat_interleave(weights.long(), dim=0), reference)
         if metric.name != "kd_pixel8x8":  # which leaves out pairs of an image with itself
@@ -113,7 +117,7 @@ class TestComputed:
 @pytest.mark.parametrize("metric", [m for m in METRICS.values() if m.loader], ids=lambda m: m.name)
 def test_missing_weights_are_named(metric: Metric, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError, match=metric.weights):
-        Tools(tmp_path, 64).load(metric.loader)
+        Networks(tmp_path, 64).load(metric.loader)
 
 
 def test_every_file_is_registered() -> None:
@@ -124,3 +128,18 @@ def test_every_file_is_registered() -> None:
 def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown metric 'energy_scor': did you mean 'energy_score'\?"):
         METRICS["energy_scor"]
+
+
+def test_the_documentation_lists_every_metric() -> None:
+    text = (FOLDER.parents[1] / "docs/metrics.md").read_text()
+    for metric in METRICS.values():
+        (row,) = [line for line in text.splitlines() if line.startswith("|") and f"`{metric.name}`" in line]
+        assert metric.label in row
+        assert f"| {metric.arrow} |" in row
+
+
+def test_the_example_of_the_documentation_is_a_metric() -> None:
+    names: dict[str, Any] = {}
+    exec((FOLDER.parents[1] / "docs/metrics.md").read_text().split("```")[1].removeprefix("python"), names)
+    mae = names["MAE"]
+    assert mae.merit(number(mae, restorations(0.95))) > mae.merit(number(mae, restorations(0.4)))

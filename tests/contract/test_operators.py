@@ -8,14 +8,28 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.operators import OPERATORS, LinearOperator, Measurement, check_operator
-from invfusion.operators.blur import Blur, Boundary
-from invfusion.operators.convolution import StridedConvolution
-from invfusion.operators.downsampling import Downsampling, Filter
-from invfusion.operators.inpainting import Inpainting
-from invfusion.operators.masks import MaskOperator
-from invfusion.operators.matrix import MatrixOperator
-from invfusion.operators.null import NullOperator
+from invfusion.operators import (
+    OPERATORS,
+    Bayer,
+    Blur,
+    CompressedSensing,
+    Downsampling,
+    Fourier,
+    Grayscale,
+    Inpainting,
+    LinearOperator,
+    MaskOperator,
+    MatrixOperator,
+    Measurement,
+    NullOperator,
+    StridedConvolution,
+    check_operator,
+    compose,
+    scaled,
+    stack,
+)
+from invfusion.operators.blur import Boundary
+from invfusion.operators.downsampling import Filter
 
 SHAPE = (2, 4, 6)
 Make = Callable[[tuple[int, int, int], torch.Generator], LinearOperator]
@@ -40,6 +54,18 @@ def downsampling(filter: str) -> Make:
     return lambda shape, _: Downsampling(shape, 2 if shape == SHAPE else 3, filter=filter, batch_size=3)
 
 
+def sensing(shape: tuple[int, int, int], generator: torch.Generator, transform: str) -> CompressedSensing:
+    """A third of the entries of each sample."""
+    signs, order = torch.rand(2, 3, torch.Size(shape).numel(), generator=generator)
+    rank = order.argsort(dim=1).argsort(dim=1)
+    return CompressedSensing(shape, 1 - 2 * (signs < 0.5).float(), rank < rank.shape[1] // 3, transform)
+
+
+def hadamard(shape: tuple[int, int, int], generator: torch.Generator) -> CompressedSensing:
+    """The only one that cannot have odd sides."""
+    return sensing((1, 8, 16) if shape[0] == 1 else (2, 4, 8), generator, "hadamard")
+
+
 # kind -> operators of three samples for images of a shape.
 EXAMPLES: dict[str, dict[str, Make]] = {
     "mask": {"": lambda shape, g: MaskOperator(shape, masks(shape, g))},
@@ -54,6 +80,18 @@ EXAMPLES: dict[str, dict[str, Make]] = {
     },
     "null": {"": lambda shape, _: NullOperator(shape, torch.zeros(3, 0))},
     "blur": {boundary: blur(boundary) for boundary in get_args(Boundary)},
+    "grayscale": {"": lambda shape, _: Grayscale(shape, batch_size=3)},
+    "bayer": {"": lambda shape, _: Bayer((3, *shape[1:]), "GRBG", batch_size=3)},
+    "fourier": {"": lambda shape, g: Fourier(shape, masks(shape, g))},
+    "compressed_sensing": {"dct": lambda shape, g: sensing(shape, g, "dct"), "hadamard": hadamard},
+    "composition": {
+        "": lambda shape, g: compose(Grayscale((shape[0], *shape[1:])), Inpainting(shape, masks(shape, g)))
+    },
+    "stack": {"": lambda shape, g: stack(Inpainting(shape, masks(shape, g)), downsampling("area")(shape, g))},
+    "scaled": {
+        "exact": lambda shape, g: scaled(Fourier(shape, masks(shape, g)), -1.5),
+        "iterative": lambda shape, g: scaled(blur("valid")(shape, g), 0.5),
+    },
     "downsampling": {filter: downsampling(filter) for filter in get_args(Filter)},
 }
 CASES = [(kind, name) for kind, makes in EXAMPLES.items() for name in makes]
@@ -85,8 +123,9 @@ def test_keeps_the_contract(make: Make, shape: tuple[int, int, int], dtype: torc
 
 def dense(operator: LinearOperator) -> Tensor:
     """(B, M, D): the operator's matrix, column by column."""
-    size = torch.Size(SHAPE).numel()
-    basis = torch.eye(size, dtype=operator.dtype).view(size, *SHAPE)
+    shape = operator.image_shape
+    size = torch.Size(shape).numel()
+    basis = torch.eye(size, dtype=operator.dtype).view(size, *shape)
     return operator.H(basis.expand(operator.batch_size, *basis.shape)).flatten(2).mT
 
 
@@ -111,23 +150,23 @@ def test_norm_and_adjoint_are_those_of_the_dense_matrix(operator: LinearOperator
 
 def test_wrong_shapes_are_refused(operator: LinearOperator) -> None:
     with pytest.raises(ShapeError, match=operator.kind):
-        operator.H(torch.zeros(3, 2, 6, 4))
+        operator.H(torch.zeros(3, 2, 6, 5))
     with pytest.raises(ShapeError, match="3 samples"):
-        operator.H(torch.zeros(2, *SHAPE))
+        operator.H(torch.zeros(2, *operator.image_shape))
     with pytest.raises(ShapeError):
         operator.H_pinv(torch.zeros(3, *operator.measurement_shape[:-1], operator.measurement_shape[-1] + 1))
 
 
 def test_can_be_used_for_training_after_inference_mode(operator: LinearOperator) -> None:
     with torch.inference_mode():
-        operator.H_pinv(operator.H(torch.zeros(3, *SHAPE)))
-    x = torch.ones(3, *SHAPE, requires_grad=True)
+        operator.H_pinv(operator.H(torch.zeros(3, *operator.image_shape)))
+    x = torch.ones(3, *operator.image_shape, requires_grad=True)
     operator.H_pinv(operator.H(x)).sum().backward()
     assert x.grad is not None
 
 
 def test_select_takes_slices_and_lists(operator: LinearOperator) -> None:
-    x = torch.ones(3, *SHAPE)
+    x = torch.ones(3, *operator.image_shape)
     torch.testing.assert_close(operator.select(slice(1, 3)).H(x[1:]), operator.H(x)[1:])
     torch.testing.assert_close(operator.select([2, 0]).H(x[:2]), operator.H(x)[[2, 0]])
 
@@ -180,7 +219,7 @@ def test_damped_inverse_is_that_of_the_dense_matrix(operator: LinearOperator, la
 
 def test_one_sample_serves_a_batch_and_can_be_expanded(operator: LinearOperator) -> None:
     one = operator.select([1])
-    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, *operator.image_shape, generator=torch.Generator().manual_seed(0))
     y = one.H(x)
     torch.testing.assert_close(y[2:3], one.H(x[2:3]))
     assert one.expand(4).batch_size == 4
@@ -194,11 +233,11 @@ def test_one_sample_serves_a_batch_and_can_be_expanded(operator: LinearOperator)
 def test_numbers_of_the_wrong_kind_are_refused(operator: LinearOperator) -> None:
     for dtype in (torch.long, torch.uint8, torch.bool, torch.complex64):
         with pytest.raises(OperatorError, match="floating-point"):
-            operator.H(torch.zeros(3, *SHAPE, dtype=dtype))
+            operator.H(torch.zeros(3, *operator.image_shape, dtype=dtype))
 
 
 def test_select_takes_masks_of_bools_and_refuses_what_is_not_there(operator: LinearOperator) -> None:
-    x = torch.ones(3, *SHAPE)
+    x = torch.ones(3, *operator.image_shape)
     chosen = torch.tensor([False, True, True])
     torch.testing.assert_close(operator.select(chosen).H(x[chosen]), operator.H(x)[chosen])
     for bad in (torch.tensor([True, False]), [3], [], [0.5], torch.tensor([False] * 3)):

@@ -206,12 +206,13 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], kinds: list[int], mo
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for number, (name, content) in enumerate(members):
             info = tarfile.TarInfo(name)
-            info.size, info.linkname = len(content), "a.png"
-            info.type = bytes(kinds[number : number + 1]) or tarfile.REGTYPE
+            info.type, info.linkname = bytes(kinds[number : number + 1]) or tarfile.REGTYPE, "a.png"
+            info.size = 0 if info.type in (b"1", b"2", b"5", b"6") else len(content)  # else what follows is no header
             archive.addfile(info, io.BytesIO(content))
             n_files += 1
     plain = all(kind in b"0126" for kind in kinds[: len(members)]) and all(name[-1:] != "/" for name, _ in members)
-    is_hidden = any(part.startswith(".") or part in ("Thumbs.db", "__MACOSX") for part in path.parts)
+    parts = str(path).replace("\\", "/").split("/")
+    is_hidden = any(part.startswith(".") or part in ("Thumbs.db", "__MACOSX") for part in parts)
     return n_files if plain and n_files and not is_hidden else None
 
 

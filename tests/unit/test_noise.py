@@ -21,7 +21,7 @@ def draw(kind: str, n: int = 512) -> tuple[torch.Tensor, object]:
 
 
 def test_the_families_with_negative_entries_are_known() -> None:
-    assert set(FAMILIES) - set(NONNEGATIVE) == {"matrix", "null"}
+    assert set(FAMILIES) - set(NONNEGATIVE) == {"matrix", "null", "downsampling", "compressed_sensing"}
     for kind in NONNEGATIVE:
         _, operator = draw(kind, 1)
         assert float(operator.H(torch.rand(1, *SHAPE, generator=generator(1, "u"))).min()) > -1e-5

@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from invfusion.codec import decode
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics.base import Restorations, Tools
+from invfusion.metrics.base import Networks, Restorations
 from invfusion.metrics.tools.weights import weights_file
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -21,19 +21,19 @@ PART = 256
 class Features:
     """Features of the images of a set, by an extractor uint8 (B, C, H, W) -> (B, d) that `load` makes."""
 
-    load: Callable[[Tools], Callable[[Tensor], Tensor]]
+    load: Callable[[Networks], Callable[[Tensor], Tensor]]
 
     def of_images(self, restored: Restorations) -> Tensor:
         """Of the restored images, (n, d)."""
-        return self.of_reference(restored.images, restored.tools)
+        return self.of_reference(restored.images, restored.networks)
 
     def of_projected(self, restored: Restorations) -> Tensor:
         """Of the images made consistent with their measurements, (n, d)."""
-        return self.of_reference(restored.need("projected"), restored.tools)
+        return self.of_reference(restored.need("projected"), restored.networks)
 
-    def of_reference(self, images: Tensor, tools: Tools) -> Tensor:
+    def of_reference(self, images: Tensor, networks: Networks) -> Tensor:
         """Of any images uint8 (n, C, H, W), (n, d)."""
-        extract = tools.load(self.load)
+        extract = networks.load(self.load)
         return torch.cat([extract(part) for part in torch.split(images, PART)])
 
 
@@ -48,17 +48,17 @@ class InceptionFeatures:
     Raises `WeightsUnavailableError` unless `inception-2015-12-05.pt` lies in the folder and clean-fid is installed.
     """
 
-    def __init__(self, tools: Tools) -> None:
-        path = weights_file(tools.weights, INCEPTION_FILE)
+    def __init__(self, networks: Networks) -> None:
+        path = weights_file(networks.weights, INCEPTION_FILE)
         try:
             from cleanfid.inception_torchscript import InceptionV3W
         except ImportError:
             raise WeightsUnavailableError("clean-fid is not installed: pip install clean-fid") from None
         try:
-            self.network = InceptionV3W(str(path.parent), download=False, resize_inside=True).to(tools.device)
+            self.network = InceptionV3W(str(path.parent), download=False, resize_inside=True).to(networks.device)
         except RuntimeError as error:
             raise WeightsUnavailableError(f"{path} is not a TorchScript file: copy it again ({error})") from error
-        self.device = tools.device
+        self.device = networks.device
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

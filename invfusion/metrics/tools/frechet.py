@@ -78,7 +78,7 @@ def frechet(values: Tensor, reference: Tensor | None) -> Callable[[Tensor], floa
 
 
 def kernel(values: Tensor, reference: Tensor | None) -> Callable[[Tensor], float]:
-    """The kernel distance likewise."""
+    """The kernel distance likewise, of features (n, d) and (m, d)."""
     return kernel_distance_from(_there(reference), values)
 
 
@@ -92,7 +92,7 @@ def kernel_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> floa
 
 
 def kernel_distance_from(reference: Tensor, features: Tensor) -> Callable[[Tensor | None], float]:
-    """The kernel distance of two sets as a function of the weights of `features`; kernels are computed once."""
+    """The kernel distance of (m, d) and (n, d) as a function of the weights (n,) of `features`; kernels are kept."""
     a, b = features.double(), reference.double()
     _need_two(len(a))
     _need_two(len(b))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from invfusion.codec import decode
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics.base import Tools
+from invfusion.metrics.base import Networks
 from invfusion.metrics.tools.torchvision_import import import_torchvision
 from invfusion.metrics.tools.weights import weights_file
 
@@ -25,12 +25,12 @@ class LPIPS:
     are large enough for the network.
     """
 
-    def __init__(self, tools: Tools) -> None:
-        if tools.image_size is not None and tools.image_size < MIN_SIZE:
+    def __init__(self, networks: Networks) -> None:
+        if networks.image_size is not None and networks.image_size < MIN_SIZE:
             raise WeightsUnavailableError(
-                f"images of {tools.image_size} px are too small for AlexNet at native resolution ({MIN_SIZE} px)"
+                f"images of {networks.image_size} px are too small for AlexNet at native resolution ({MIN_SIZE} px)"
             )
-        path = weights_file(tools.weights, ALEXNET_FILE, ALEXNET_SHA256)
+        path = weights_file(networks.weights, ALEXNET_FILE, ALEXNET_SHA256)
         try:
             import_torchvision()
             import lpips
@@ -39,8 +39,8 @@ class LPIPS:
         # The package carries the linear heads; its own way to the backbone would download it.
         self.network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
         _load_backbone(self.network.net, torch.load(path, map_location="cpu", weights_only=True))
-        self.network.to(tools.device).eval()
-        self.device = tools.device
+        self.network.to(networks.device).eval()
+        self.device = networks.device
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, truth: Tensor) -> Tensor:

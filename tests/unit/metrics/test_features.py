@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics import LPIPS, InceptionFeatures, Tools, pixel_features
+from invfusion.metrics import LPIPS, InceptionFeatures, Networks, pixel_features
 from invfusion.metrics.tools import lpips as lpips_module
 from invfusion.metrics.tools.torchvision_import import import_torchvision
 
@@ -21,27 +21,27 @@ def test_pixels_are_averaged_to_8x8() -> None:
 
 def test_missing_weights_are_reported_with_their_path(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError, match=str(tmp_path / "inception-2015-12-05.pt")):
-        InceptionFeatures(Tools(tmp_path))
+        InceptionFeatures(Networks(tmp_path))
     with pytest.raises(WeightsUnavailableError, match=str(tmp_path / "alexnet-owt-7be5be79.pth")):
-        LPIPS(Tools(tmp_path, 64))
+        LPIPS(Networks(tmp_path, 64))
 
 
 def test_a_broken_inception_file_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("cleanfid")
     (tmp_path / "inception-2015-12-05.pt").write_bytes(b"half a download")
     with pytest.raises(WeightsUnavailableError, match="not a TorchScript file"):
-        InceptionFeatures(Tools(tmp_path))
+        InceptionFeatures(Networks(tmp_path))
 
 
 def test_lpips_weights_must_be_the_real_ones(tmp_path: Path) -> None:
     (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"something else")
     with pytest.raises(WeightsUnavailableError, match="corrupt"):
-        LPIPS(Tools(tmp_path, 64))
+        LPIPS(Networks(tmp_path, 64))
 
 
 def test_small_images_have_no_lpips(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError, match="16 px are too small"):
-        LPIPS(Tools(tmp_path, 16))
+        LPIPS(Networks(tmp_path, 16))
 
 
 def test_lpips_loads_a_backbone_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_lpips_loads_a_backbone_from_the_folder(tmp_path: Path, monkeypatch: pyt
     backbone = alexnet()
     torch.save(backbone.state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
     monkeypatch.setattr(lpips_module, "ALEXNET_SHA256", "")
-    metric = LPIPS(Tools(tmp_path, 32))
+    metric = LPIPS(Networks(tmp_path, 32))
     torch.testing.assert_close(metric.network.net.slice1[0].weight, backbone.features[0].weight)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     other = images.clone()

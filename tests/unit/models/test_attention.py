@@ -120,3 +120,11 @@ def test_backend_of_a_model_can_be_fixed() -> None:
         denoiser(normal(1, 3, 8, 8), torch.tensor(1.0))
     with pytest.raises(ConfigError, match="unknown attention backend 'flax'"):
         set_attention_backend(denoiser, "flax")
+
+
+@pytest.mark.parametrize("n_sets", [1, 2])
+def test_large_grids_go_by_tiles_with_the_same_result(n_sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs(13, 10, n_sets)
+    dense = attend(q, k, v, kernel=4, backend="sdpa")
+    monkeypatch.setattr("invfusion.models.attention.DENSE_MAX_TOKENS", 100)
+    torch.testing.assert_close(attend(q, k, v, kernel=4, backend="sdpa"), dense)

@@ -163,9 +163,9 @@ def test_growing_components_keeps_the_estimate() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     x, denoiser = images(), build_denoiser(TINY, n_classes=2)
-    with pytest.raises(ShapeError, match=r"takes images \(B, 3, 8, 8\), got \(3, 3, 8, 12\)"):
-        denoiser(normal(3, 3, 8, 12), SIGMA)
-    with pytest.raises(ShapeError, match=r"acts on images \(3, 16, 16\), but this model takes \(3, 8, 8\)"):
+    with pytest.raises(ShapeError, match=r"takes images \(B, 3, H, W\) of any size, got \(3, 1, 8, 12\)"):
+        denoiser(normal(3, 1, 8, 12), SIGMA)
+    with pytest.raises(ShapeError, match=r"acts on images \(3, 16, 16\), but the model was given \(3, 8, 8\)"):
         denoiser(x, SIGMA, measure(normal(3, 3, 16, 16)))
     with pytest.raises(ShapeError, match="holds 2 samples for 3 images"):
         denoiser(x, SIGMA, measure(x[:2]))
@@ -173,3 +173,33 @@ def test_what_does_not_fit_is_refused() -> None:
         denoiser(x, SIGMA[:2])
     with pytest.raises(ShapeError, match="class_labels"):
         denoiser(x, SIGMA, None, torch.tensor([1]))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (11, 5), (1, 3), (20, 9)])
+def test_images_of_any_size(size: tuple[int, int]) -> None:
+    denoiser = shaken(variant="invfusion", n_components=1)
+    x = normal(2, 3, *size)
+    out, directions = denoiser.components(x, torch.tensor(1.0), measure(x))
+    assert out.shape == x.shape
+    assert directions.shape == (2, 1, 3, *size)
+    assert out.isfinite().all()
+
+
+def test_what_is_far_from_the_borders_is_the_same_in_a_crop() -> None:
+    """Positions keep the pitch of training, and windows do not grow with the image."""
+    config = TINY.model_copy(update={"levels": tuple(level.model_copy(update={"kernel": 3}) for level in TINY.levels)})
+    denoiser = shaken(config, variant="palette")
+    x = normal(1, 3, 40, 48)
+    crop = x[..., 4:36, 8:40]
+    whole = denoiser(x, torch.tensor(1.0))[..., 4:36, 8:40]
+    part = denoiser(crop, torch.tensor(1.0))
+    inner = (..., slice(10, -10), slice(10, -10))
+    torch.testing.assert_close(whole[inner], part[inner], atol=1e-5, rtol=1e-4)
+    assert (whole - part).abs().max() > 1e-3
+
+
+def test_measurements_at_any_size_reach_the_result() -> None:
+    denoiser = shaken(variant="invfusion")
+    x = normal(1, 3, 11, 9)
+    told, other = measure(x), measure(x + 1)
+    assert not torch.allclose(denoiser(x, torch.tensor(1.0), told), denoiser(x, torch.tensor(1.0), other))

@@ -39,13 +39,19 @@ def test_split_blends_half_and_half_at_first() -> None:
 
 
 def test_positions_are_centres_of_square_cells() -> None:
-    rows, columns = axial_positions((2, 4), torch.device("cpu"))
+    rows, columns = axial_positions((2, 4), 4, torch.device("cpu"))
     torch.testing.assert_close(columns, torch.tensor([-0.75, -0.25, 0.25, 0.75]))
     torch.testing.assert_close(rows, torch.tensor([-0.25, 0.25]))
 
 
+def test_larger_grids_keep_the_pitch_of_training() -> None:
+    rows, columns = axial_positions((8, 6), 4, torch.device("cpu"))
+    torch.testing.assert_close(rows.diff(), torch.full((7,), 0.5))
+    torch.testing.assert_close(columns.diff(), torch.full((5,), 0.5))
+
+
 def test_rope_follows_the_published_law() -> None:
-    rope = AxialRope(3, 64)
+    rope = AxialRope(3, 64, trained_reach=4)
     rope.initialise(generator(0, "rope"))
     assert rope.frequencies.shape == (3, 8)
     torch.testing.assert_close(rope.frequencies[2, 5], torch.tensor(math.pi * 10 ** ((5 * 3 + 2) / 24)))
@@ -80,7 +86,9 @@ def test_feature_degradation_layer_equals_the_paper_step_by_step() -> None:
 
 def test_joint_attention_equals_one_softmax_over_both_key_sets() -> None:
     """A global InvFusion attention block, written out with explicit concatenated keys and values."""
-    block = JointAttention(LevelConfig(width=24, depth=1), TINY, patch=2)
+    block = JointAttention(
+        TINY.model_copy(update={"patch_size": 2, "levels": (LevelConfig(width=24, depth=1),)}), index=0
+    )
     draw = generator(0, "block")
     with torch.no_grad():
         for tensor in block.state_dict().values():

@@ -1,0 +1,98 @@
+"""The options that say how a picture was measured, shared by `restore` and `degrade`."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from invfusion.errors import ConfigError, OperatorError
+from invfusion.operators import LinearOperator, operator_from_spec, spec_from_json
+from invfusion.restoration import tasks
+from invfusion.restoration.pictures import load_kernel, load_mask, read_file
+
+BOUNDARIES = ("valid", "reflect", "replicate", "circular", "constant")
+FILTERS = ("bicubic", "area", "lanczos", "nearest")
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """--mask, --blur, --scale, --operator and what goes with them."""
+    what = parser.add_argument_group("what happened to the picture (one of these; none of them: noise alone)")
+    only = what.add_mutually_exclusive_group()
+    only.add_argument("--mask", metavar="M.png", help="missing pixels are white in this picture")
+    only.add_argument(
+        "--blur", metavar="KERNEL", help="blur kernel: a picture (made to sum to one), .npy, .txt or .csv"
+    )
+    only.add_argument("--scale", metavar="N", type=int, help="the picture was reduced by this whole factor")
+    only.add_argument("--operator", metavar="O", help="a spec (op.json), or an operator of yours (my_ops.py:MyOp)")
+    what.add_argument("--boundary", choices=BOUNDARIES, default="valid", help="what the blur saw beyond the image")
+    what.add_argument("--filter", choices=FILTERS, default="bicubic", help="of the reduction")
+    what.add_argument(
+        "--image-size", metavar="HxW", help="of the images that --operator acts on (default: the picture's)"
+    )
+
+
+def task_from(options: argparse.Namespace) -> tasks.Task:
+    """The task that the options state. Raises `InvFusionError`."""
+    if options.mask is not None:
+        return tasks.inpainting(load_mask(options.mask), options.mask)
+    if options.blur is not None:
+        return tasks.deblurring(load_kernel(options.blur), options.boundary, options.blur)
+    if options.scale is not None:
+        if options.scale < 1:
+            raise ConfigError(f"--scale is a whole factor of at least 1, got {options.scale}")
+        return tasks.enlarging(options.scale, options.filter)
+    if options.operator is not None:
+        size = image_size(options.image_size)
+        return tasks.by_operator(lambda shape: load_operator(options.operator, shape, size), options.operator)
+    return tasks.denoising()
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """HxW as two numbers. Raises `ConfigError`."""
+    if text is None:
+        return None
+    try:
+        height, width = (int(n) for n in text.lower().split("x"))
+    except ValueError:
+        raise ConfigError(f"--image-size is rows x columns, such as 480x640, got '{text}'") from None
+    return height, width
+
+
+def load_operator(source: str, shape: tuple[int, int, int], size: tuple[int, int] | None = None) -> LinearOperator:
+    """The operator of a spec or of a Python file, for images of the shape (C, H, W), or of C and `size`.
+
+    A class or function of a file is called with the image shape alone. Raises `OperatorError`, `ConfigError`.
+    """
+    path, colon, name = source.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return operator_from_spec(spec_from_json(read_file(source).decode(errors="replace")))
+    found = getattr(load_module(Path(path)), name, None)
+    if found is None:
+        raise ConfigError(f"{path} defines no '{name}'")
+    made = found if isinstance(found, LinearOperator) else _made(found, (shape[0], *(size or shape[1:])), source)
+    if not isinstance(made, LinearOperator):
+        raise OperatorError(f"{source} is a {type(made).__name__}, not a LinearOperator or what makes one")
+    return made
+
+
+def _made(found: Any, shape: tuple[int, ...], source: str) -> Any:
+    try:
+        return found(shape)
+    except TypeError as error:
+        raise OperatorError(f"{source} must be callable with the image shape (C, H, W) alone: {error}") from error
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module. Raises `ConfigError` where it is missing or fails."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"{path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
