@@ -32,6 +32,8 @@ ARCHITECTURE = DenoiserConfig(
     preconditioning="gaussian",
 )
 CONDITIONAL = [kind for kind in FAMILIES if kind != "null"]
+# Those that leave much of every image open.
+OPEN = ["strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting"]
 
 
 def images(n: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -124,11 +126,11 @@ def test_noiseless_measurements_are_kept_to_rounding(kind: str) -> None:
     with torch.no_grad():
         denoised = shaken()(noisy(x, SIGMA), SIGMA, measurement)
         plain = fresh()(noisy(x, SIGMA), SIGMA, measurement)
-    assert float((denoised - plain).abs().max()) > 1e-3
+    assert kind not in OPEN or float((denoised - plain).abs().max()) > 1e-3
     torch.testing.assert_close(measurement.operator.H(denoised), measurement.y, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", CONDITIONAL)
+@pytest.mark.parametrize("kind", OPEN)
 def test_noisy_measurements_are_weighted(kind: str) -> None:
     """The more precise, the less the network may move what was seen; never to a halt."""
     moved = []
