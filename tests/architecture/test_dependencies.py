@@ -22,7 +22,7 @@ NOT_DECLARED = {"natten"}
 # invfusion.serving.app, which `invfusion serve` imports.
 APART = {"webdataset", "fastapi"}
 # Imported by name at run time, or capped since others of our packages break with a later one.
-NOT_IMPORTED = {"torchvision", "tifffile", "imagecodecs", "pywavelets"}
+NOT_IMPORTED = {"torchvision", "tifffile", "imagecodecs", "pywavelets", "deepinv"}
 
 
 def declared(*extras: str) -> set[str]:
