@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from invfusion.errors import InvFusionError, OperatorError, ShapeError
 from invfusion.operators.iterative import (
+    DampedSolve,
     ImplicitSolve,
     LinearSolve,
     adjoint_by_differentiation,
@@ -155,7 +156,7 @@ class LinearOperator(nn.Module, ABC):
                 f"got the tensors {sorted(tensors)} and the attributes {sorted(attributes)}"
             ) from problem
         try:
-            operator = cls(image_shape, **given)
+            operator = cls(image_shape, **given)  # type: ignore[arg-type] # a subclass's own constructor
         except InvFusionError:
             raise
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
@@ -206,7 +207,7 @@ class LinearOperator(nn.Module, ABC):
         return self._run(self._pinv, y)
 
     def damped_inverse(self, y: Tensor, lam: Tensor | float) -> Tensor:
-        """(H H^T + lam I)^-1 y, shaped like y, (B, *K, *M); differentiable in y, lam and what H depends on.
+        """(H H^T + lam I)^-1 y, shaped like y, (B, *K, *M); differentiable in y, lam and, once, in what H depends on.
 
         lam: at least 0, a number or one per sample, (B,). Where it is 0, the pseudo-inverse of H H^T stands in. So
         H_adjoint(damped_inverse(y, lam)) is H_pinv(y) damped by lam: the mean of a standard normal x given
@@ -312,15 +313,14 @@ class LinearOperator(nn.Module, ABC):
             # What no image can cause: nothing but the damping meets it.
             outside = y - self._spectral(y, torch.ones_like)
             return inside + torch.where(levels > 0, outside / levels.where(levels > 0, 1), 0)
-        with torch.no_grad():
-            z = self._solve_damped(y.detach(), lam.detach())
+        z: Tensor = DampedSolve.apply(y, lam, self._solve_damped)  # type: ignore[no-untyped-call]
         if not torch.is_grad_enabled():
             return z
-        # The derivative of z = A^-1 y is A^-1 (dy - dA z): that of the residual, solved for once more.
-        residual = y - self.H(self.H_adjoint(z)) - levels * z
-        if not residual.requires_grad:
+        # The derivative of z = A^-1 y by what A depends on is -A^-1 dA z.
+        image = self.H(self.H_adjoint(z.detach()))
+        if not image.requires_grad:
             return z
-        return z + ImplicitSolve.apply(residual, partial(self._damped, lam=lam))  # type: ignore[no-any-return, no-untyped-call]
+        return z + ImplicitSolve.apply(-image, partial(self._damped, lam=lam.detach()))  # type: ignore[no-any-return, no-untyped-call]
 
     def _solve_damped(self, y: Tensor, lam: Tensor) -> Tensor:
         undamped = lam == 0

@@ -202,7 +202,8 @@ def _transfer(kernel: Tensor, grid: Sequence[int], *, centred: bool) -> Tensor:
     rows, columns = (torch.arange(k, device=kernel.device) - (k // 2 if centred else 0) for k in (h, w))
     canvas = kernel.new_zeros(*kernel.shape[:-2], n, w).index_add(-2, rows % n, kernel)
     canvas = canvas.new_zeros(*kernel.shape[:-2], n, m).index_add(-1, columns % m, canvas)
-    return torch.fft.rfft2(canvas)
+    spectrum: Tensor = torch.fft.rfft2(canvas)
+    return spectrum
 
 
 def _filter(x: Tensor, factor: Tensor) -> Tensor:

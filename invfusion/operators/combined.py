@@ -62,7 +62,7 @@ class Combined(LinearOperator):
 
     def _of(self, members: Sequence[LinearOperator]) -> Self:
         """The same combination of other members."""
-        return type(self)(members)  # type: ignore[call-arg, arg-type]
+        return type(self)(members)  # type: ignore[call-arg]
 
     def _signature(self) -> tuple[Any, ...]:
         return type(self), tuple(member._signature() for member in self.operators), str(self.attributes())
@@ -70,7 +70,7 @@ class Combined(LinearOperator):
     @classmethod
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
         members = _rebuilt(cls.kind, tensors, attributes, allowed={"members", *cls.own_attributes})
-        operator = cls(members, *(attributes[name] for name in cls.own_attributes))  # type: ignore[call-arg, arg-type]
+        operator = cls(members, *(attributes[name] for name in cls.own_attributes))
         if operator.image_shape != tuple(image_shape):
             raise ShapeError(
                 f"the members of '{cls.kind}' take images {operator.image_shape}, not {tuple(image_shape)}"
@@ -123,7 +123,7 @@ class Stack(Combined):
 
     def parts(self, y: Tensor) -> list[Tensor]:
         """The measurement of each member, (B, *K, *M), in y, (B, *K, sum of entries)."""
-        pieces = y.split([math.prod(m.measurement_shape) for m in self.operators], dim=-1)
+        pieces = torch.split(y, [math.prod(m.measurement_shape) for m in self.operators], dim=-1)
         return [p.reshape(*y.shape[:-1], *m.measurement_shape) for p, m in zip(pieces, self.operators, strict=True)]
 
     def _forward(self, x: Tensor) -> Tensor:

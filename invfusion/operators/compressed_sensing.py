@@ -91,7 +91,7 @@ def _hadamard(vectors: Tensor) -> Tensor:
     """The orthonormal Walsh-Hadamard transform, its own inverse, of the last axis, whose length is a power of two."""
     n, step, z = vectors.shape[-1], 1, vectors
     while step < n:
-        a, b = z.unflatten(-1, (-1, 2, step)).unbind(-2)
+        a, b = z.reshape(*z.shape[:-1], -1, 2, step).unbind(-2)
         z = torch.stack([a + b, a - b], dim=-2).flatten(-3)
         step *= 2
     return z / math.sqrt(n)
@@ -102,7 +102,8 @@ def _dct(vectors: Tensor) -> Tensor:
     n = vectors.shape[-1]
     folded = torch.cat([vectors[..., ::2], vectors[..., 1::2].flip(-1)], dim=-1)
     z = torch.fft.fft(folded) * _twiddle(n, vectors)
-    return z.real * _weights(n, vectors)
+    result: Tensor = z.real * _weights(n, vectors)
+    return result
 
 
 def _dct_inverse(vectors: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class Fourier(LinearOperator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         z = torch.complex(*y.chunk(2, dim=-3)) * aligned(self.mask.to(y.dtype), y.ndim)
-        return torch.fft.ifft2(z, norm="ortho").real
+        image: Tensor = torch.fft.ifft2(z, norm="ortho").real
+        return image
 
     def _pinv(self, y: Tensor) -> Tensor:
         kept = self.energy > 0
@@ -59,7 +60,8 @@ class Fourier(LinearOperator):
         return self._forward(self._filter(self._adjoint(y), kept * gain(values.sqrt()) / values))
 
     def _filter(self, x: Tensor, factor: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.fft.fft2(x) * aligned(factor.to(x.dtype), x.ndim)).real
+        image: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * aligned(factor.to(x.dtype), x.ndim)).real
+        return image
 
     @property
     def norm(self) -> Tensor:

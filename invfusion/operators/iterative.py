@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from invfusion.errors import OperatorError
 
@@ -119,7 +120,24 @@ class LinearSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         solve, transposed = ctx.maps
-        return LinearSolve.apply(gradients[0], transposed, solve), None, None
+        return LinearSolve.apply(gradients[0], transposed, solve), None, None  # type: ignore[no-untyped-call]
+
+
+class DampedSolve(torch.autograd.Function):
+    """z = A^-1 y with A = H H^T + lam: dz = A^-1 (dy - z dlam), for lam (B,)."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, lam: Tensor, solve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        z = solve(y, lam)
+        ctx.save_for_backward(z, lam)
+        ctx.solve = solve
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, lam = ctx.saved_tensors
+        w = DampedSolve.apply(gradients[0], lam, ctx.solve)  # type: ignore[no-untyped-call]
+        return w, -(z * w).flatten(1).sum(dim=1).to(lam.dtype), None
 
 
 class ImplicitSolve(torch.autograd.Function):
@@ -131,6 +149,7 @@ class ImplicitSolve(torch.autograd.Function):
         return torch.zeros_like(residual)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.solve(gradients[0]), None
 

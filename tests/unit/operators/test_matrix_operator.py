@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invfusion.errors import ShapeError
-from invfusion.operators import MatrixOperator, check_operator
+from invfusion.errors import OperatorError, ShapeError
+from invfusion.operators import MaskOperator, MatrixOperator, check_operator
 from invfusion.operators.matrix import pseudo_inverse
 
 
@@ -56,3 +56,29 @@ def test_unfit_columns_are_refused() -> None:
         MatrixOperator((3, 2, 2), torch.zeros(1, 4, 10))
     with pytest.raises(ShapeError, match="must be"):
         MatrixOperator((3, 2, 2), torch.zeros(4, 12))
+
+
+def test_rank_deficient_matrices_of_exact_numbers_do_not_take_the_batch_along() -> None:
+    """Factors with zeros on their diagonal: duplicate rows, a + b, more rows than pixels, of 0 and 1."""
+    rows = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 2], [1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 1, 1]])
+    sound = normal(1, 6, 4)
+    sound[:, 4:] = 0
+    assert_exact(torch.cat([rows[None].double(), sound, torch.ones(1, 6, 4).double()]))
+    for seed in range(20):
+        draws = torch.randint(0, 2, (4, 6, 16), generator=torch.Generator().manual_seed(seed))
+        assert_exact(draws.double())
+
+
+def test_definitions_of_the_wrong_kind_are_refused() -> None:
+    with pytest.raises(ShapeError, match="at least one row"):
+        MatrixOperator((1, 2, 2), torch.zeros(1, 0, 4))
+    with pytest.raises(OperatorError, match="complex"):
+        MatrixOperator((1, 2, 2), torch.zeros(1, 3, 4, dtype=torch.complex64))
+    with pytest.raises(OperatorError, match="infinite or not-a-number"):
+        MatrixOperator((1, 2, 2), torch.full((1, 3, 4), torch.nan))
+    whole = MatrixOperator((1, 2, 2), torch.ones(1, 1, 4, dtype=torch.long))
+    torch.testing.assert_close(whole.H(torch.full((1, 1, 2, 2), 0.25)), torch.ones(1, 1))
+    for bad in (255 * torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)):
+        with pytest.raises(OperatorError, match="only 0 and 1"):
+            MaskOperator((3, 2, 2), bad)
+    assert torch.equal(MaskOperator((3, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)).mask, torch.ones(1, 1, 2, 2))
