@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from invfusion.degradations import AnyFamily, DegradationFamily
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
+from invfusion.metrics import METRICS
 from invfusion.models.config import DenoiserConfig
 from invfusion.models.presets import PRESETS, denoiser_config
+from invfusion.names import unknown
 from invfusion.noise import GaussianNoise, Levels, NoiseConfig
 from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
@@ -30,6 +32,16 @@ from invfusion.training.task import Task
 
 # The measurement set that measures nothing, from which images are generated.
 UNCONDITIONAL = "unconditional"
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(unknown("metric", name, METRICS))
+    return name
+
+
+# A name of `invfusion.metrics.METRICS`.
+MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
 class DataConfig(Config):
@@ -132,7 +144,7 @@ class TuneConfig(Config):
     """How step sizes are tuned: on so many images of the validation split, by this metric of the evaluation."""
 
     n_images: int = Field(default=128, ge=2)
-    metric: str = "psnr"
+    metric: MetricName = "psnr"
 
 
 class ReportConfig(Config):

@@ -47,8 +47,8 @@ class Denoiser(Initialised):
     """D(x, sigma, y, H, class): the estimate of the clean image, float32 under any autocast of the caller.
 
     config: the whole architecture; seed: of the initial weights (nothing is drawn on the meta device); prior: of the
-    training images, for preconditioning "gaussian" alone. Images may have any height and width: within, they are
-    reflected at their lower and right edges to whole tokens.
+    training images, for preconditioning "gaussian" alone. Images may have any height and width, but for that prior's:
+    within, they are reflected at their lower and right edges to whole tokens.
     The unconditional variant ignores measurements; a model without classes ignores class labels.
     Raises `ConfigError` where the prior does not fit the config, and `ShapeError` where images, labels or the operator
     do not fit the model.

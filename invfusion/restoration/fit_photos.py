@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from invfusion.data.sources.dead_leaves import DeadLeavesConfig
 from invfusion.restoration.photos import PHOTOS_FILE
@@ -29,7 +30,7 @@ N_FREQUENCIES = 20
 N_LEAVES = 12
 
 
-def pictures() -> Iterator[np.ndarray]:
+def pictures() -> Iterator[NDArray[np.float64]]:
     """(H, W, 3) in [-1, 1]."""
     from skimage import data
 
@@ -41,7 +42,7 @@ def pictures() -> Iterator[np.ndarray]:
         yield leaves.draw(number) / 127.5 - 1
 
 
-def windows(picture: np.ndarray) -> Iterator[np.ndarray]:
+def windows(picture: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
     """Overlapping squares of one picture."""
     height, width, _ = picture.shape
     for top in range(0, height - WINDOW + 1, STEP):
@@ -74,18 +75,21 @@ def fit() -> dict[str, object]:
     }
 
 
-def _centred(window: np.ndarray, taper: np.ndarray) -> np.ndarray:
+def _centred(window: NDArray[np.float64], taper: NDArray[np.float64]) -> NDArray[np.float64]:
     """Without its weighted mean, which would leak into all low frequencies."""
-    return window - (window * taper).sum((0, 1)) / taper.sum()
+    centred: NDArray[np.float64] = window - (window * taper).sum((0, 1)) / taper.sum()
+    return centred
 
 
-def radial_means(power: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+def radial_means(power: NDArray[np.float64], frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
     """Power (H, W // 2 + 1, C), its mean around each frequency: (C, n)."""
     height, half, _ = power.shape
     f = np.hypot(np.fft.fftfreq(height)[:, None], np.arange(half)[None] / height)
     bins = np.abs(np.log(f.clip(min=1e-9))[..., None] - np.log(frequencies)).argmin(-1)
     bins[f == 0] = -1
-    means: np.ndarray = np.array([[power[bins == k, c].mean() for k in range(len(frequencies))] for c in range(3)])
+    means: NDArray[np.float64] = np.array(
+        [[power[bins == k, c].mean() for k in range(len(frequencies))] for c in range(3)]
+    )
     return means
 
 

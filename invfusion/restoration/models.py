@@ -32,8 +32,8 @@ def model_folder(name: str | Path) -> Path:
     for entry in entry_points(group=LOADERS, name=scheme):
         return Path(entry.load()(str(name)))
     raise CheckpointError(
-        f"{name}: nothing installed here knows addresses of '{scheme}:'; pip install 'invfusion[pipeline]' for those of "
-        "MLflow, or give the path of a checkpoint folder"
+        f"{name}: nothing installed here knows addresses of '{scheme}:'; give the path of a checkpoint folder, or for "
+        "addresses of MLflow pip install 'invfusion[pipeline]'"
     )
 
 

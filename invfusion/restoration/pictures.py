@@ -6,6 +6,7 @@ and what has to stand in the restored file too: bits per channel, transparency, 
 """
 
 import importlib
+import importlib.util
 import io
 import os
 import tempfile
@@ -18,14 +19,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
-from invfusion.data.images import open_image
+from invfusion.data.images import MAX_PIXELS, open_image
 from invfusion.errors import DataError, ShapeError
 
 Bits = Literal[8, 16]
 ORIENTATION = 0x0112
+# Description, make, model, software, date, artist, copyright.
+KEPT_TAGS = {270, 271, 272, 305, 306, 315, 33432}
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Suffix -> Pillow's name of the format.
 FORMATS = {
@@ -80,28 +84,46 @@ def read_file(path: Path | str) -> bytes:
 
 def read_picture(content: bytes, origin: str) -> Picture:
     """A picture from the bytes of its file; `origin` names it in errors. Raises `DataError`."""
+    deep = _deep_tiff_pixels(content, origin)
+    if deep is not None:
+        pixels, orientation, profile = deep
+        return _picture(_upright(pixels, orientation), profile, None)
     opened = open_image(content, origin)
     pixels, profile_holds = _pixels(opened, content, origin)
     exif = opened.getexif()
-    pixels = _upright(pixels, exif.pop(ORIENTATION, 1))
-    bits: Bits = 16 if pixels.dtype == np.uint16 else 8
+    profile = opened.info.get("icc_profile") if profile_holds else None
+    return _picture(_upright(pixels, exif.get(ORIENTATION, 1)), profile, _kept_exif(exif))
+
+
+def _picture(pixels: NDArray[Any], profile: bytes | None, exif: bytes | None) -> Picture:
+    """From pixels (H, W, 1 to 4), upright, uint8 or uint16."""
     values = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    n_colours = 1 if values.shape[2] < 3 else 3
+    colours = values[..., : 1 if values.shape[2] < 3 else 3].transpose(2, 0, 1)
     return Picture(
-        image=torch.from_numpy(np.ascontiguousarray(values[..., :n_colours].transpose(2, 0, 1)))[None] * 2 - 1,
-        bits=bits,
+        image=torch.from_numpy(np.ascontiguousarray(colours))[None] * 2 - 1,
+        bits=16 if pixels.dtype == np.uint16 else 8,
         alpha=values[..., -1] if values.shape[2] in (2, 4) else None,
-        icc_profile=opened.info.get("icc_profile") if profile_holds else None,
-        exif=exif.tobytes() if len(exif) else None,
+        icc_profile=profile,
+        exif=exif,
     )
+
+
+def _kept_exif(exif: Image.Exif) -> bytes | None:
+    """What EXIF says about the photograph; not about the layout of its file, which is written anew."""
+    kept = Image.Exif()
+    for tag in KEPT_TAGS & set(exif):
+        kept[tag] = exif[tag]
+    for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        content = exif.get_ifd(part)
+        if content:
+            kept.get_ifd(part).update(content)
+    return kept.tobytes() if len(kept) else None
 
 
 def _pixels(opened: Image.Image, content: bytes, origin: str) -> tuple[NDArray[Any], bool]:
     """(H, W, 1 to 4) uint8 or uint16, and whether the file's colour profile is of these colours."""
     if content.startswith(PNG_SIGNATURE) and content[24] == 16 and content[25] != 0:
         return _three_axes(_codec("imagecodecs", origin).png_decode(content)), True
-    if opened.format == "TIFF" and 16 in _as_tuple(getattr(opened, "tag_v2", {}).get(258, 8)):
-        return _three_axes(_interleaved(_codec("tifffile", origin).imread(io.BytesIO(content)), opened)), True
     if opened.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         grey = np.asarray(opened).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -126,18 +148,25 @@ def _codec(module: str, origin: str) -> Any:
         ) from None
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _interleaved(pixels: NDArray[Any], opened: Image.Image) -> NDArray[Any]:
-    """The first page, channels last, of what a TIFF holds."""
-    size = (opened.height, opened.width)
-    while pixels.shape[:2] != size and pixels.ndim > 3:
-        pixels = pixels[0]
-    if pixels.ndim == 3 and pixels.shape[:2] != size:
-        pixels = pixels.transpose(1, 2, 0) if pixels.shape[1:] == size else pixels[0]
-    return pixels.astype(np.uint16)
+def _deep_tiff_pixels(content: bytes, origin: str) -> tuple[NDArray[np.uint16], int, bytes | None] | None:
+    """(H, W, channels), the orientation and the colour profile of a TIFF's first page; None unless it has 16 bits."""
+    if not content.startswith(TIFF_SIGNATURES) or importlib.util.find_spec("tifffile") is None:
+        return None
+    try:
+        with _codec("tifffile", origin).TiffFile(io.BytesIO(content)) as file:
+            page = file.pages[0]
+            if page.dtype != np.uint16:
+                return None
+            if page.imagewidth * page.imagelength > MAX_PIXELS:
+                raise DataError(f"{origin}: more than {MAX_PIXELS} pixels")
+            pixels = page.asarray()
+            if page.planarconfig == 2 and pixels.ndim == 3:
+                pixels = pixels.transpose(1, 2, 0)
+            return _three_axes(pixels), page.tags.valueof(ORIENTATION, 1), page.iccprofile
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{origin} is not an image that can be read: {' '.join(str(error).split())}") from error
 
 
 def _three_axes(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -99,7 +99,7 @@ def restore(
         raise ConfigError(f"method '{method}' has one answer; n_samples must be 1, got {n_samples}")
     device = _device(denoiser, y.device)
     run = _Run(
-        denoiser=_tiled(denoiser, tile, operator.image_shape, measurement),
+        denoiser=_tiled(denoiser, tile, measurement),
         measurement=measurement.to(device),
         sampler=sampler,
         n_samples=n_samples,
@@ -196,7 +196,7 @@ class _Run:
             residual=residual if n == 1 else residual.view(-1, n),
             nfe=outputs[0].nfe,
             sigma_y=measurement.sigma_y,
-            doubts=doubts(measurement, mean, typical.view(-1, n).amin(1)),
+            doubts=doubts(measurement, mean, typical.view(-1, n).amin(1), of_draws=self.sampler.follows != "mean"),
             components=components,
             stds=stds,
         )
@@ -266,7 +266,8 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:
         raise ConfigError(
             "sigma_y='estimate' needs scikit-image; pip install 'invfusion[pictures]', or state sigma_y"
         ) from None
-    levels = [estimate_sigma(row.cpu().double().numpy(), channel_axis=0, average_sigmas=True) for row in y]
+    rows = (row.cpu().double().numpy() for row in y)
+    levels = [estimate_sigma(row, channel_axis=0, average_sigmas=True) for row in rows]  # type: ignore[no-untyped-call]
     return torch.tensor(levels, dtype=torch.float32, device=y.device)
 
 
@@ -292,11 +293,9 @@ def _device(denoiser: DenoiserLike, default: torch.device) -> torch.device:
     return default if first is None else first.device
 
 
-def _tiled(
-    denoiser: DenoiserLike, tile: int | None, image_shape: tuple[int, int, int], measurement: Measurement
-) -> DenoiserLike:
-    side = chosen_tile(denoiser, tile, image_shape)
-    return denoiser if side is None else TiledDenoiser(denoiser, side, measurement)
+def _tiled(denoiser: DenoiserLike, tile: int | None, measurement: Measurement) -> DenoiserLike:
+    sides = chosen_tile(denoiser, tile, measurement)
+    return denoiser if sides is None else TiledDenoiser(denoiser, sides, measurement)
 
 
 @contextmanager

@@ -180,6 +180,8 @@ def _noise_level(
         if stated != "estimate":
             raise ConfigError(f"sigma_y is a number or 'estimate', got {stated!r}")
         return estimate_noise(y, operator)
+    if not stated >= 0 or stated == float("inf"):
+        raise ConfigError(f"sigma_y is a standard deviation, at least 0 and finite, got {stated}")
     return stated if task.is_exact else max(stated, rounding(picture.bits))
 
 

@@ -4,6 +4,7 @@ Each tile is told the part of the measurement that its own pixels make, where th
 image is then brought in line with the whole measurement, so that what no tile can see holds too.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.errors import ShapeError
 from invfusion.operators import Blur, Downsampling, MaskOperator, Measurement
 
 # Images of more pixels go through the network by tiles unless the caller says otherwise.
@@ -33,46 +35,59 @@ class Window(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-def chosen_tile(denoiser: DenoiserLike, tile: int | None, image_shape: tuple[int, int, int]) -> int | None:
-    """The side of the tiles that a request means, a multiple of the coarsest tokens, or None for the whole image."""
-    _, height, width = image_shape
+def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measurement) -> tuple[int, int] | None:
+    """Height and width of the tiles that a request means, or None for the whole image.
+
+    They are multiples of the coarsest tokens and of the operator's factor. A model whose prior is of one size of images
+    sees tiles of that size, whatever is asked for.
+    """
+    height, width = measurement.operator.image_shape[1:]
+    config = getattr(denoiser, "config", None)
+    if getattr(denoiser, "prior", None) is not None and config is not None:
+        own: tuple[int, int] = config.image_shape[1:]
+        return None if own == (height, width) else own
     if tile is None:
         tile = TILE if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False) else 0
-    multiple = getattr(getattr(denoiser, "config", None), "coarsest_patch", 1)
+    multiple = math.lcm(getattr(config, "coarsest_patch", 1), _factor(measurement))
     tile = -(-tile // multiple) * multiple
-    return None if tile == 0 or tile >= max(height, width) else tile
+    return None if tile == 0 or tile >= max(height, width) else (min(tile, height), min(tile, width))
 
 
-def windows(height: int, width: int, side: int, multiple: int) -> Iterator[Window]:
-    """Overlapping windows that cover an image, `side` pixels wide; borders lie on multiples but for the image's own."""
-    for top in starts(height, side, multiple):
-        for left in starts(width, side, multiple):
-            yield Window(top, min(top + side, height), left, min(left + side, width))
+def _factor(measurement: Measurement) -> int:
+    return int(getattr(measurement.operator, "factor", 1))
+
+
+def windows(image: tuple[int, int], tile: tuple[int, int], multiple: int = 1) -> Iterator[Window]:
+    """Overlapping windows of one size that cover an image; their borders lie on multiples, as the image's own must.
+
+    Raises `ShapeError` where the image is smaller than a tile.
+    """
+    (height, width), (high, wide) = image, tile
+    if high > height or wide > width:
+        raise ShapeError(f"an image of {height}x{width} pixels is smaller than the {high}x{wide} that this model sees")
+    for top in starts(height, high, multiple):
+        for left in starts(width, wide, multiple):
+            yield Window(top, top + high, left, left + wide)
 
 
 def starts(n: int, side: int, multiple: int) -> list[int]:
-    """First pixels of the windows along one axis."""
-    if n <= side:
-        return [0]
-    last = -(-(n - side) // multiple) * multiple
+    """First pixels of the windows along one axis; the last window ends where the image does."""
     step = max(multiple, int(side * (1 - OVERLAP)) // multiple * multiple)
-    return [*range(0, last, step), last]
+    return [*range(0, n - side, step), n - side]
 
 
 class TiledDenoiser(nn.Module):
     """D(x, sigma) of a large image, tile by tile; called like the denoiser within.
 
-    side: of the tiles, in pixels; measurement: the whole image's, which the calls are then about.
+    tile: height and width of the tiles; measurement: the whole image's, which the calls are then about.
     """
 
-    def __init__(self, denoiser: DenoiserLike, side: int, measurement: Measurement) -> None:
+    def __init__(self, denoiser: DenoiserLike, tile: tuple[int, int], measurement: Measurement) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.side = side
+        self.tile = tile
         self.tile_of = local_rule(measurement)
-        self.multiple = max(
-            getattr(getattr(denoiser, "config", None), "coarsest_patch", 1), getattr(measurement.operator, "factor", 1)
-        )
+        self.multiple = _factor(measurement)
 
     def forward(
         self,
@@ -84,7 +99,7 @@ class TiledDenoiser(nn.Module):
         """x (B, C, H, W) at noise levels sigma (B,) or () -> (B, C, H, W) float32."""
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         height, width = x.shape[-2:]
-        for window in windows(height, width, self.side, self.multiple):
+        for window in windows((height, width), self.tile, self.multiple):
             rows, columns = window.area
             known = None if measurement is None or self.tile_of is None else self.tile_of(measurement, window)
             tile = x[..., rows, columns].contiguous()
@@ -119,9 +134,9 @@ class TiledDenoiser(nn.Module):
 
 
 def ramp(n: int, like: Tensor) -> Tensor:
-    """Weights of a tile along one axis, (n,): a triangle, so that what two tiles share passes from one to the other."""
+    """Weights of a tile along one axis, (n,): next to nothing at its borders, of which a network knows least."""
     position = torch.arange(n, dtype=like.dtype, device=like.device)
-    return torch.minimum(position + 1, n - position)
+    return torch.sin(torch.pi * (position + 0.5) / n).square()
 
 
 # From the whole measurement to the part that a window's own pixels make.

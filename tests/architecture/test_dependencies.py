@@ -14,20 +14,27 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("invfusion", "components", "flows", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
-# Modules of packages that are not installed under their own name, or not everywhere.
-PROVIDERS = {"natten": "natten", "deepinv": "deepinv", "skimage": "scikit-image", "diffusers": "diffusers"}
+# Modules of packages that are not installed everywhere, or that another brings along.
+PROVIDERS = {
+    "natten": "natten",
+    "deepinv": "deepinv",
+    "skimage": "scikit-image",
+    "diffusers": "diffusers",
+    "pydantic_core": "pydantic",
+}
 # NATTEN is built by the set-up, where it can be.
 NOT_DECLARED = {"natten"}
 # Shards are read by invfusion.data.shards, which nothing but the making and staging of datasets imports.
 SHARDS = {"webdataset"}
-# Imported by name at run time, or capped since others of our packages break with a later one.
-NOT_IMPORTED = {"torchvision", "fastapi", "deepinv"}
+# Imported by name at run time or by another package that finds it, or capped since our others break with a later one.
+NOT_IMPORTED = {"torchvision", "fastapi", "imagecodecs", "deepinv"}
 
 
 def declared(*extras: str) -> set[str]:
     """The packages that a group of the project needs; "" is the library alone."""
     chosen = [line for extra in extras for line in (PROJECT["optional-dependencies"][extra] if extra else BASE)]
-    return {_normal(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0]) for line in chosen}
+    # An extra may contain another one of the project itself.
+    return {_normal(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0]) for line in chosen} - {"invfusion"}
 
 
 BASE = PROJECT["dependencies"]
@@ -58,7 +65,8 @@ def _package(module: str) -> set[str]:
     if top in sys.stdlib_module_names or top in (*PACKAGES, "tests"):
         return set()
     # What several installed packages share (a namespace) counts for those of them that are declared.
-    names = {_normal(name) for name in DISTRIBUTIONS.get(top, [PROVIDERS.get(top, top)])}
+    installed = [PROVIDERS[top]] if top in PROVIDERS else DISTRIBUTIONS.get(top, [top])
+    names = {_normal(name) for name in installed}
     return names & declared("", *EXTRAS) or names
 
 

@@ -15,6 +15,7 @@ WRONG = [
     ("strides: [2, 4, 8]", "stride: [2, 4, 8]", "degradation.members.0.stride: unknown key; did you mean 'strides'?"),
     ("kind: matrix", "kind: matrx", "degradation.members.2.kind: unknown kind 'matrx'; did you mean 'matrix'?"),
     ("n_steps: 18", "n_step: 18", "evaluate.sampler.n_step: unknown key; did you mean 'n_steps'?"),
+    ("metric: psnr", "metric: pnsr", "tune.metric: unknown metric 'pnsr': did you mean 'psnr'?"),
     ("seed: 0", "seeds: 0", "seeds: unknown key; did you mean 'seed'?"),
     ("seed: 0", "seed: 0\nseed: 1", "duplicate key"),
     ("preset: digits16", "preset: digit16", "model: unknown preset 'digit16'; did you mean 'digits16'?"),

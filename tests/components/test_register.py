@@ -22,7 +22,7 @@ from components.registry import gates, promotion
 from components.registry import register as step
 from components.registry.restoration_model import Work, check_images, read_labels
 from invfusion.degradations import FAMILIES as DEGRADATIONS
-from invfusion.errors import CheckpointError, DataError, ServiceError, ShapeError
+from invfusion.errors import CheckpointError, ConfigError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
 from invfusion.operators import MatrixOperator, Measurement, spec_to_json
 from invfusion.rng import generator
@@ -150,6 +150,28 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     # Registering again does not undo what a person decided.
     assert not step.register(params).is_champion
     assert champion(params).number == before.version
+
+
+@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a+b&c;d"])
+@pytest.mark.usefixtures("echo")
+def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path.cwd()
+    shutil.copytree(here, here / name, ignore=lambda *_: [name])
+    monkeypatch.chdir(here / name)
+    assert step.register(params).is_new
+    assert not step.register(params).is_new
+    shutil.rmtree("mlartifacts")
+    assert step.register(params).is_new
+
+
+@pytest.mark.parametrize("name", ["a%20b", "why?"])
+def test_a_project_folder_that_mlflow_reads_otherwise_is_refused(
+    params: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"MLflow cannot keep its files in .*Rename the folder"):
+        tracking.connect(tracking.tracking_uri(params))
 
 
 @pytest.mark.usefixtures("echo")

@@ -211,7 +211,8 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], kinds: list[int], mo
             archive.addfile(info, io.BytesIO(content))
             n_files += 1
     plain = all(kind in b"0126" for kind in kinds[: len(members)]) and all(name[-1:] != "/" for name, _ in members)
-    is_hidden = any(part.startswith(".") or part in ("Thumbs.db", "__MACOSX") for part in path.parts)
+    parts = str(path).replace("\\", "/").split("/")
+    is_hidden = any(part.startswith(".") or part in ("Thumbs.db", "__MACOSX") for part in parts)
     return n_files if plain and n_files and not is_hidden else None
 
 

@@ -70,7 +70,8 @@ class DeadLeavesConfig(Config):
                 break
         canvas[free] = palette[0]
         fine = canvas.reshape(self.size, OVERSAMPLING, self.size, OVERSAMPLING, 3).mean((1, 3))
-        return np.rint(255 * fine.clip(0, 1)).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.rint(255 * fine.clip(0, 1)).astype(np.uint8)
+        return pixels
 
 
 def _palette(draws: torch.Generator) -> NDArray[np.float32]:

@@ -1,0 +1,187 @@
+"""The command `invfusion`, run in this process."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import invfusion
+from invfusion.cli.main import INTERRUPTED, main
+from invfusion.restoration.photos import load_photos
+from invfusion.rng import generator
+
+SIZE = (40, 36)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    x = load_photos().posterior((1, 3, *SIZE)).sample([generator(3, "x")])
+    return ((x[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+@pytest.fixture
+def place(tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a picture, a mask and a kernel."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(pixels).save("clean.png")
+    mask = np.zeros(SIZE, np.uint8)
+    mask[10:15, 5:30] = 255
+    Image.fromarray(mask).save("mask.png")
+    kernel = np.zeros((5, 5), np.uint8)
+    kernel[2, :] = 100
+    Image.fromarray(kernel).save("kernel.png")
+    return tmp_path
+
+
+def read(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def test_known_pixels_are_unchanged_to_the_bit(place: Path, pixels: np.ndarray) -> None:
+    assert main(["degrade", "clean.png", "-o", "holes.png", "--mask", "mask.png"]) == 0
+    assert main(["restore", "holes.png", "-o", "out.png", "--mask", "mask.png", "--method", "mmse"]) == 0
+    known = read("mask.png") == 0
+    assert np.array_equal(read("out.png")[known], pixels[known])
+    assert not np.array_equal(read("out.png")[~known], read("holes.png")[~known])
+    record = json.loads((place / "out.png.json").read_text())
+    assert record["operator"]["kind"] == "inpainting"
+    assert record["model"]["name"] == "photos"
+    assert len(record["model"]["sha256"]) == 64
+    assert record["residual"] == [0]
+
+
+def test_blur_is_undone_within_the_frame(place: Path, pixels: np.ndarray) -> None:
+    task = ["--blur", "kernel.png", "--boundary", "valid", "--sigma", "0.01"]
+    assert main(["degrade", "clean.png", "-o", "blurred.png", *task]) == 0
+    assert read("blurred.png").shape == (36, 32, 3)
+    assert main(["restore", "blurred.png", "-o", "out.png", *task, "--method", "mmse", "--quiet"]) == 0
+    frame = pixels[2:-2, 2:-2]
+    assert read("out.png").shape == frame.shape
+    assert psnr(read("out.png"), frame) > psnr(read("blurred.png"), frame) + 2
+
+
+def test_enlarging_beats_bicubic(place: Path, pixels: np.ndarray) -> None:
+    assert main(["degrade", "clean.png", "-o", "small.png", "--scale", "2"]) == 0
+    assert (
+        main(["restore", "small.png", "-o", "out.png", "--scale", "2", "--filter", "bicubic", "--method", "mmse"]) == 0
+    )
+    bicubic = np.asarray(Image.open("small.png").resize(SIZE[::-1], Image.Resampling.BICUBIC))
+    assert psnr(read("out.png"), pixels) > psnr(bicubic, pixels)
+
+
+def test_samples_their_mean_and_their_spread(place: Path) -> None:
+    arguments = ["restore", "clean.png", "-o", "out.png", "--mask", "mask.png", "--samples", "3", "--std", "std.png"]
+    assert main(arguments) == 0
+    samples = [read(f"out-{i}.png").astype(float) for i in (1, 2, 3)]
+    inside = np.ptp(samples, axis=0) < 200  # where no sample was cut off at black or white
+    inside &= (np.min(samples, axis=0) > 0) & (np.max(samples, axis=0) < 255)
+    assert np.abs(np.mean(samples, axis=0) - read("out.png"))[inside].max() <= 1
+    assert read("std.png").max() == 255
+    assert read("std.png")[0, 0].max() == 0
+    assert json.loads((place / "out.png.json").read_text())["std_white"] > 0
+
+
+def test_folders_and_patterns(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.open("clean.png").save(folder / name)
+    (folder / "bad.png").write_text("no picture")
+    assert main(["restore", "in", "-o", "restored", "--sigma", "0.1", "--method", "mmse"]) == 1
+    assert sorted(p.name for p in (place / "restored").iterdir()) == ["a.png", "a.png.json", "b.png", "b.png.json"]
+    assert "1 of 3 pictures could not be restored" in capsys.readouterr().err
+    assert main(["restore", "in/[ab].png", "-o", "two/", "--sigma", "0.1", "--method", "mmse", "--quiet"]) == 0
+    assert (place / "two" / "b.png").exists()
+
+
+def test_grey_16_bit_pictures_stay_so(place: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save("grey.png")
+    assert main(["restore", "grey.png", "-o", "out.png", "--mask", "mask.png", "--method", "mmse", "--quiet"]) == 0
+    out = read("out.png")
+    assert out.dtype == np.uint16
+    known = read("mask.png") == 0
+    assert np.array_equal(out[known], read("grey.png")[known])
+
+
+def test_an_operator_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "my_ops.py").write_text(
+        "from invfusion.operators import LinearOperator\n"
+        "def Mirror(image_shape):\n"
+        "    return LinearOperator.from_functions(lambda x: x.flip(-1), image_shape=image_shape)\n"
+    )
+    arguments = ["restore", "clean.png", "-o", "out.png", "--operator", "my_ops.py:Mirror", "--method", "mmse"]
+    assert main([*arguments, "--sigma", "0.001"]) == 0
+    assert psnr(read("out.png"), read("clean.png")[:, ::-1]) > 35
+    assert main(["check", "my_ops.py:Mirror"]) == 0
+    assert "keeps its contract" in capsys.readouterr().out
+    assert main(["restore", "clean.png", "-o", "out.png", "--operator", "my_ops.py:Missing"]) == 1
+
+
+def test_models_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.startswith("photos  Gaussian model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png", "-o", "o.png"], "missing.png: cannot be read"),
+        (["clean.png", "-o", "o.xyz"], "names no format"),
+        (["clean.png", "-o", "clean.png"], "would take the place of an input"),
+        (["clean.png", "-o", "o.png", "--mask", "clean.png"], None),
+        (["kernel.png", "-o", "o.png", "--mask", "mask.png"], "the mask is 40x36"),
+        (["clean.png", "-o", "o.png", "--scale", "0"], "--scale"),
+        (["clean.png", "-o", "o.png", "--sigma", "much"], "--sigma"),
+        (["clean.png", "-o", "o.png", "--sigma", "nan"], "sigma_y"),
+        (["clean.png", "-o", "o.png", "--method", "magic"], "unknown method"),
+        (["clean.png", "-o", "o.png", "--model", "nowhere"], "no such checkpoint"),
+        (["clean.png", "-o", "o.png", "--blur", "missing.npy"], "missing.npy"),
+        (["clean.png", "-o", "o.png", "--std", "s.png"], "--std needs"),
+        (["clean.png", "-o", "o.png", "--operator", "nowhere.py:A"], "no such Python file"),
+        (["clean.png", "-o", "o.png", "--device", "cuda:99"], "not available"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str | None
+) -> None:
+    before = sorted(p.name for p in place.iterdir())
+    clean = (place / "clean.png").read_bytes()
+    status = main(["restore", *arguments, "--quiet"])
+    if message is None:  # a picture is a mask too
+        return
+    assert status == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(p.name for p in place.iterdir()) == before
+    assert (place / "clean.png").read_bytes() == clean
+
+
+def test_interrupt_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("invfusion.cli.restore.restore_picture", interrupted)
+    assert main(["restore", "clean.png", "-o", "o.png", "--mask", "mask.png"]) == INTERRUPTED
+    assert not (place / "o.png").exists()
+
+
+def test_a_checkpoint_restores(place: Path) -> None:
+    from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
+
+    config = DenoiserConfig(
+        image_size=8, patch_size=2, levels=(LevelConfig(width=24, depth=1, kernel=3),), head_dim=8, mapping_width=16
+    )
+    save_denoiser(build_denoiser(config, "invfusion"), place / "model", {})
+    arguments = ["restore", "clean.png", "-o", "out.png", "--mask", "mask.png", "--model", "model", "--method", "mmse"]
+    assert main([*arguments, "--tile", "16"]) == 0
+    known = read("mask.png") == 0
+    assert np.array_equal(read("out.png")[known], read("clean.png")[known])
+    assert invfusion.load_image("out.png").dtype == torch.float32
