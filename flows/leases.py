@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -79,7 +80,7 @@ def holders() -> dict[str, str]:
 def _take(devices: Sequence[str], count: int, purpose: str, stack: contextlib.ExitStack) -> list[str]:
     note = f"{purpose} (process {os.getpid()})"
     # Processes that work for this one on a device keep the lease when this one dies.
-    leases = {device: lock(_path(device), note, inheritable=True, mode=0o666) for device in devices}
+    leases = {device: lock(_path(device), note, inheritable=True) for device in devices}
     held: list[str] = []
     with _turn(note):
         while len(held) < count:
@@ -95,7 +96,7 @@ def _take(devices: Sequence[str], count: int, purpose: str, stack: contextlib.Ex
 @contextlib.contextmanager
 def _turn(note: str) -> Iterator[None]:
     """Hold the head of the queue of those who wait for devices."""
-    queue = lock(_path("queue"), note, mode=0o666)
+    queue = lock(_path("queue"), note)
     if not _try(queue):
         log.info("%s waits: other jobs are before it", note)
         queue.acquire(poll_interval=POLL_S)
@@ -118,7 +119,8 @@ def _path(name: str) -> Path:
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
-    return folder / f"{name}.lock"
+    # Names of parts of a GPU have slashes: MIG-GPU-<uuid>/1/0.
+    return folder / f"{quote(name, safe='')}.lock"
 
 
 @contextlib.contextmanager

@@ -15,13 +15,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from components.progress import FOLDER
+from invfusion.metrics import METRICS
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
 EVALUATION = Path("reports/evaluation.json")
-# The columns of the final table.
-TABLED = ("psnr", "consistency_mse", "lpips", "fid", "cfid")
 MAX_PICTURE_BYTES = 2_000_000
 
 
@@ -120,7 +119,7 @@ def table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One row for each method in each degradation."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for r in records:
-        if r["metric"] in TABLED:
+        if r["metric"] in METRICS and METRICS[r["metric"]].main:
             row = rows.setdefault((r["degradation"], r["method"]), {"degradation": r["degradation"]})
             row |= {"method": r["method"], r["metric"]: _interval(r)}
     return list(rows.values())

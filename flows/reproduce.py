@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,6 +40,8 @@ PARAMS = Path("params.yaml")
 GRAPH = "dvc.yaml"
 # The stage that writes down what the others depend on.
 IDENTIFY = "identify"
+# How it says that something differs from the last time.
+CHANGED = re.compile(r"^\S+: changed: ")
 SERVER_START_S = 90
 SERVER_STOP_S = 10
 # A stage may have to finish its batch and write a checkpoint.
@@ -136,7 +139,10 @@ def stale(targets: Sequence[str]) -> set[str] | None:
     """
     found = _status(targets)
     if found and IDENTIFY in found:
-        subprocess.run(dvc_command([IDENTIFY]), env=dvc_environment(), capture_output=True, check=False)
+        command, environment = dvc_command([IDENTIFY]), dvc_environment()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        for line in filter(CHANGED.search, (done.stdout + done.stderr).splitlines()):
+            log.info("%s", line)
         found = _status(targets)
     return found
 

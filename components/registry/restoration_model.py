@@ -8,7 +8,7 @@
 
 Input: a dict as above, or a DataFrame whose rows are such requests. Columns:
     y           the measurements of the B operators, flattened in C order: B * prod(M) numbers in pixel units ([-1, 1])
-    operator    the JSON text of an operator's spec (`operators.spec_to_json`); its tensors may be nested lists
+    operator    the JSON text of an operator's spec (`operators.spec_to_json`); tensors may be nested lists
     sigma_y     optional, B noise standard deviations; 0 where absent
     class_labels  optional, B integers, for a class-conditional model
 Parameters: `method` ("sample", "mmse" or "nppc"), `n_steps`, `seed`, `n_samples`, `guidance`.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from components.params import UNCONDITIONAL, Params, params_from, read_values
+from components.params import UNCONDITIONAL, MetricName, Params, params_from, read_values
 from components.profiles import merged
 from invfusion.degradations import FAMILIES
 from invfusion.errors import ConfigError
@@ -59,8 +59,8 @@ class ClaimConfig(Config):
     text: str
     better: str
     than: list[str] = Field(default_factory=list)
-    metric: str
-    than_metric: str | None = None
+    metric: MetricName
+    than_metric: MetricName | None = None
     on: list[Kind] = Field(default_factory=list)
     within: float | None = Field(default=None, ge=0)
 
@@ -80,7 +80,7 @@ class Experiment(Config):
     shows: Literal["table", "gallery", "components", "samples", "curve"] = "table"
     n_images: int = Field(default=10_000, ge=2)
     families: list[Kind] = Field(default=list(MAIN_FAMILIES), min_length=1)
-    metrics: list[str] = Field(min_length=1)
+    metrics: list[MetricName] = Field(min_length=1)
     groups: dict[str, list[str]]
     rows: dict[str, Row] = Field(default_factory=dict)
     models: dict[str, Model] = Field(default_factory=dict)

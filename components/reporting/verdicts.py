@@ -29,6 +29,9 @@ Key = tuple[str, str, str]
 STYLES: dict[Outcome, str] = {
     "holds": "holds", "does not hold": "fails", "undecided": "weak", "cannot be tested here": "weak"
 }  # fmt: skip
+WORDS: dict[Outcome, str] = {
+    "does not hold": "loses to", "holds": "wins against", "undecided": "is undecided against"
+}  # fmt: skip
 MARKS = {"holds": "✓", "fails": "✗", "weak": "?"}
 RESAMPLES = 1000
 
@@ -210,10 +213,7 @@ def cell_of(verdict: Verdict, metric: str) -> tables.Cell:
 
 @dataclass(frozen=True)
 class Contest:
-    """One method against its rivals on some degradations.
-
-    metrics: the headline first; the next ones serve where a pair lacks it.
-    """
+    """One method against its rivals on some degradations. metrics: by which they compare, the headline first."""
 
     evidence: Evidence
     method: str
@@ -224,30 +224,15 @@ class Contest:
     def verdict(self, rival: str, kind: str, metric: str) -> Verdict:
         return self.evidence.compare((self.method, kind, metric), (rival, kind, metric))
 
-    def headline(self) -> str:
+    def headline(self, metric: str) -> str:
         """Losses, wins and what is undecided, in one sentence; empty where there is no comparison."""
         found: dict[Outcome, dict[str, list[str]]] = {}
         for rival in self.rivals:
             for kind in self.kinds:
-                metric, verdict = self._leading(rival, kind)
-                name = tables.label(rival) + ("" if metric == self.metrics[0] else f" by {METRICS[metric].label}")
-                found.setdefault(verdict.outcome, {}).setdefault(name, []).append(tables.name_of(kind).lower())
-        words: dict[Outcome, str] = {
-            "does not hold": "loses to",
-            "holds": "wins against",
-            "undecided": "is undecided against",
-        }
-        clauses = [f"{verb} {self._on(found[outcome])}" for outcome, verb in words.items() if outcome in found]
-        return (
-            f"{tables.label(self.method)}, by {METRICS[self.metrics[0]].label}: {'; '.join(clauses)}."
-            if clauses
-            else ""
-        )
-
-    def _leading(self, rival: str, kind: str) -> tuple[str, Verdict]:
-        """The first metric that both have a number of, and how it decides."""
-        verdicts = [(metric, self.verdict(rival, kind, metric)) for metric in self.metrics]
-        return next(((m, v) for m, v in verdicts if v.outcome != "cannot be tested here"), verdicts[0])
+                outcome = self.verdict(rival, kind, metric).outcome
+                found.setdefault(outcome, {}).setdefault(tables.label(rival), []).append(tables.name_of(kind).lower())
+        clauses = [f"{words} {self._on(found[outcome])}" for outcome, words in WORDS.items() if outcome in found]
+        return f"{tables.label(self.method)}, by {METRICS[metric].label}: {'; '.join(clauses)}." if clauses else ""
 
     def _on(self, rivals: dict[str, list[str]]) -> str:
         everywhere = len(self.kinds) > 1

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from invfusion.errors import ServiceError
+from invfusion.errors import ConfigError, ServiceError
 from invfusion.files import replacing
 from invfusion.locks import locked
 
@@ -115,7 +115,15 @@ def _without_password(text: str, uri: str) -> str:
 def _database(uri: str) -> Path | None:
     """The file of a SQLite store, absolute; None for a server."""
     prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) else None
+    if not uri.startswith(prefix):
+        return None
+    path = Path(uri.removeprefix(prefix)).resolve()
+    if unquote(str(path)) != str(path) or "?" in str(path):
+        raise ConfigError(
+            f"MLflow cannot keep its files in {path.parent}: it reads '%' before two hexadecimal digits, and '?', as "
+            "parts of an address. Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
+        )
+    return path
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

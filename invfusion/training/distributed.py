@@ -41,7 +41,7 @@ class Processes:
         """Whether the flag is set in any process."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0) if self.world_size > 1 else flag
 
-    def leaders(self, count: int) -> int:
+    def from_first(self, count: int) -> int:
         """The count of rank 0."""
         return int(self.sum(torch.tensor(count if self.rank == 0 else 0, device=self.device)))
 

@@ -189,7 +189,7 @@ def _begin(
         checkpoint.prepare(folder, task.fingerprint, task.config.total_images, companions=(LOG,))
     processes.barrier()
     _resume(run)
-    if processes.any(run.nimg != processes.leaders(run.nimg)):
+    if processes.any(run.nimg != processes.from_first(run.nimg)):
         raise CheckpointError(
             f"{folder} does not look the same to all processes (this one finds {run.nimg} images there): put it on "
             "storage that all hosts of the run share"

@@ -14,8 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("invfusion", "components", "flows", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
-# Modules of packages that are not installed under their own name, or not everywhere.
-PROVIDERS = {"natten": "natten", "deepinv": "deepinv", "skimage": "scikit-image", "diffusers": "diffusers"}
+# Modules of packages that are not installed everywhere, or that another brings along.
+PROVIDERS = {
+    "natten": "natten",
+    "deepinv": "deepinv",
+    "skimage": "scikit-image",
+    "diffusers": "diffusers",
+    "pydantic_core": "pydantic",
+}
 # NATTEN is built by the set-up, where it can be.
 NOT_DECLARED = {"natten"}
 # Shards are read by invfusion.data.shards, which nothing but the making and staging of datasets imports; the service is
@@ -60,7 +66,8 @@ def _package(module: str) -> set[str]:
     if top in sys.stdlib_module_names or top in (*PACKAGES, "tests"):
         return set()
     # What several installed packages share (a namespace) counts for those of them that are declared.
-    names = {_normal(name) for name in DISTRIBUTIONS.get(top, [PROVIDERS.get(top, top)])}
+    installed = [PROVIDERS[top]] if top in PROVIDERS else DISTRIBUTIONS.get(top, [top])
+    names = {_normal(name) for name in installed}
     return names & declared("", *EXTRAS) or names
 
 

@@ -407,7 +407,7 @@ class TestCodeOfRestorations:
     @pytest.mark.parametrize(
         "other",
         ["invfusion/samplers/ddrm.py", "invfusion/metrics/psnr.py", "invfusion/metrics/__init__.py",
-         "invfusion/samplers/__init__.py", "invfusion/operators/masks.py", "components/evaluation/judging.py",
+         "invfusion/samplers/__init__.py", "invfusion/operators/blur.py", "components/evaluation/judging.py",
          "invfusion/degradations/matrix.py"],
     )  # fmt: skip
     def test_other_samplers_and_metrics_are_no_part_of_it(self, copied: Path, other: str) -> None:

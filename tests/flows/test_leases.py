@@ -57,6 +57,19 @@ def wait_until(condition: object, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("device", ["MIG-GPU-8f6f4c1e-0b5c/1/0", "MIG-5c89852c-d268-c3f3-1b07", "GPU-8f6f4c1e", "../0"])
+def test_a_device_may_have_any_name(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(leases.SLOTS, f"{device},1")
+    monkeypatch.setenv(leases.FOLDER, str(tmp_path / "leases"))
+    with leases.hold(1, "job") as held:
+        assert held == [device]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == device
+        assert list(leases.holders()) == [device]
+    assert leases.holders() == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["leases"]
+    assert all((path.stat().st_mode & 0o777) == 0o666 for path in (tmp_path / "leases").iterdir())
+
+
 def test_jobs_get_distinct_devices_and_the_next_one_waits(host: list["subprocess.Popen[str]"]) -> None:
     first, second = start(host, "1"), start(host, "1")
     assert {line(first), line(second)} == {"0", "1"}

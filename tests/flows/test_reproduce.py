@@ -13,6 +13,8 @@ import mlflow
 import pytest
 from ruamel.yaml import YAML
 
+from components.profiles import profile_text
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"train@unconditional", "train@palette", "train@invfusion"}
 DISTILL = {"distill@mmse", "distill@nppc"}
@@ -85,6 +87,7 @@ def make_clone(folder: Path) -> Path:
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    (folder / "params.yaml").write_text(profile_text("digits16"))
     edit(folder, small)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):

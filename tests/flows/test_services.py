@@ -97,7 +97,7 @@ def test_a_port_in_use_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         services.start(Service("prefect", ["false"], {}, "http://127.0.0.1:4200", "http://127.0.0.1:4200/api/health"))
 
 
-def test_servers_bind_to_loopback_unless_the_environment_says_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_bind_to_loopback_unless_asked_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "postgresql://user:hunter2@db/mlflow"
     params = SimpleNamespace(runtime=SimpleNamespace(mlflow_uri=uri))
     made = list(services.services(params))  # type: ignore[arg-type]

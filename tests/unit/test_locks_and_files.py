@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from invfusion.files import previous, replace_folder, replacing, write_text
 from invfusion.locks import holder, lock, locked, shared
 
@@ -30,6 +32,25 @@ def other_process(path: Path, fork: str = ""):  # type: ignore[no-untyped-def]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
+
+
+def test_any_user_may_lock_the_file(tmp_path: Path) -> None:
+    """Whatever the umask of who came first."""
+    before = os.umask(0o077)
+    try:
+        with locked(tmp_path / "lock"):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
+def test_another_users_lock_file_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with locked(tmp_path / "lock") as is_ours:
+        assert is_ours
 
 
 def test_another_process_is_refused_and_sees_who_holds_it(tmp_path: Path) -> None:

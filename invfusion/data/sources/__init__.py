@@ -1,6 +1,6 @@
-"""Where images come from: one file per source, registered here."""
+"""Where images come from. A new source is one file and one entry in `_Members`."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -10,16 +10,14 @@ from invfusion.data.sources.digits import DigitsConfig
 from invfusion.data.sources.folder import FolderConfig
 from invfusion.data.sources.shards import ShardsConfig
 from invfusion.data.sources.zip import ZipConfig
+from invfusion.names import Registry
 
-SourceConfig = Annotated[
-    DigitsConfig | DeadLeavesConfig | FolderConfig | ZipConfig | ShardsConfig, Field(discriminator="kind")
-]
-SOURCES = {
-    "digits": DigitsConfig,
-    "dead_leaves": DeadLeavesConfig,
-    "folder": FolderConfig,
-    "zip": ZipConfig,
-    "shards": ShardsConfig,
-}
+_Members = DigitsConfig | DeadLeavesConfig | FolderConfig | ZipConfig | ShardsConfig
+
+SourceConfig = Annotated[_Members, Field(discriminator="kind")]
+
+SOURCES: Registry[type[_Members]] = Registry(
+    "source of images", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
+)
 
 __all__ = ["SOURCES", "Listing", "Source", "SourceConfig", "SourceImage"]
