@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,15 @@ def deconvolvers(kernel: Tensor, truth: Pixels) -> dict[str, Method]:
 
     return {
         "Wiener": lambda y: best(
-            y, [lambda p, b=b: restoration.wiener(p, psf, b, clip=False) for b in (1e-3, 3e-3, 1e-2, 3e-2)]
+            y, [partial(restoration.wiener, psf=psf, balance=b, clip=False) for b in (1e-3, 3e-3, 1e-2, 3e-2)]
         ),
-        "Richardson-Lucy": lambda y: best(
-            y, [lambda p, n=n: restoration.richardson_lucy(p.clip(0, 1), psf, num_iter=n) for n in (10, 30)]
-        ),
+        "Richardson-Lucy": lambda y: best(y, [partial(_richardson_lucy, psf, n) for n in (10, 30)]),
     }
+
+
+def _richardson_lucy(psf: Pixels, n: int, y: Pixels) -> Pixels:
+    restored: Pixels = restoration.richardson_lucy(y.clip(0, 1), psf, num_iter=n)
+    return restored
 
 
 def denoisers(sigma: float, truth: Pixels) -> dict[str, Method]:

@@ -277,7 +277,7 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:
             "sigma_y='estimate' needs scikit-image; pip install 'invfusion[pictures]', or state sigma_y"
         ) from None
     rows = (row.cpu().double().numpy() for row in y)
-    levels = [estimate_sigma(row, channel_axis=0, average_sigmas=True) for row in rows]  # type: ignore[no-untyped-call]
+    levels = [estimate_sigma(row, channel_axis=0, average_sigmas=True) for row in rows]
     return torch.tensor(levels, dtype=torch.float32, device=y.device)
 
 
