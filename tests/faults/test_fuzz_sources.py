@@ -28,7 +28,7 @@ from invfusion.data.sources.shards import ShardsConfig
 from invfusion.data.sources.zip import ZipConfig
 from invfusion.errors import DataError
 
-CASES = 4000 if IS_FULL else 40
+CASES = 3500 if IS_FULL else 40
 FUZZ = settings(
     max_examples=CASES, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
@@ -44,7 +44,6 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 RED = Image.new("RGB", (6, 4), "red")
 CONTENTS = [
-    *[png(seed) for seed in range(4)] * 2,
     *[b"", b"text", b"3", png(9)[:60], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"],
     encoded(
         RED,
@@ -61,13 +60,23 @@ PARTS = [
     *["ä", "a\u0308", "M\udcfcller", "x" * 120, "a\nb", "\x7f", "%2E", "-", "~"],
 ]
 SUFFIXES = [".png", ".png", ".png", ".PNG", ".jpg", ".cls", ".json", ".tar", "", ".", ".eps"]
-NAMES = st.builds(
+WILD = st.builds(
     lambda parts, separator, suffix: separator.join(parts) + suffix,
     st.lists(st.sampled_from(PARTS) | st.text(max_size=4), min_size=1, max_size=4),
     st.sampled_from("///\\"),
     st.sampled_from(SUFFIXES),
 )
-MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from(CONTENTS) | st.binary(max_size=60)), max_size=7)
+# Most sources are mostly good: else nearly all would be refused for one name, and nothing else be tried.
+MILD = st.builds(lambda folder, number: f"{folder}/{number}.png", st.sampled_from(["p", "q/r"]), st.integers(0, 99))
+NAMES = st.integers(0, 9).flatmap(lambda dice: WILD if dice == 0 else MILD)
+IMAGES = st.integers(0, 99).map(png)
+MEMBERS = st.lists(
+    st.tuples(NAMES, IMAGES)
+    | st.tuples(NAMES, IMAGES)
+    | st.tuples(NAMES, st.sampled_from(CONTENTS) | st.binary(max_size=60)),
+    min_size=1,
+    max_size=7,
+)
 NOISE = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=30)), max_size=2)
 ON_ERROR = st.sampled_from(["fail", "skip", "skip"])
 
@@ -105,7 +114,7 @@ LINKS = st.sampled_from(["nowhere", ".", "..", "../elsewhere", "/dev/null", "a",
 
 
 @FUZZ
-@given(members=MEMBERS, links=st.lists(st.tuples(NAMES, LINKS), max_size=3), labels=st.booleans(), on_error=ON_ERROR)
+@given(members=MEMBERS, links=st.lists(st.tuples(NAMES, LINKS), max_size=1), labels=st.booleans(), on_error=ON_ERROR)
 def test_folders(members: list[tuple[str, bytes]], links: list[tuple[str, str]], labels: bool, on_error: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "source"
@@ -147,10 +156,10 @@ def count(root: Path) -> int:
 
 @FUZZ
 @given(
-    members=MEMBERS, kinds=st.lists(st.sampled_from([0, 0, 0, 8, 12, 14, 9, 99]), min_size=7, max_size=7),
-    flags=st.lists(st.sampled_from([0, 0, 0, 0, 1, 0x800, 0x20]), min_size=7, max_size=7), noise=NOISE,
-    modes=st.lists(st.sampled_from([0, 0o100644, 0o120777, 0o40755, 0o10644]), min_size=7, max_size=7),
-    cut=st.floats(0, 2), labels=st.booleans(), on_error=ON_ERROR,
+    members=MEMBERS, kinds=st.lists(st.sampled_from([0, 0, 8, 8, 8, 8, 12, 14] * 6 + [9, 99]), min_size=7, max_size=7),
+    flags=st.lists(st.sampled_from([0] * 60 + [1, 0x800, 0x20]), min_size=7, max_size=7), noise=NOISE,
+    modes=st.lists(st.sampled_from([0, 0o100644] * 20 + [0o120777, 0o40755, 0o10644]), min_size=7, max_size=7),
+    cut=st.floats(0, 3), labels=st.booleans(), on_error=ON_ERROR,
 )  # fmt: skip
 def test_zips(
     members: list[tuple[str, bytes]], kinds: list[int], flags: list[int], modes: list[int],
@@ -178,10 +187,10 @@ def test_zips(
 @FUZZ
 @given(
     tars=st.lists(
-        st.tuples(NAMES, MEMBERS, st.sampled_from(["w", "w", "w:gz", "w:xz"]), NOISE, st.floats(0, 2)),
+        st.tuples(NAMES, MEMBERS, st.sampled_from(["w", "w", "w:gz"]), NOISE, st.floats(0, 3)),
         min_size=1, max_size=2,
     ),
-    kinds=st.lists(st.sampled_from(list(b"0000000125gLx6S")), min_size=7, max_size=7), on_error=ON_ERROR,
+    kinds=st.lists(st.sampled_from(list(b"0" * 40 + b"125gLx6S")), min_size=7, max_size=7), on_error=ON_ERROR,
 )  # fmt: skip
 def test_tars(tars: list[Any], kinds: list[int], on_error: str) -> None:
     with tempfile.TemporaryDirectory() as place:
@@ -220,5 +229,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], kinds: list[int], mo
 def report(rows: Any) -> Iterator[None]:
     yield
     for kind, outcomes in OUTCOMES.items():
+        if not outcomes:
+            continue
         parts = ", ".join(f"{outcomes[name]:,} {name}" for name in ("read", "skipped some", "refused"))
         rows.append(Row(f"{kind} as sources, made by chance", outcomes.total(), f"nothing: {parts}, and all counted"))
