@@ -15,7 +15,7 @@ export PREFECT_HOME ?= $(abspath .prefect)
 SWITCH := $(if $(PROFILE),--profile $(PROFILE)) $(if $(DISCARD),--discard-edits)
 EXPERIMENT := $(SWITCH) $(if $(filter 0,$(TRAIN)),--no-train)
 
-.PHONY: help setup repro oracle table figure tune test check faults up down dry-run clean
+.PHONY: help setup repro oracle table figure tune demo test check faults up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ figure: setup  ## make a figure of the paper: make figure F=4
 
 tune: setup  ## find step sizes on the validation split: make tune METHODS="DPS DAPS"; writes reports/tuned.yaml
 	@$(BIN)/python -m components.evaluation.tune $(METHODS)
+
+demo: setup  ## open a page that restores pictures
+	@$(BIN)/invfusion serve --open
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest -q

@@ -233,7 +233,7 @@ def _cosine(x: Tensor, scale: Tensor) -> Tensor:
 def _angles(block: SelfAttention, grid: tuple[int, int]) -> Tensor:
     """(heads, tokens, e / 4), computed anew in each layer."""
     frequencies = block.rope.frequencies
-    rows, columns = axial_positions(grid, frequencies.device)
+    rows, columns = axial_positions(grid, block.rope.trained_reach, frequencies.device)
     by_row = rows[:, None].expand(grid).flatten()[:, None, None] * frequencies
     by_column = columns[None, :].expand(grid).flatten()[:, None, None] * frequencies
     return torch.cat((by_row, by_column), dim=-1).transpose(0, 1)
@@ -247,7 +247,7 @@ def _rotate(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def _mask(block: SelfAttention, grid: tuple[int, int], device: torch.device) -> Tensor | None:
-    if block.kernel == "global" or block.kernel >= max(grid):
+    if block.kernel >= max(grid):
         return None
     return neighbourhood_mask(grid, window_of(grid, block.kernel), 1, device)
 

@@ -18,8 +18,9 @@ from ruamel.yaml.error import YAMLError
 from invfusion.degradations import AnyFamily, DegradationFamily
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
+from invfusion.gaussian.prior import FLOOR, Form
 from invfusion.metrics import METRICS
-from invfusion.models.config import DenoiserConfig
+from invfusion.models.config import DenoiserConfig, PreconditioningName
 from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.names import unknown
 from invfusion.noise import GaussianNoise, Levels, NoiseConfig
@@ -44,23 +45,37 @@ def _known_metric(name: str) -> str:
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
+class PriorFitConfig(Config):
+    """How `GaussianPrior.fit` describes the training images, of which it is given the first `max_images`."""
+
+    form: Form = "coloured"
+    rank: int | None = Field(default=None, ge=1)
+    floor: float = Field(default=FLOOR, gt=0)
+    max_images: int = Field(default=10_000, ge=2)
+
+
 class DataConfig(Config):
     """Which dataset: its name, the folder of its shards, the image shape they must hold, and how many samples may be
-    left out because they are missing or damaged."""
+    left out because they are missing or damaged. gaussian_prior: fitted to its training images; None for none."""
 
     name: str
     shards: Path
     image_size: int = Field(ge=8, le=1024)
     channels: Literal[3] = 3
     max_skipped: int = Field(default=0, ge=0)
+    gaussian_prior: PriorFitConfig | None = None
 
 
 class ModelConfig(Config):
-    """Which architecture: a preset, and which of its levels carry InvFusion blocks (the paper's Table 8)."""
+    """Which architecture: a preset, and which of its levels carry InvFusion blocks (the paper's Table 8).
+
+    preconditioning: what surrounds the networks whose recipe does not say: the paper's, "edm", or "gaussian".
+    """
 
     preset: str
     invfusion_levels: Literal["all"] | list[int] = "all"
     n_classes: int = Field(default=0, ge=0)
+    preconditioning: PreconditioningName = "edm"
 
     @model_validator(mode="after")
     def _known_preset(self) -> Self:
@@ -164,9 +179,10 @@ class GatesConfig(Config):
 
 
 class RegisterConfig(Config):
-    """The registered model and the gates of its promotion."""
+    """The registered model and the gates of its promotion. model: the trained diffusion model that it is."""
 
     name: str
+    model: str = "invfusion"
     gates: GatesConfig
 
 
@@ -278,6 +294,9 @@ class Params(Config):
             if name not in self.methods:
                 raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, list(self.methods))}")
         _check_models(self.train)
+        if not any(m.model == self.register_.model and m.sampler is None for m in self.methods.values()):
+            raise ValueError(f"register.model: no method samples '{self.register_.model}' by evaluate.sampler")
+        self._check_prior()
         image_shape = self.denoiser_config().image_shape
         trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
         for family in (*trained, *self.evaluate.families):
@@ -285,6 +304,33 @@ class Params(Config):
         _check_noise(self.noise, "noise", trained)
         _check_noise(self.evaluate.noise, "evaluate.noise", self.evaluate.families)
         return self
+
+    def _check_prior(self) -> None:
+        """A model or method that needs the Gaussian prior is refused where none is fitted."""
+        if self.data.gaussian_prior is not None:
+            return
+        gaussian = [name for name in self.train.models if self.architecture(name).preconditioning == "gaussian"]
+        for name in gaussian:
+            raise ValueError(
+                f"train.models: '{name}' needs the images' Gaussian prior; set data.gaussian_prior, as "
+                "profiles/base.yaml does, or model.preconditioning to edm"
+            )
+        for name in self.evaluate.methods:
+            method = self.methods[name]
+            if method.model is None and method.sampler is not None and "prior" in method.sampler.requires:
+                raise ValueError(
+                    f"evaluate.methods: '{name}' needs the images' Gaussian prior; set data.gaussian_prior"
+                )
+
+    def architecture(self, name: str) -> DenoiserConfig:
+        """Of a model with fresh weights."""
+        return self.denoiser_config(**self.recipe(name).architecture)
+
+    @property
+    def registered_method(self) -> str:
+        """The method by which the registered model draws from the posterior."""
+        own = [name for name, m in self.methods.items() if m.model == self.register_.model and m.sampler is None]
+        return own[0]
 
     @property
     def models(self) -> list[str]:
@@ -317,7 +363,7 @@ class Params(Config):
             channels=self.data.channels,
             invfusion_levels=levels if levels == "all" else tuple(levels),
             n_classes=self.model.n_classes,
-            **overrides,
+            **{"preconditioning": self.model.preconditioning, **overrides},
         )
         everywhere = config.model_copy(update={"invfusion_levels": "all"})
         indices = range(len(config.levels))

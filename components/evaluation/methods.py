@@ -24,6 +24,11 @@ class Method:
     extra_draws: int = 0
 
     @property
+    def needs_prior(self) -> bool:
+        """Whether it restores by the Gaussian prior of the training images, without a model."""
+        return self.model is None and self.sampler is not None and "prior" in self.sampler.requires
+
+    @property
     def is_generative(self) -> bool:
         """Whether its images follow a distribution, so that sets of them can be compared (posterior means do not)."""
         return self.sampler is not None and self.sampler.follows != "mean"

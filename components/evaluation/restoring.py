@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.code import code_digest, code_of
+from components.data.prior import PRIOR, staged_prior
 from components.evaluation.costs import Meter
 from components.evaluation.measurement_sets import Batch, MeasurementSet
 from components.evaluation.methods import Method
@@ -19,9 +20,11 @@ from components.evaluation.sampling import Task, kept, restore_batch
 from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
 from invfusion.errors import CheckpointError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
 
 STATE = Path("state/evaluate")
+STAGED = Path("artifacts/staged")
 # An image's principal components take the room of several images, in float: they are kept, and judged, of so many.
 MAX_COMPONENTS = 1000
 OF_COMPONENTS = frozenset({"mean", "components", "stds"})
@@ -129,6 +132,12 @@ class Restorer:
                 compile_network(denoiser)
         return self.loaded[name]
 
+    def _source(self, method: Method) -> Denoiser | GaussianPrior | None:
+        """What a method's sampler reads out: its model, or the images' Gaussian prior."""
+        if method.model is not None:
+            return self.denoiser(method.model)
+        return staged_prior(STAGED).to(self.device) if method.needs_prior else None
+
     def restore(self, method: Method, frozen: MeasurementSet) -> Restored:
         """All images of a set, from the batches that are on disk and those that are still to do."""
         self.work(method, frozen)
@@ -166,7 +175,7 @@ class Restorer:
     @torch.inference_mode()
     def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> Tensors:
         measurement = batch.measurement.to(self.device)
-        denoiser = None if method.model is None else self.denoiser(method.model)
+        denoiser = self._source(method)
         keys, labels = [frozen.keys[i] for i in batch.indices], frozen.labels[list(batch.indices)]
         task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate
         with Meter(self.device) as meter:
@@ -184,9 +193,7 @@ class Restorer:
         code = ("components.evaluation.sampling", *operators, *code_of(method.sampler))
         return {
             "code": code_digest(*sorted(code)),
-            "checkpoint": None
-            if method.model is None
-            else _checkpoint_digest(self.checkpoints[method.model].resolve()),
+            "checkpoint": self._source_digest(method),
             "measurements": frozen.sha256,
             # Not the names: another table may call the same thing otherwise.
             "sampler": method.sampler and method.sampler.model_dump(mode="json"),
@@ -194,6 +201,11 @@ class Restorer:
             "precision": self.params.evaluate.precision,
             "seed": self.params.seed,
         }
+
+    def _source_digest(self, method: Method) -> str | None:
+        if method.model is not None:
+            return _checkpoint_digest(self.checkpoints[method.model].resolve())
+        return _file_digest((STAGED / PRIOR).resolve()) if method.needs_prior else None
 
 
 def _jobs(batch: Batch, name: str) -> list[tuple[int, int]]:
@@ -203,8 +215,13 @@ def _jobs(batch: Batch, name: str) -> list[tuple[int, int]]:
 
 
 @cache
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
 def _checkpoint_digest(folder: Path) -> str:
-    files = [folder / "config.json", folder / "model.safetensors"]
+    files = [folder / "config.json", folder / "model.safetensors", *folder.glob("prior.safetensors")]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: train the model first")

@@ -13,6 +13,7 @@ from torch import Tensor
 from invfusion.codec import encode
 from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.gaussian import GaussianPrior
 from invfusion.metrics.tools.residual import squared_residual
 from invfusion.models.denoiser import Denoiser
 from invfusion.operators.base import Measurement
@@ -34,7 +35,7 @@ class Task:
 
 
 def restore_batch(
-    sampler: Sampler | None, denoiser: Denoiser | None, task: Task, *, seed: int, guidance: float
+    sampler: Sampler | None, denoiser: Denoiser | GaussianPrior | None, task: Task, *, seed: int, guidance: float
 ) -> SampleOutput:
     """Restore a batch; without a sampler the images are H_pinv(y). Every method starts an image from the same noise."""
     measurement, names = task.measurement, list(zip(task.keys, task.draws, strict=True))
@@ -43,8 +44,8 @@ def restore_batch(
     start = [generator(seed, f"evaluate/start/{d}", k) for k, d in names]
     on_the_way = [generator(seed, f"evaluate/sampler/{d}", k) for k, d in names]
     noise = randn(measurement.operator.image_shape, start, device=measurement.y.device)
-    if denoiser is None:
-        return sampler.sample(_no_denoiser, measurement, noise, generators=on_the_way)
+    if not isinstance(denoiser, Denoiser):
+        return sampler.sample(denoiser or _no_denoiser, measurement, noise, generators=on_the_way)
     labels = _labels(task.labels, denoiser.n_classes, noise.device)
     guided = _guided(denoiser, sampler, labels, guidance)
     return sampler.sample(guided, measurement, noise, generators=on_the_way, class_labels=labels)

@@ -27,17 +27,20 @@ from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
 from invfusion.metrics import projected, statistic_interval
-from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, with_components
+from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, with_components
 from invfusion.noise import GaussianNoise
 from invfusion.operators import Measurement
-from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
+from invfusion.oracle import GaussianMixture, Oracle, draw_measurements, gaussian_prior
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import DDRM, MMSE, NPPC, Heun, SampleOutput, Sampler
 from invfusion.training.distributed import Processes
 from invfusion.training.loop import train
+from invfusion.training.recipes import RECIPES
 from invfusion.training.task import Loss, Task
 
 NO_LABEL = -1
+# The recipe whose preconditioning is a Gaussian prior: here, the one with the mean and covariance of the truth.
+GAUSSIAN = "invfusion_g"
 # Samples of one test batch share what a family draws once per batch, such as the stride.
 TEST_BATCH = 32
 # Noise levels at which the unconditional model is compared with the exact denoiser.
@@ -48,12 +51,12 @@ CODE = (__name__, "invfusion.oracle", "invfusion.training.loop")
 
 @dataclass(frozen=True)
 class Bench:
-    """A model to train on the prior, with the settings."""
+    """A model to train on the prior, with the settings. model: the name of its recipe."""
 
     params: Params
     name: str
     prior: GaussianMixture
-    variant: Variant
+    model: str
     width: int
 
     @property
@@ -64,6 +67,11 @@ class Bench:
     def sigma_y(self) -> float:
         """The noise level of the tests, the middle of the training's."""
         return sum(self.chosen.sigma_y) / 2
+
+    @property
+    def label(self) -> str:
+        """What its records are called."""
+        return "InvFusion-G" if self.model == GAUSSIAN else self.model
 
     @property
     def boxes(self) -> DegradationFamily:
@@ -83,7 +91,7 @@ class Bench:
             "training": chosen.training.model_dump(mode="json"),
             "nppc": self.boxes.model_dump(mode="json"),
             "seed": self.params.seed,
-            "variant": self.variant,
+            "model": self.model,
             "width": self.width,
         }
 
@@ -106,11 +114,12 @@ class Bench:
 
 
 def jobs(params: Params, name: str, prior: GaussianMixture) -> list[Job]:
-    """One job for each model: every variant at the largest width, and InvFusion at the others."""
+    """One job for each model: every kind at the largest width, and InvFusion at the others."""
     widths = params.oracle.training.widths
-    models: list[tuple[Variant, int]] = [("invfusion", width) for width in reversed(widths)]
+    models = [(GAUSSIAN, widths[-1]), *(("invfusion", width) for width in reversed(widths))]
     models += [("palette", widths[-1]), ("unconditional", widths[-1])]
-    return [partial(judge_model, Bench(params, name, prior, *model)) for model in models]
+    trained_ones = [Bench(params, name, prior, *model) for model in models]
+    return [*(partial(judge_model, bench) for bench in trained_ones), partial(judge_wiener, trained_ones[0])]
 
 
 def judge_model(bench: Bench) -> Results:
@@ -122,7 +131,7 @@ def judge_model(bench: Bench) -> Results:
     if largest:
         draws = {"n": [oracle.n_measurements, oracle.n_samples]}
         parts += [bench.kept(kind_of(f), partial(_judge_draws, bench, f), **draws) for f in oracle.families]
-    if largest and bench.variant == "invfusion":
+    if largest and bench.model in ("invfusion", GAUSSIAN):
         parts += [
             bench.kept("mmse", partial(_judge_mmse, bench, sets)),
             bench.kept("nppc", partial(_judge_nppc, bench)),
@@ -138,7 +147,7 @@ def build(bench: Bench) -> Denoiser:
     """A denoiser of one level with patches of 2 x 2 pixels."""
     channels, *sides = bench.prior.image_shape
     config = DenoiserConfig(
-        variant=bench.variant,
+        **RECIPES[bench.model].architecture,
         image_size=(sides[0], sides[1]),
         channels=channels,
         patch_size=2,
@@ -148,7 +157,7 @@ def build(bench: Bench) -> Denoiser:
         mapping_hidden=128,
         dropout=0.0,
     )
-    return Denoiser(config, bench.params.seed)
+    return Denoiser(config, bench.params.seed, gaussian_prior(bench.prior) if bench.model == GAUSSIAN else None)
 
 
 @dataclass(frozen=True)
@@ -185,9 +194,8 @@ def trained(bench: Bench, name: str, task: Task, build: Callable[[], Denoiser]) 
 def diffusion_model(bench: Bench, images: int) -> Denoiser:
     """The bench's model after so many images: all families in equal parts, and to generate."""
     config = bench.chosen.model_copy(update={"images": images})
-    degradation = None if bench.variant == "unconditional" else _all_families(bench)
-    task = Task(config.loss, degradation, GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed)
-    return trained(bench, bench.variant, task, partial(build, bench))
+    task = Task(config.loss, _all_families(bench), GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed)
+    return trained(bench, bench.model, bench.params.recipe(bench.model).task(task), partial(build, bench))
 
 
 def _all_families(bench: Bench) -> Mixture:
@@ -244,8 +252,10 @@ def _measured(bench: Bench, family: DegradationFamily) -> list[Measured]:
 def _judge_excess(bench: Bench, images: int, sets: dict[str, list[Measured]]) -> Results:
     """The excess risk of the MMSE estimate on every family; of the unconditional model, that of denoising."""
     model, total = diffusion_model(bench, images), -(-images // bench.chosen.batch_size) * bench.chosen.batch_size
-    if bench.variant != "unconditional":
-        return _excess(bench, model, f"{bench.variant}_mmse", total, sets)
+    if bench.model == GAUSSIAN:
+        return _excess(bench, model, bench.label, total, sets)
+    if bench.model != "unconditional":
+        return _excess(bench, model, f"{bench.model}_mmse", total, sets)
     found = []
     for sigma in DENOISING:
         head = bench.head("unconditional", "denoising", 1) | {"sigma_y": sigma, "images": total, "width": bench.width}
@@ -260,6 +270,20 @@ def _excess(bench: Bench, model: Denoiser, method: str, images: int, sets: dict[
         errors = torch.cat([_error(_read_out(bench, model, MMSE(), b.measurement).x, b.mean) for b in batches])
         found.append(excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed))
     return Results(found)
+
+
+def judge_wiener(bench: Bench) -> Results:
+    """The excess risk of the best linear estimate, which is trained on nothing."""
+
+    def compute() -> Results:
+        prior, found = gaussian_prior(bench.prior), []
+        for degradation, batches in measured_sets(bench).items():
+            head = bench.head("Wiener", degradation, 0) | {"settings": {}, "images": 0, "width": 0}
+            errors = torch.cat([_error(prior.posterior(b.measurement).mean, b.mean) for b in batches])
+            found.append(excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed))
+        return Results(found)
+
+    return bench.kept("wiener", compute)
 
 
 def excess_record(head: Head, errors: Tensor, risks: Tensor, seed: int) -> OracleRecord:
@@ -313,8 +337,8 @@ def _denoising_errors(bench: Bench, model: Denoiser, sigma: float) -> tuple[Tens
 
 def _judge_draws(bench: Bench, family: DegradationFamily) -> Results:
     """Posterior samples of a trained model; the unconditional one restores by DDRM."""
-    sampler = DDRM() if bench.variant == "unconditional" else Heun(n_steps=bench.chosen.n_steps)
-    method = "unconditional_ddrm" if bench.variant == "unconditional" else bench.variant
+    sampler = DDRM() if bench.model == "unconditional" else Heun(n_steps=bench.chosen.n_steps)
+    method = "unconditional_ddrm" if bench.model == "unconditional" else bench.label
     chosen, seed = bench.params.oracle, bench.params.seed
     measurements = draw_measurements(bench.prior, family, chosen.n_measurements, bench.sigma_y, seed)
     draw = Candidate(sampler, diffusion_model(bench, bench.chosen.total_images))
@@ -324,7 +348,8 @@ def _judge_draws(bench: Bench, family: DegradationFamily) -> Results:
 
 def _judge_mmse(bench: Bench, sets: dict[str, list[Measured]]) -> Results:
     estimator = distilled(bench, "mmse", MMSELoss(), _all_families(bench), lambda teacher: teacher)
-    return _excess(bench, estimator, "mmse", bench.chosen.total_images + bench.chosen.distill_images, sets)
+    method = "InvFusion-G distilled" if bench.model == GAUSSIAN else "mmse"
+    return _excess(bench, estimator, method, bench.chosen.total_images + bench.chosen.distill_images, sets)
 
 
 def _judge_nppc(bench: Bench) -> Results:
@@ -335,7 +360,7 @@ def _judge_nppc(bench: Bench) -> Results:
     )
     parts = zip(*_directions(bench, estimator, family), strict=True)
     captured, best, predicted, actual = (torch.cat(part) for part in parts)
-    head = bench.head("nppc", kind_of(family), 1)
+    head = bench.head("InvFusion-G NPPC" if bench.model == GAUSSIAN else "nppc", kind_of(family), 1)
     records = [
         ratio_record(head, "nppc_captured", captured, best, generator(seed, "oracle/nppc")),
         ratio_record(head, "nppc_std_ratio", predicted, actual, generator(seed, "oracle/nppc")),

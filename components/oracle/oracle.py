@@ -56,6 +56,7 @@ from invfusion.oracle import (
     draw_measurements,
     exact_sampler,
     fit_mixture,
+    gaussian_prior,
 )
 from invfusion.samplers import SAMPLERS, Sampler
 
@@ -183,8 +184,9 @@ def _judge_sampler(cell: Cell, sampler: Sampler) -> Results:
 
 
 def judge_sampler(cell: Cell, head: Head, sampler: Sampler) -> Results:
-    """One sampler with the exact denoiser of the cell's prior."""
-    draw = Candidate(sampler, ExactDenoiser(cell.prior))
+    """One sampler with the exact denoiser of the cell's prior; those of a Gaussian posterior with the best Gaussian."""
+    source = gaussian_prior(cell.prior) if "prior" in sampler.requires else ExactDenoiser(cell.prior)
+    draw = Candidate(sampler, source)
     try:
         verdict = cell.oracle.judge(draw)
     except OperatorError as error:

@@ -19,6 +19,7 @@ from components.memo import Memo
 from components.memo import identity as named
 from components.records import Record, tidy, write_records
 from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.gaussian import GaussianPrior
 from invfusion.metrics import coverage, cumulative
 from invfusion.operators import Measurement
 from invfusion.oracle import Verdict
@@ -108,7 +109,7 @@ def in_parallel(jobs: Sequence[Job]) -> list[Results]:
 class Candidate:
     """A sampler with a denoiser, in the form that the oracle judges; nfe: the network calls of its last run."""
 
-    def __init__(self, sampler: Sampler, denoiser: DenoiserLike) -> None:
+    def __init__(self, sampler: Sampler, denoiser: DenoiserLike | GaussianPrior) -> None:
         self.sampler, self.denoiser, self.nfe = sampler, denoiser, 0
 
     @torch.no_grad()

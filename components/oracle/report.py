@@ -202,7 +202,7 @@ def _distances(records: Sequence[OracleRecord]) -> Picture | None:
 
 def _excess(records: Sequence[OracleRecord]) -> Picture | None:
     """Excess risk against training images, a panel for each family."""
-    chosen = [r for r in records if r.metric == "excess_mse" and r.value is not None]
+    chosen = [r for r in records if r.metric == "excess_mse" and r.value is not None and r.images]
     panels = {
         ("MSE / Bayes MSE − 1", degradation): {
             name: figures.points(same, lambda r: r.images, lambda _, value: value - 1)

@@ -11,7 +11,7 @@ from components.tracking import Version
 # The families on which the operator cannot be guessed from H†y, so that knowing it must show (paper, section 4).
 OPERATOR_MATTERS = ("strided_motion_blur", "matrix")
 # The methods whose numbers travel with a version: its own members, and what they are compared with.
-JUDGED = ("InvFusion", "InvFusion MMSE", "MMSE", "NPPC", "Palette")
+JUDGED = ("InvFusion", "InvFusion MMSE", "InvFusion-G", "InvFusion-G MMSE", "MMSE", "NPPC", "Palette")
 # What every evaluated degradation needs a number of.
 NEEDED = ("psnr", "consistency_mse")
 
@@ -27,37 +27,37 @@ class Gate:
 
 def judge(records: list[Record], params: Params, champion: Version | None) -> list[Gate]:
     """Compare an evaluation with the gates and with the present champion."""
-    gates = params.register_.gates
+    gates, method = params.register_.gates, params.registered_method
     before = stored(champion) if champion is not None else []
     return [
-        *missing_gates(records, [family.kind for family in params.evaluate.families], before),
-        *consistency_gates(records, gates.max_consistency_mse),
-        *calibration_gates(records, gates.max_std_ratio, gates.max_calibration_gap),
-        *palette_gates(records, gates.min_psnr_gain_over_palette),
-        *champion_gates(records, gates.min_psnr_gain_over_champion, champion),
+        *missing_gates(method, records, [family.kind for family in params.evaluate.families], before),
+        *consistency_gates(method, records, gates.max_consistency_mse),
+        *calibration_gates(method, records, gates.max_std_ratio, gates.max_calibration_gap),
+        *palette_gates(method, records, gates.min_psnr_gain_over_palette),
+        *champion_gates(method, records, gates.min_psnr_gain_over_champion, champion),
     ]
 
 
-def missing_gates(records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:
+def missing_gates(method: str, records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:
     """Every number that is needed, or that the champion had, is there."""
-    needed = {("InvFusion", family, metric) for family in families for metric in NEEDED}
-    needed |= {r.key for r in before if r.method == "InvFusion" and r.value is not None}
+    needed = {(method, family, metric) for family in families for metric in NEEDED}
+    needed |= {r.key for r in before if r.method == method and r.value is not None}
     missing = sorted(needed - {r.key for r in records if r.value is not None})
     shown = ", ".join("/".join(key) for key in missing[:5]) + (" ..." if len(missing) > 5 else "")
     yield Gate("no missing metrics", not missing, f"missing: {shown}" if missing else f"all {len(needed)} are there")
 
 
-def consistency_gates(records: list[Record], limit: float) -> Iterator[Gate]:
+def consistency_gates(method: str, records: list[Record], limit: float) -> Iterator[Gate]:
     """The restorations must agree with the measurements, in every degradation."""
-    found = {r.degradation: r.value for r in select(records, "InvFusion", "consistency_mse")}
+    found = {r.degradation: r.value for r in select(records, method, "consistency_mse")}
     if not found:
-        yield Gate("consistency", False, "the evaluation has no consistency of 'InvFusion'")
+        yield Gate("consistency", False, f"the evaluation has no consistency of '{method}'")
     for degradation, value in found.items():
         passed = value is not None and value <= limit
         yield Gate(f"consistency on {degradation}", passed, f"MSE {_number(value)}, allowed {limit:g}")
 
 
-def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -> Iterator[Gate]:
+def calibration_gates(method: str, records: list[Record], max_ratio: float, max_gap: float) -> Iterator[Gate]:
     """Where the evaluation measured how far the model's own uncertainty can be trusted, it can.
 
     `nppc_std_ratio` is predicted over actual standard deviation; metrics that end in `_gap` are distances of the
@@ -65,7 +65,7 @@ def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -
     """
     found = available(records)
     ratios = {r.degradation: r.value for r in select(found, "NPPC", "nppc_std_ratio")}
-    deviations = [r for r in found if r.method == "InvFusion" and r.metric.endswith("_gap")]
+    deviations = [r for r in found if r.method == method and r.metric.endswith("_gap")]
     if not ratios and not deviations:
         yield Gate("calibration", True, "not available: the evaluation did not measure it")
     for degradation, ratio in ratios.items():
@@ -77,9 +77,9 @@ def calibration_gates(records: list[Record], max_ratio: float, max_gap: float) -
         yield Gate(f"calibration on {r.degradation}", r.value is not None and r.value <= max_gap, reason)
 
 
-def palette_gates(records: list[Record], least: float) -> Iterator[Gate]:
+def palette_gates(method: str, records: list[Record], least: float) -> Iterator[Gate]:
     """Knowing the operator must pay where it cannot be guessed."""
-    ours, theirs = scores(records, "InvFusion"), scores(records, "Palette")
+    ours, theirs = scores(records, method), scores(records, "Palette")
     shared = [d for d in OPERATOR_MATTERS if d in ours and d in theirs]
     if not shared:
         yield Gate("gain over Palette", False, f"the evaluation compares none of {', '.join(OPERATOR_MATTERS)}")
@@ -89,12 +89,12 @@ def palette_gates(records: list[Record], least: float) -> Iterator[Gate]:
         yield Gate(f"gain over Palette on {degradation}", same and gain >= least, reason)
 
 
-def champion_gates(records: list[Record], least: float, champion: Version | None) -> Iterator[Gate]:
+def champion_gates(method: str, records: list[Record], least: float, champion: Version | None) -> Iterator[Gate]:
     """Not worse than the champion, on the very measurements on which the champion was judged."""
     if champion is None:
         yield Gate("gain over the champion", True, "there is no other champion")
         return
-    ours, before = scores(records, "InvFusion"), scores(stored(champion), "InvFusion")
+    ours, before = scores(records, method), scores(stored(champion), method)
     other = (
         f"version {champion.number} was measured on other measurements: evaluate both on one set, or promote by hand "
         "and say why (python -m components.registry.promotion promote ... --anyway)"

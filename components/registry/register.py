@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 MODELS = Path("artifacts/models")
 EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
-# The model that restores, and its distilled companions where they were trained.
-MEMBERS = ("invfusion", "mmse", "nppc")
+# The model that restores goes by this name in the package; beside it, its distilled companions where they were trained.
+MAIN, COMPANIONS = "invfusion", ("mmse", "nppc")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "filelock", "pandas")
 LICENCE = "Apache-2.0"
 
@@ -64,7 +64,7 @@ def register(params: Params) -> Registration:
         DataError: the evaluation is missing.
         ServiceError: MLflow does not answer.
     """
-    checkpoints = find_checkpoints(MODELS)
+    checkpoints = find_checkpoints(MODELS, params.register_.model)
     records = read_records(EVALUATION)
     check_checkpoints(checkpoints, params)
     checkpoint = checkpoint_hash(checkpoints)
@@ -107,11 +107,11 @@ def decide(registry: Registry, version: Version, records: list[Record], params: 
 # The model and what is stored with it.
 
 
-def find_checkpoints(folder: Path) -> dict[str, Path]:
-    """The checkpoint folders that make the registered model."""
-    if not (folder / "invfusion" / "model.safetensors").exists():
-        raise CheckpointError(f"{folder / 'invfusion'} holds no trained model; run `dvc repro train@invfusion` first")
-    return {name: folder / name for name in MEMBERS if (folder / name).is_dir()}
+def find_checkpoints(folder: Path, model: str) -> dict[str, Path]:
+    """The checkpoint folders that make the registered model, by their names in the package."""
+    if not (folder / model / "model.safetensors").exists():
+        raise CheckpointError(f"{folder / model} holds no trained model; run `dvc repro train@{model}` first")
+    return {MAIN: folder / model} | {name: folder / name for name in COMPANIONS if (folder / name).is_dir()}
 
 
 def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
@@ -122,19 +122,20 @@ def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
     """
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
     for name, folder in checkpoints.items():
-        trained_as = load_manifest(folder).get("name", name)
+        expected = params.register_.model if name == MAIN else name
+        trained_as = load_manifest(folder).get("name", expected)
         config = load_denoiser(folder).config
         found = {
-            f"it was trained as '{trained_as}'": trained_as != name,
-            f"its network is '{config.variant}'": name == "invfusion" and config.variant != "invfusion",
+            f"it was trained as '{trained_as}'": trained_as != expected,
+            f"its network is '{config.variant}'": name == MAIN and config.variant != "invfusion",
             f"it has {config.n_components} components": (config.n_components > 0) != (name == "nppc"),
             f"it makes images {config.image_shape}, data.image_size asks for {shape}": config.image_shape != shape,
         }
         wrong = [reason for reason, is_wrong in found.items() if is_wrong]
         if wrong:
             raise CheckpointError(
-                f"{folder} does not hold this project's model '{name}': {', '.join(wrong)}; train it anew, or bring "
-                "back the folder with `dvc checkout`"
+                f"{folder} does not hold this project's model '{expected}': {', '.join(wrong)}; train it anew, or "
+                "bring back the folder with `dvc checkout`"
             )
 
 
@@ -142,7 +143,7 @@ def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
     """The sha256 of the weights and architectures; where and when they were made does not count."""
     digest = hashlib.sha256()
     for name, folder in sorted(checkpoints.items()):
-        for file in ("config.json", "model.safetensors"):
+        for file in ("config.json", "model.safetensors", *(p.name for p in folder.glob("prior.safetensors"))):
             digest.update(f"{name}/{file} {_sha256((folder / file).read_bytes())}\n".encode())
     return digest.hexdigest()
 
@@ -154,7 +155,7 @@ def metrics_of(records: Iterable[Record]) -> dict[str, float]:
 
 def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
     """The facts that travel with a version as its tags."""
-    manifest = json.loads((MODELS / "invfusion" / "manifest.json").read_text())
+    manifest = json.loads((MODELS / params.register_.model / "manifest.json").read_text())
     return {
         "checkpoint": checkpoint,
         "data.name": params.data.name,

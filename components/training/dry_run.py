@@ -17,11 +17,15 @@ from components.profiles import load_profile
 from components.training.train import network
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import Condition
+from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
 from invfusion.rng import generator, generators, randn
 
 log = logging.getLogger(__name__)
+
+# Images that a stand-in for the Gaussian prior is fitted to.
+STAND_IN = 17
 
 
 def dry_run(params: Params, batch_size: int = 1) -> None:
@@ -31,11 +35,14 @@ def dry_run(params: Params, batch_size: int = 1) -> None:
         InvFusionError: the model, the operators or the loss do not fit together.
     """
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
+    # The images' own is fitted at staging.
+    stand_in = GaussianPrior.fit(randn(shape, generators(params.seed, "dry-run/prior", range(STAND_IN))))
     for name in params.train.models:
         with torch.device("meta"):
-            model = network(params, name)
+            model = network(params, name, prior=stand_in)
         log.info("%-13s %11s parameters", name, f"{sum(p.numel() for p in model.parameters()):,}")
-    denoiser = network(params, "invfusion")
+    largest = "invfusion_g" if "invfusion_g" in params.train.models else "invfusion"
+    denoiser = network(params, largest, prior=stand_in)
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
     for family in families(params.degradation):
         _one_step(params, denoiser, x, family)

@@ -13,7 +13,7 @@ TRAINING = ("invfusion.training.loop", "invfusion.models.checkpoint")
 
 def identity(params: Params, name: str) -> dict[str, Any]:
     """All of it, as JSON: what makes a model of the pipeline stale where it differs."""
-    architecture = params.denoiser_config(**params.recipe(name).architecture).model_dump(mode="json")
+    architecture = params.architecture(name).model_dump(mode="json")
     first = {"architecture": architecture} if params.starts_from(name) is None else {}
     task = params.task(name)
     recipe = {"recipe": params.recipe(name).model_dump(mode="json")}

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from components import cli, tracking
 from components.children import child
 from components.code import code_digest
+from components.data.prior import staged_prior
 from components.device import n_processes, pick_device, threads_each
 from components.params import Params, RuntimeConfig
 from components.progress import Progress
@@ -31,6 +32,7 @@ from components.training import identity
 from components.training.grids import SAMPLER, restoration_grid
 from invfusion.data import StagedDataset, TrainingStream
 from invfusion.errors import DataError, InvFusionError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models import (
     Denoiser,
     checkpoint_activations,
@@ -75,11 +77,15 @@ def train(params: Params, name: str) -> Path:
     return run(params, name, network(params, name))
 
 
-def network(params: Params, name: str, start: Path | None = None) -> Denoiser:
-    """The network before training. start: the folder of the model that it starts from; None: the pipeline's."""
+def network(params: Params, name: str, start: Path | None = None, prior: GaussianPrior | None = None) -> Denoiser:
+    """The network before training. start: the folder of the model that it starts from; None: the pipeline's. prior: in
+    place of the one that was staged with the images."""
     recipe, before = params.recipe(name), params.starts_from(name)
     if before is None:
-        return recipe.network(params.denoiser_config(**recipe.architecture), params.seed)
+        config = params.architecture(name)
+        if config.preconditioning == "gaussian" and prior is None:
+            prior = staged_prior(STAGED)
+        return recipe.network(config, params.seed, prior if config.preconditioning == "gaussian" else None)
     assert isinstance(recipe, Distillation), name
     return recipe.network_from(load_denoiser(start or MODELS / before), params.seed)
 
@@ -142,6 +148,8 @@ def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig) -> None:
 
 def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
     """What defines a trained model, with the fingerprint of all that its training state depends on."""
+    if denoiser.prior is not None:
+        denoiser.prior.check_fits(dataset.image_shape, dataset.digest)
     chosen = identity.settings(params.task(name))
     defining = chosen | {
         "name": name,
@@ -157,7 +165,8 @@ def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDatas
 
 def _hash_weights(denoiser: Denoiser) -> str:
     digest = hashlib.sha256()
-    for tensor in denoiser.state_dict().values():
+    prior = {} if denoiser.prior is None else denoiser.prior.tensors()
+    for tensor in [*denoiser.state_dict().values(), *prior.values()]:
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 

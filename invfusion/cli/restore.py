@@ -5,7 +5,7 @@
   invfusion restore photo.png -o out.png --scale 4 --filter bicubic
   invfusion restore folder/ 'more/*.jpg' -o restored/ --scale 2 --samples 4 --std std.png
 
-Beside out.png lies out.png.json: operator, model, seed, residual. With several samples, out.png is their mean, and
+Beside out.png lies out.png.json: operator, model, seed, residual. With several samples, out.png is the mean, and
 out-1.png, out-2.png, ... are the samples. --sigma is the noise's standard deviation in pixel units of [-1, 1]: 0.01 is
 1.3 grey levels of 255. Without --model the shipped model `photos` is taken: a Gaussian model of photographs, in which
 there is no network.
@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task_arguments(parser)
     parser.add_argument("--sigma", default="0", metavar="S", help="standard deviation of the noise, or 'estimate'")
     how = parser.add_argument_group("how to restore it")
-    how.add_argument("--method", default="sample", help="sample (default), mmse, nppc, or the name of a sampler")
+    how.add_argument(
+        "--method",
+        help="sample (default), mmse (the posterior mean; default with the model photos and one sample), nppc, or the "
+        "name of a sampler",
+    )
     how.add_argument("--samples", type=int, default=1, metavar="N", help="draws for each picture")
     how.add_argument("--std", metavar="S.png", help="also write the standard deviation of each pixel (white: largest)")
     how.add_argument("--model", default=PHOTOS, help="a checkpoint folder, models:/name@alias, or photos (default)")
@@ -102,7 +106,7 @@ def request_from(options: argparse.Namespace) -> Request:
         model=model,
         model_facts=describe_model(options.model, model),
         sigma_y=sigma_y,
-        method=options.method,
+        method=options.method or ("mmse" if options.model == PHOTOS and options.samples == 1 else "sample"),
         n_samples=options.samples,
         seed=options.seed,
         tile=options.tile,

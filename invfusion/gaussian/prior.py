@@ -121,6 +121,7 @@ class GaussianPrior(nn.Module):
         """Write a safetensors file."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
         save_file(tensors, path, metadata={"data": self.data})
+        Path(path).chmod(0o644)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

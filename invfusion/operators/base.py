@@ -438,6 +438,14 @@ def checked_binary(mask: Tensor, name: str, meaning: str) -> Tensor:
     return mask if mask.is_floating_point() else mask.float()
 
 
+def planes(mask: Tensor, name: str) -> Tensor:
+    """Masks (H, W), (B, H, W) or (B, 1, H, W) as (B, 1, H, W); raises `ShapeError` for other numbers of axes."""
+    if mask.ndim not in (2, 3, 4):
+        raise ShapeError(f"{name} must be (H, W), (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
+    mask = mask[None] if mask.ndim == 2 else mask
+    return mask[:, None] if mask.ndim == 3 else mask
+
+
 def rows_of(index: Index, batch_size: int) -> list[int]:
     """The rows that an index (n,) picks among `batch_size`; raises `ShapeError` unless it picks one that exists."""
     if isinstance(index, slice):

@@ -51,13 +51,20 @@ class StridedConvolution(LinearOperator):
 
     def __init__(self, image_shape: Sequence[int], kernel: Tensor, stride: int, cutoff: float = CUTOFF) -> None:
         c, h, w = checked_image_shape(image_shape)
+        if type(stride) is not int or type(cutoff) not in (int, float) or not 0 <= cutoff < 1:
+            raise OperatorError(
+                f"operator '{self.kind}' needs a whole number as stride and a cutoff in [0, 1), "
+                f"got {stride!r} and {cutoff!r}"
+            )
         if stride < 1 or h % stride or w % stride:
             raise ShapeError(f"stride {stride} must divide both sides of the image {h}x{w}")
+        if kernel.ndim != 3:
+            raise ShapeError(f"the kernel of images {h}x{w} must be (B, {h}, {w}), got {tuple(kernel.shape)}")
         super().__init__(len(kernel), image_shape, (c, h // stride, w // stride))
         if tuple(kernel.shape[1:]) != (h, w):
             raise ShapeError(f"the kernel of images {h}x{w} must be (B, {h}, {w}), got {tuple(kernel.shape)}")
         self.stride = stride
-        self.cutoff = cutoff
+        self.cutoff = float(cutoff)
         self.register_buffer("kernel", kernel)
 
     @derived
@@ -117,9 +124,4 @@ class StridedConvolution(LinearOperator):
     def from_tensors(cls, image_shape: Sequence[int], tensors: dict[str, Tensor], attributes: dict[str, Any]) -> Self:
         check_definition(cls.kind, tensors, ["kernel"], "tensors")
         check_definition(cls.kind, attributes, ["stride", "cutoff"], "attributes")
-        stride, cutoff = attributes["stride"], attributes["cutoff"]
-        if type(stride) is not int or type(cutoff) not in (int, float) or not 0 <= cutoff < 1:
-            raise OperatorError(
-                f"operator '{cls.kind}' needs a whole number as stride and a cutoff in [0, 1), got {attributes}"
-            )
-        return cls(image_shape, tensors["kernel"], stride, float(cutoff))
+        return cls(image_shape, tensors["kernel"], attributes["stride"], attributes["cutoff"])

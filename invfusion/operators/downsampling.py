@@ -11,6 +11,9 @@ from invfusion.operators.base import Gain, LinearOperator, checked_image_shape, 
 
 Filter = Literal["bicubic", "area", "lanczos", "nearest"]
 
+# Pixels of an axis, whose matrix is dense.
+MAX_SIDE = 2**14
+
 
 class Axis(NamedTuple):
     """The map of one axis, n pixels to m: its matrix (m, n), the singular value decomposition U, q, V^T of it."""
@@ -43,6 +46,8 @@ class Downsampling(LinearOperator):
             raise OperatorError(f"the factor of down-sampling must be a whole number of at least 1, got {factor!r}")
         if filter not in get_args(Filter):
             raise OperatorError(f"filter must be one of {', '.join(get_args(Filter))}, got {str(filter)[:40]!r}")
+        if max(h, w) > MAX_SIDE:
+            raise ShapeError(f"down-sampling keeps the matrix of an axis, of at most {MAX_SIDE} pixels, got {h}x{w}")
         if h % factor or w % factor:
             crop = f"{h - h % factor}x{w - w % factor}"
             raise ShapeError(f"the factor {factor} does not divide both sides of images {h}x{w}: crop them to {crop}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import Gain, LinearOperator, aligned, checked_binary, derived
+from invfusion.operators.base import Gain, LinearOperator, aligned, checked_binary, checked_image_shape, derived, planes
 
 
 class Fourier(LinearOperator):
@@ -24,10 +24,8 @@ class Fourier(LinearOperator):
     mask: Tensor
 
     def __init__(self, image_shape: Sequence[int], mask: Tensor) -> None:
-        if mask.ndim not in (2, 3, 4):
-            raise ShapeError(f"a Fourier mask must be (H, W), (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
-        mask = mask.reshape(-1, 1, *mask.shape[-2:]) if mask.ndim < 4 else mask
-        c, h, w = (*image_shape, 0, 0, 0)[:3]
+        mask = planes(mask, "a Fourier mask")
+        c, h, w = checked_image_shape(image_shape)
         if tuple(mask.shape[1:]) != (1, h, w):
             raise ShapeError(
                 f"the Fourier mask of images {tuple(image_shape)} must be {h}x{w}, got {tuple(mask.shape)}"

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from invfusion.errors import ShapeError
-from invfusion.operators.base import checked_binary
+from invfusion.operators.base import checked_binary, planes
 from invfusion.operators.masks import MaskOperator
 
 
@@ -21,10 +20,7 @@ class Inpainting(MaskOperator):
     kind: ClassVar[str] = "inpainting"
 
     def __init__(self, image_shape: Sequence[int], mask: Tensor) -> None:
-        if mask.ndim not in (2, 3, 4):
-            raise ShapeError(f"a mask must be (H, W), (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
-        mask = mask.reshape(-1, 1, *mask.shape[-2:]) if mask.ndim < 4 else mask
-        super().__init__(image_shape, 1 - checked_binary(mask, "a mask", "1 is missing"))
+        super().__init__(image_shape, 1 - checked_binary(planes(mask, "a mask"), "a mask", "1 is missing"))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"mask": 1 - self.mask}

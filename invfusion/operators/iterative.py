@@ -149,7 +149,7 @@ class ImplicitSolve(torch.autograd.Function):
         return torch.zeros_like(residual)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.solve(gradients[0]), None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
-from invfusion.operators.base import Gain, LinearOperator, aligned, checked_binary
+from invfusion.operators.base import Gain, LinearOperator, aligned, checked_binary, planes
 
 
 class MaskOperator(LinearOperator):
@@ -20,7 +20,7 @@ class MaskOperator(LinearOperator):
     mask: Tensor
 
     def __init__(self, image_shape: Sequence[int], mask: Tensor) -> None:
-        mask = checked_binary(mask, "a mask", "1 is seen")
+        mask = checked_binary(planes(mask, "a mask"), "a mask", "1 is seen")
         super().__init__(len(mask), image_shape, image_shape)
         expected = (self.batch_size, 1, *self.image_shape[1:])
         if tuple(mask.shape) != expected:

@@ -20,9 +20,9 @@ class NullOperator(LinearOperator):
     placeholder: Tensor
 
     def __init__(self, image_shape: Sequence[int], placeholder: Tensor) -> None:
-        super().__init__(len(placeholder), image_shape, (0,))
-        if placeholder.shape[1:] != (0,):
+        if placeholder.ndim != 2 or placeholder.shape[1]:
             raise ShapeError(f"the placeholder of a null operator must be (B, 0), got {tuple(placeholder.shape)}")
+        super().__init__(len(placeholder), image_shape, (0,))
         self.register_buffer("placeholder", placeholder)
 
     def _forward(self, x: Tensor) -> Tensor:

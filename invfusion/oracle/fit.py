@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ConfigError
+from invfusion.gaussian import GaussianPrior
+from invfusion.gaussian.covariance import LowRank
 from invfusion.oracle.mixture import GaussianMixture
 from invfusion.rng import derive_seed
 
@@ -41,3 +43,12 @@ def fit_mixture(
         factors=directions @ torch.linalg.cholesky(torch.from_numpy(em.covariances_)),
         diagonal=torch.from_numpy(left_out),
     )
+
+
+def gaussian_prior(prior: GaussianMixture) -> GaussianPrior:
+    """The Gaussian prior with the mean and the covariance of a mixture: the best of its kind for these images."""
+    variances, basis = torch.linalg.eigh(prior.covariance()[0])
+    floor = variances[0]
+    above = variances > floor
+    covariance = LowRank(basis[:, above].view(*prior.image_shape, -1), variances[above] - floor, floor)
+    return GaussianPrior(prior.mean[0], covariance)

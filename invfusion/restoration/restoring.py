@@ -30,7 +30,7 @@ class Restoration:
     """What `restore` returns; all of it float32, on the device of y.
 
     images: (B, C, H, W) in [-1, 1] units, not clipped, or (B, n_samples, C, H, W) where more than one was asked for.
-    mean: (B, C, H, W), of the samples, or the model's estimate of the posterior mean.
+    mean: (B, C, H, W), the posterior mean where the model knows it, or else the mean of the samples.
     std: (B, C, H, W), the standard deviation of each pixel over the samples or along NPPC's directions; None where a
         method tells nothing of it.
     residual: root mean square of Hx - y over the entries that measure anything, (B,) or (B, n_samples): sigma_y at
@@ -170,6 +170,16 @@ class _Run:
     def _part(self, rows: list[int]) -> Measurement:
         return self.measurement if rows == list(range(len(self.measurement.y))) else self.measurement.select(rows)
 
+    def _mean(self, draws: Tensor) -> Tensor:
+        """Of draws (B, n, C, H, W), or what they are draws around, where the model knows that itself."""
+        exact = getattr(self.denoiser, "samplers", {}).get("mmse")
+        if exact is None or draws.shape[1] == 1:
+            return draws.mean(1)
+        whole = self.measurement
+        unused = generators(self.seed, "restore", range(len(draws)))
+        output = exact.sample(self.denoiser, whole, torch.zeros_like(draws[:, 0]), generators=unused)
+        return self._projected(output.x, whole)
+
     def _gap(self, x: Tensor, source: int, seen: Tensor) -> tuple[Tensor, Tensor]:
         """How far Hx is from y: root mean square, and typically."""
         part = self._part([source])
@@ -181,7 +191,7 @@ class _Run:
     ) -> Restoration:
         n, measurement = self.n_samples, self.measurement
         grouped = images.view(-1, n, *images.shape[1:])
-        mean = grouped.mean(1)
+        mean = self._mean(grouped)
         components = stds = std = None
         if outputs[0].components is not None:
             components = torch.cat([output.components for output in outputs if output.components is not None])
@@ -267,7 +277,7 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:
             "sigma_y='estimate' needs scikit-image; pip install 'invfusion[pictures]', or state sigma_y"
         ) from None
     rows = (row.cpu().double().numpy() for row in y)
-    levels = [estimate_sigma(row, channel_axis=0, average_sigmas=True) for row in rows]  # type: ignore[no-untyped-call]
+    levels = [estimate_sigma(row, channel_axis=0, average_sigmas=True) for row in rows]
     return torch.tensor(levels, dtype=torch.float32, device=y.device)
 
 

@@ -30,7 +30,7 @@ class _OfPrior(Sampler):
 class Wiener(_OfPrior):
     """The mean of the Gaussian posterior, the best estimate that is linear in y: the Wiener filter."""
 
-    follows: ClassVar[Follows] = "approximation"
+    follows: ClassVar[Follows] = "mean"
     kind: Literal["wiener"] = "wiener"
 
     def _sample(

@@ -23,10 +23,10 @@ WRONG = [
     ("image_size: 16", "image_size: 20", "strides [8]"),
     ("lr: 2.0e-3", "lr: fast", "train.lr: Input should be a valid number"),
     ("sigma_y: [0.0, 0.0]", "sigma_y: [0.3, 0.0]", "noise.sigma_y: a range is [low, high] with low <= high"),
-    ("{mmse: invfusion, nppc", "{mmse: palette, nppc", None),
+    ("{mmse: invfusion_g, nppc", "{mmse: palette, nppc", None),
     (
-        "methods: [H_pinv y, DDRM",
-        "methods: [H_pinv y, DDRN",
+        "    - DDRM",
+        "    - DDRN",
         "evaluate.methods: unknown method 'DDRN'; did you mean 'DDRM'",
     ),
     (
@@ -47,22 +47,28 @@ WRONG = [
     ),
     ("  noise: {kind: gaussian, sigma_y: 0.0}", "  noise: {kind: poisson, peak: 9}", "leave out matrix, or choose"),
     (
-        "models: [unconditional, palette, invfusion]",
+        "models: [unconditional, palette, invfusion, invfusion_g]",
         "models: [palette]",
-        "train.distilled.mmse: 'invfusion' is not among train.models",
+        "train.distilled.mmse: 'invfusion_g' is not among train.models",
     ),
-    ("palette, invfusion]", "palete, invfusion]", "train.models: unknown model 'palete'; did you mean 'palette'?"),
+    ("palette, invfusion,", "palete, invfusion,", "train.models: unknown model 'palete'; did you mean 'palette'?"),
     (
-        "{mmse: invfusion, nppc",
+        "{mmse: invfusion_g, nppc",
         "{nppcc: invfusion, nppc",
         "unknown model 'nppcc'; did you mean 'nppc'?",
     ),
-    ("{mmse: invfusion, nppc", "{unrolled_ddrm: unconditional, nppc", None),
+    ("{mmse: invfusion_g, nppc", "{unrolled_ddrm: unconditional, nppc", None),
     (
-        "{mmse: invfusion, nppc",
+        "{mmse: invfusion_g, nppc",
         "{mmse: unconditional, nppc",
         "'unconditional' is no model that distilled MMSE",
     ),
+    (
+        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000}\n",
+        "",
+        "'invfusion_g' needs the images' Gaussian prior; set data.gaussian_prior",
+    ),
+    ("preconditioning: edm", "preconditioning: edn", "model.preconditioning: Input should be 'edm' or 'gaussian'"),
     ("n_components: 3", "n_component: 3", "recipes.nppc.n_component: unknown key; did you mean 'n_components'?"),
 ]
 

@@ -42,7 +42,7 @@ def params(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def settings() -> Any:
     params = load_profile()
-    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
+    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES), "model": "invfusion"})
     return params.model_copy(update={"register_": register})
 
 

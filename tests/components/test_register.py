@@ -54,7 +54,7 @@ def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_run(tmp_path, n=1)
     params = load_profile()
-    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES)})
+    register = params.register_.model_copy(update={"gates": GatesConfig(**GATES), "model": "invfusion"})
     return params.model_copy(update={"register_": register})
 
 
@@ -198,7 +198,7 @@ def test_gates_fail_without_evidence(params: Any) -> None:
 
 def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
     other = tracking.Version("1", {"metrics": json.dumps({"InvFusion/matrix/psnr": [1.0, 0.9, 1.1, 180, "another"]})})
-    (gate,) = gates.champion_gates(records(), -0.2, other)
+    (gate,) = gates.champion_gates("InvFusion", records(), -0.2, other)
     assert not gate.passed
     assert "version 1 was measured on other measurements" in gate.reason
 
@@ -207,7 +207,7 @@ def test_one_degradation_of_other_measurements_is_enough() -> None:
     found = records()
     changed = [replace(r, measurements_sha256="another") if r.degradation == "matrix" else r for r in found]
     champion = tracking.Version("1", {"metrics": gates.packed(found)})
-    failed = [gate.name for gate in gates.champion_gates(changed, -0.2, champion) if not gate.passed]
+    failed = [gate.name for gate in gates.champion_gates("InvFusion", changed, -0.2, champion) if not gate.passed]
     assert failed == ["gain over the champion on matrix"]
 
 
@@ -223,10 +223,10 @@ def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
 def test_calibration_counts_where_it_was_measured() -> None:
     found = [replace(r, value=0.4) if r.metric == "nppc_std_ratio" else r for r in records()]
     found += [record("InvFusion", "matrix", "tarp_gap", value) for value in (0.05, 0.5)]
-    outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates(found, 2.0, 0.2)]
+    outcome = [(gate.name, gate.passed) for gate in gates.calibration_gates("InvFusion", found, 2.0, 0.2)]
     on_matrix = "calibration on matrix"
     assert outcome == [("calibration of NPPC on box_inpainting", False), (on_matrix, True), (on_matrix, False)]
-    (gate,) = gates.calibration_gates([], 2.0, 0.2)
+    (gate,) = gates.calibration_gates("InvFusion", [], 2.0, 0.2)
     assert gate.passed
     assert "not available" in gate.reason
 
@@ -301,6 +301,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         write_run(folder, n=1)
         params = load_profile()
+        register = params.register_.model_copy(update={"model": "invfusion"})
+        params = params.model_copy(update={"register_": register})
         for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
             shutil.rmtree(folder / "artifacts/models" / name)
             denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)

@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from components.data import build_dataset
+from components.data.prior import PRIOR, staged_prior
 from components.data.stage import stage
+from components.params import PriorFitConfig
 from invfusion.data import StagedDataset
-from invfusion.errors import DataError
+from invfusion.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -20,7 +22,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     source = ["--source", "folder", "--path", "images"]
     build_dataset.main([*source, "--out", "data/mine", "--size", "8", "--shard-images", "10"])
     return SimpleNamespace(
-        data=SimpleNamespace(name="mine", shards=Path("data/mine"), image_size=8, channels=3, max_skipped=0)
+        data=SimpleNamespace(
+            name="mine", shards=Path("data/mine"), image_size=8, channels=3, max_skipped=0, gaussian_prior=None
+        )
     )
 
 
@@ -33,6 +37,24 @@ def test_stage_says_what_it_did(params: SimpleNamespace, caplog: pytest.LogCaptu
     first, second = (r.getMessage() for r in caplog.records if r.name == "components.data.stage")
     assert "0 shards were already staged" in first
     assert f"{len(list(Path('data/mine').glob('*.tar')))} shards were already staged" in second
+
+
+def test_the_prior_is_fitted_once(params: SimpleNamespace) -> None:
+    params.data.gaussian_prior = PriorFitConfig(rank=5)
+    path = stage(params) / PRIOR
+    dataset = StagedDataset(path.parent, "train")
+    staged_prior(path.parent).check_fits(dataset.image_shape, dataset.digest)
+    written = path.stat().st_mtime_ns
+    stage(params)
+    assert path.stat().st_mtime_ns == written
+    params.data.gaussian_prior = PriorFitConfig(rank=4)
+    stage(params)
+    assert path.stat().st_mtime_ns != written
+    params.data.gaussian_prior = PriorFitConfig(rank=500)
+    with pytest.raises(ConfigError, match="rank is 500"):
+        stage(params)
+    with pytest.raises(DataError, match=r"nowhere/prior.safetensors: .* set data.gaussian_prior"):
+        staged_prior(Path("nowhere"))
 
 
 def test_a_bad_shard_stops_the_stage_and_keeps_the_rest(params: SimpleNamespace) -> None:

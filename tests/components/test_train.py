@@ -18,8 +18,9 @@ from tiny_training import PROJECT, RecordingRun, make_params, read_json, workpla
 from components import children
 from components.params import load_params
 from components.training import train as component
-from components.training.train import LOGS, MODELS, STATE, pick_device, train
-from invfusion.errors import CheckpointError, DataError, InvFusionError, NonFiniteError
+from components.training.train import LOGS, MODELS, STAGED, STATE, pick_device, train
+from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError, NonFiniteError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models import load_denoiser
 from invfusion.training.lock import exclusive
 
@@ -39,17 +40,25 @@ def read_log(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("variant", ["unconditional", "palette", "invfusion", "indi"])
+@pytest.mark.parametrize("variant", ["unconditional", "palette", "invfusion", "invfusion_g", "indi"])
 def test_it_publishes_a_model_with_its_facts(runs: list[RecordingRun], variant: Any) -> None:
     assert train(make_params(), variant) == MODELS / variant
-    architecture = "unconditional" if variant == "indi" else variant
-    assert load_denoiser(MODELS / variant).config.variant == architecture
+    architecture = {"indi": "unconditional", "invfusion_g": "invfusion"}.get(variant, variant)
+    model = load_denoiser(MODELS / variant)
+    assert model.config.variant == architecture
+    assert (model.prior is not None) == (variant == "invfusion_g")
     facts = read_json(MODELS / variant / "manifest.json")
     assert facts["nimg"] == 48
     assert (facts["degradation"] is None) == (variant == "unconditional")
     assert facts["loss"]["kind"] == ("indi" if variant == "indi" else "diffusion")
     assert {"git_revision", "packages", "data_digest", "fingerprint", "noise", "seed"} <= facts.keys()
     assert [int(row["nimg"]) for row in read_log(variant)] == [16, 32, 48]
+
+
+def test_a_prior_of_other_images_is_refused(runs: list[RecordingRun]) -> None:
+    GaussianPrior.fit(torch.rand(9, 3, 8, 8), data="others").save(STAGED / "prior.safetensors")
+    with pytest.raises(ConfigError, match="fitted to other images"):
+        train(make_params(), "invfusion_g")
 
 
 def test_the_tracker_hears_of_losses_and_sees_grids(runs: list[RecordingRun]) -> None:

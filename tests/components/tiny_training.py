@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from components import tracking
-from components.params import Params
+from components.data.prior import fit_prior
+from components.params import Params, PriorFitConfig
 from components.profiles import load_profile
 from components.training.train import STAGED
 from invfusion.data.manifest import MANIFEST
@@ -33,7 +34,7 @@ ARCHITECTURE = DenoiserConfig(
 
 
 def stage_noise() -> None:
-    """Random images as staged train and val splits."""
+    """Random images as staged train and val splits, with their Gaussian prior."""
     for split in ("train", "val"):
         folder = STAGED / split
         folder.mkdir(parents=True)
@@ -47,6 +48,7 @@ def stage_noise() -> None:
         digests={"train": "", "val": ""}, shards={"train": ["train-000000"], "val": ["val-000000"]},
     )  # fmt: skip
     (STAGED / MANIFEST).write_text(manifest.model_dump_json())
+    fit_prior(STAGED, PriorFitConfig(rank=8))
 
 
 def make_params(**train: Any) -> Params:
@@ -55,11 +57,12 @@ def make_params(**train: Any) -> Params:
     small = {"images": 48, "batch_size": 8, "micro_batch_size": 4, "warmup_images": 8, "checkpoint_images": 16}
     often = {"log_images": 16, "sample_grid_images": 48}
     short = {"images": 16, "warmup_images": 0}
+    from_invfusion = {"distilled": {"mmse": "invfusion", "nppc": "invfusion"}}
     return base.model_copy(
         update={
             "data": base.data.model_copy(update={"image_size": SIZE}),
             "model": base.model.model_copy(update={"preset": "tiny"}),
-            "train": base.train.model_copy(update=small | often | train),
+            "train": base.train.model_copy(update=small | often | from_invfusion | train),
             "recipes": base.recipes.model_copy(
                 update={
                     "mmse": base.recipe("mmse").model_copy(update=short),

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from components.profiles import load_profile
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import ConfigError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, denoiser_config
 from invfusion.noise import GaussianNoise
 from invfusion.rng import generator, generators, randn
@@ -23,6 +24,7 @@ TINY = DenoiserConfig(
     image_size=8, patch_size=2, levels=(LevelConfig(width=24, depth=1),), head_dim=8, mapping_width=16,
     mapping_hidden=16, mapping_depth=1,
 )  # fmt: skip
+PRIOR = GaussianPrior.fit(0.5 * randn(SHAPE, generators(0, "prior", range(9))))
 SAMPLER: TypeAdapter[Sampler] = TypeAdapter(AnySampler)
 
 each = pytest.mark.parametrize("name", RECIPES)
@@ -34,7 +36,8 @@ def fresh(name: str) -> Denoiser:
     if isinstance(recipe, Distillation):
         assert recipe.starts_from is not None
         return recipe.network_from(fresh(recipe.starts_from), 0)
-    return recipe.network(denoiser_config(TINY, **recipe.architecture), 0)
+    config = denoiser_config(TINY, **recipe.architecture)
+    return recipe.network(config, 0, PRIOR if config.preconditioning == "gaussian" else None)
 
 
 def images() -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from invfusion.errors import ConfigError
+from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig
 from invfusion.schema import Config
 from invfusion.training.task import Task
@@ -38,9 +39,9 @@ class Recipe(Config):
         """What is learnt, made of the usual task: the diffusion loss on measured images."""
         return usual
 
-    def network(self, config: DenoiserConfig, seed: int) -> Denoiser:
-        """The network before training; `config` has this recipe's architecture."""
-        return Denoiser(config, seed)
+    def network(self, config: DenoiserConfig, seed: int, prior: GaussianPrior | None = None) -> Denoiser:
+        """The network before training; `config` has this recipe's architecture, `prior` is for "gaussian" alone."""
+        return Denoiser(config, seed, prior)
 
 
 class StudentConfig(Config):
@@ -76,7 +77,9 @@ class Distillation(Recipe):
 
     def network_from(self, start: Denoiser, seed: int) -> Denoiser:
         """The trained network itself, or the student of its kind. Raises `ConfigError` where their levels differ."""
-        return start if self.student is None else Denoiser(self._student_config(self.student, start.config), seed)
+        if self.student is None:
+            return start
+        return Denoiser(self._student_config(self.student, start.config), seed, start.prior)
 
     def _student_config(self, student: StudentConfig, config: DenoiserConfig) -> DenoiserConfig:
         n = len(config.levels)

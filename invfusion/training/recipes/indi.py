@@ -20,7 +20,7 @@ class InDI(Recipe):
     name: ClassVar[str] = "indi"
     label: ClassVar[str] = "InDI"
     given: ClassVar[str] = "H†y, as the start"
-    architecture: ClassVar[Mapping[str, Any]] = {"variant": "unconditional"}
+    architecture: ClassVar[Mapping[str, Any]] = {"variant": "unconditional", "preconditioning": "edm"}
     is_diffusion: ClassVar[bool] = False
 
     epsilon: float = Field(default=0.01, ge=0)

@@ -1,0 +1,180 @@
+"""The shipped model `photos` against the trivial and the best of scikit-image, on whole photographs of a folder.
+
+    python -m benchmarks.photographs FOLDER --pictures 10 --out table.json
+
+Every method sees the same measurement, rounded to 8 bits as in a file. Strengths of the other methods are tuned on each
+picture itself, with the clean picture at hand, in their favour. PSNR in dB of 8-bit pixels, mean over pictures.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import restoration
+from torch import Tensor
+
+from invfusion.restoration import load_image, load_model, tasks
+from invfusion.restoration.pictures import Picture, encoded, read_picture
+
+Pixels = NDArray[np.float64]
+Method = Callable[[Pixels], Pixels]
+
+
+def motion_kernel(n: int = 9) -> Tensor:
+    """A slanted line of motion, (n, n)."""
+    kernel = torch.zeros(n, n)
+    for step in range(20 * n):
+        t = step / (20 * n - 1)
+        kernel[round(t * (n - 1)), round((0.2 + 0.6 * t) * (n - 1))] += 1
+    return kernel / kernel.sum()
+
+
+def gaussian_kernel(sigma: float = 1.6) -> Tensor:
+    """(11, 11)."""
+    line = torch.exp(-torch.arange(-5, 6).float().square() / (2 * sigma**2))
+    return torch.outer(line, line) / line.sum() ** 2
+
+
+def scribble(shape: torch.Size) -> Tensor:
+    """Thick curves over a picture, (1, 1, H, W)."""
+    rows, columns = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
+    waves = (rows - shape[0] * (0.5 + 0.4 * torch.sin(columns / 37.0 + k)) for k in range(3))
+    return torch.stack([wave.abs() < 4 for wave in waves]).any(0).float()[None, None]
+
+
+def bicubic(factor: int) -> Method:
+    """Pillow's enlargement."""
+
+    def enlarge(y: Pixels) -> Pixels:
+        image = Image.fromarray(np.rint(255 * y).astype(np.uint8))
+        size = (image.width * factor, image.height * factor)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC)) / 255
+
+    return enlarge
+
+
+def deconvolvers(kernel: Tensor, truth: Pixels) -> dict[str, Method]:
+    """Wiener and Richardson-Lucy on the picture continued by reflection, each at its best strength."""
+    psf = kernel.double().numpy()
+    margin = 2 * max(psf.shape)
+
+    def framed(y: Pixels, run: Callable[[Pixels], Pixels]) -> Pixels:
+        padded = np.pad(y, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+        channels = [run(padded[..., c]) for c in range(y.shape[2])]
+        return np.stack(channels, axis=2)[margin:-margin, margin:-margin]
+
+    def best(y: Pixels, runs: list[Callable[[Pixels], Pixels]]) -> Pixels:
+        return max((framed(y, run) for run in runs), key=lambda x: psnr(x, truth))
+
+    return {
+        "Wiener": lambda y: best(
+            y, [partial(restoration.wiener, psf=psf, balance=b, clip=False) for b in (1e-3, 3e-3, 1e-2, 3e-2)]
+        ),
+        "Richardson-Lucy": lambda y: best(y, [partial(_richardson_lucy, psf, n) for n in (10, 30)]),
+    }
+
+
+def _richardson_lucy(psf: Pixels, n: int, y: Pixels) -> Pixels:
+    restored: Pixels = restoration.richardson_lucy(y.clip(0, 1), psf, num_iter=n)
+    return restored
+
+
+def denoisers(sigma: float, truth: Pixels) -> dict[str, Method]:
+    """Total variation, wavelets and non-local means; sigma in [0, 1] units."""
+
+    def tv(y: Pixels) -> Pixels:
+        tried = (restoration.denoise_tv_chambolle(y, w, channel_axis=-1) for w in (0.03, 0.06, 0.1))
+        return max(tried, key=lambda x: psnr(x, truth))
+
+    return {
+        "TV": tv,
+        "wavelets": lambda y: restoration.denoise_wavelet(
+            y, sigma, channel_axis=-1, convert2ycbcr=True, rescale_sigma=True
+        ),
+        "NLM": lambda y: restoration.denoise_nl_means(y, 5, 6, 0.8 * sigma, sigma=sigma, channel_axis=-1),
+    }
+
+
+def cases(image: Tensor, truth: Pixels) -> Iterator[tuple[str, tasks.Task, float, dict[str, Method]]]:
+    """Name, task, sigma_y and the other methods; the first of these is the trivial one."""
+    nothing: dict[str, Method] = {"nothing": lambda y: y}
+    yield "x2 bicubic", tasks.enlarging(2, "bicubic"), 0.0, {"bicubic": bicubic(2)}
+    yield "x4 bicubic", tasks.enlarging(4, "bicubic"), 0.0, {"bicubic": bicubic(4)}
+    mask = scribble(image.shape[-2:])
+    holes = mask[0, 0].numpy().astype(bool)
+    biharmonic: Method = lambda y: restoration.inpaint_biharmonic(y, holes, channel_axis=-1)  # noqa: E731
+    yield "scribble", tasks.inpainting(mask), 0.0, {**nothing, "biharmonic": biharmonic}
+    for name, kernel in (("motion blur", motion_kernel()), ("Gaussian blur", gaussian_kernel())):
+        frame = tasks.deblurring(kernel, "valid").framed(torch.from_numpy(truth).permute(2, 0, 1)[None])
+        inner = frame[0].permute(1, 2, 0).numpy()
+        yield name, tasks.deblurring(kernel, "valid"), 0.01, {**nothing, **deconvolvers(kernel, inner)}
+    yield "noise", tasks.denoising(), 0.1, {**nothing, **denoisers(0.05, truth)}
+
+
+def psnr(x: Pixels, truth: Pixels) -> float:
+    """dB, after rounding to 8 bits."""
+    return float(-10 * np.log10(np.mean((np.rint(255 * x.clip(0, 1)) / 255 - truth) ** 2)))
+
+
+def as_pixels(image: Tensor) -> Pixels:
+    """(1, C, H, W) in [-1, 1] to (H, W, C) in [0, 1]."""
+    pixels: Pixels = ((image[0].double() + 1) / 2).permute(1, 2, 0).numpy()
+    return pixels
+
+
+def judge(image: Tensor) -> Iterator[tuple[str, str, float, float]]:
+    """Case, method, PSNR and seconds, on one picture whose sides are multiples of 4."""
+    model = load_model("photos")
+    truth = as_pixels(image)
+    for name, task, sigma_y, others in cases(image, truth):
+        degraded = tasks.degrade_picture(Picture(image), task, sigma_y, seed=0)
+        measured = read_picture(encoded(degraded), "the measurement")
+        target = as_pixels(task.framed(image)) if name.endswith("blur") else truth
+        started = time.perf_counter()
+        request = tasks.Request(model=model, sigma_y=sigma_y, method="mmse", progress=False)
+        restored = tasks.restore_picture(measured, task, request)
+        yield name, "photos", psnr(as_pixels(restored.mean.image), target), time.perf_counter() - started
+        for other, method in others.items():
+            started = time.perf_counter()
+            result = method(as_pixels(measured.image))
+            yield name, other, psnr(result, target), time.perf_counter() - started
+
+
+def main() -> None:
+    """Print a line per picture, and write the means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=10, help="so many, evenly spaced")
+    parser.add_argument("--out", type=Path, default=Path("photographs.json"))
+    options = parser.parse_args()
+    files = sorted(p for p in options.folder.iterdir() if p.suffix in (".jpg", ".png"))
+    chosen = [files[i] for i in torch.linspace(0, len(files) - 1, options.pictures).round().long().tolist()]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for n, path in enumerate(chosen, 1):
+        image = load_image(path)
+        image = image[..., : image.shape[-2] // 4 * 4, : image.shape[-1] // 4 * 4]
+        for case, method, value, seconds in judge(image):
+            found.setdefault(case, {}).setdefault(method, []).append((value, seconds))
+            print(f"{path.name}  {case:14} {method:16} {value:6.2f} dB {seconds:6.1f} s", flush=True)
+        options.out.write_text(json.dumps(summary(found, n), indent=1) + "\n")
+
+
+def summary(found: dict[str, dict[str, list[tuple[float, float]]]], n: int) -> dict[str, Any]:
+    """Means over pictures."""
+    means = {
+        case: {method: [round(float(m), 2) for m in np.mean(values, axis=0)] for method, values in methods.items()}
+        for case, methods in found.items()
+    }
+    return {"n_pictures": n, "columns": ["psnr", "seconds"], "cases": means}
+
+
+if __name__ == "__main__":
+    main()
