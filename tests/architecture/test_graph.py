@@ -171,7 +171,9 @@ class TestEditsOfCode:
             ("invfusion/data/staging.py", {"stage"}),
             ("invfusion/samplers/heun.py", {"evaluate"}),
             ("invfusion/metrics/psnr.py", {"evaluate"}),
+            ("components/evaluation/methods.py", {"evaluate"}),
             ("components/reporting/report.py", {"report"}),
+            ("components/registry/gates.py", {"register"}),
             ("components/registry/register.py", {"register"}),
             ("components/oracle/models.py", {"oracle"}),
         ],
@@ -216,7 +218,7 @@ class TestChangedValues:
         assert stale(unchanged, values) == expected
 
     def test_a_setting_of_one_recipe_reruns_its_own_model_alone(self) -> None:
-        values = {"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}
+        values = {"train": {"models": ["unconditional", "palette", "invfusion", "invfusion_g", "indi"]}}
         before = changed_by(values)
         assert stale(before, merged(values, {"recipes": {"indi": {"epsilon": 0.5}}})) == {"train/indi"}
 
