@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from components.params import Params, load_params, read_values
 from components.profiles import load_profile, lost_edits, profile_text
 from components.registry.register import SUMMARY
 from flows import entry
+from flows.identify import identify
 from flows.repair import repair
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
@@ -40,8 +40,6 @@ PARAMS = Path("params.yaml")
 GRAPH = "dvc.yaml"
 # The stage that writes down what the others depend on.
 IDENTIFY = "identify"
-# How it says that something differs from the last time.
-CHANGED = re.compile(r"^\S+: changed: ")
 SERVER_START_S = 90
 SERVER_STOP_S = 10
 # A stage may have to finish its batch and write a checkpoint.
@@ -135,16 +133,15 @@ def checked_params(profile: str, discard_edits: bool = False) -> Params:
 def stale(targets: Sequence[str]) -> set[str] | None:
     """The stages that DVC would run for the targets, or for all; None where it cannot tell.
 
-    An edit makes other stages stale through what `identify` writes, so that comes first.
+    An edit makes them stale through what `identify` writes, so that comes first; it always runs, which counts for
+    nothing here.
+
+    Raises:
+        ConfigError: params.yaml or a plug-in is not valid.
     """
+    identify(load_params(PARAMS))
     found = _status(targets)
-    if found and IDENTIFY in found:
-        command, environment = dvc_command([IDENTIFY]), dvc_environment()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        for line in filter(CHANGED.search, (done.stdout + done.stderr).splitlines()):
-            log.info("%s", line)
-        found = _status(targets)
-    return found
+    return None if found is None else {name for name in found if name.rpartition(":")[2] != IDENTIFY}
 
 
 def _status(targets: Sequence[str]) -> set[str] | None:
