@@ -30,14 +30,13 @@ from components.registry.register import SUMMARY
 from flows import entry
 from flows.identify import identify
 from flows.repair import repair
+from flows.stages import GRAPH, STAGES, target
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
 
 log = logging.getLogger(__name__)
 
 PARAMS = Path("params.yaml")
-# What runs without targets; the oracle has a graph of its own.
-GRAPH = "dvc.yaml"
 # The stage that writes down what the others depend on.
 IDENTIFY = "identify"
 SERVER_START_S = 90
@@ -257,11 +256,12 @@ def main() -> int:
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
     parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")
-    parser.add_argument("targets", nargs="*", help="stages; default: all")
+    parser.add_argument("targets", nargs="*", help="stages; default: those of dvc.yaml")
     arguments = parser.parse_args()
     with entry.clear_ends():
         params = checked_params(arguments.profile, arguments.discard_edits)
-        code = run_stale(params, arguments.targets, arguments.force)
+        targets = [target(params, name) if name in STAGES else name for name in arguments.targets]
+        code = run_stale(params, targets, arguments.force)
         if not (code or arguments.targets):
             log.info("%s", summary(params))
     return code
