@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
@@ -30,6 +29,7 @@ from components.registry.register import SUMMARY
 from flows import entry
 from flows.identify import identify
 from flows.repair import repair
+from flows.servers import comes_up, prefect_api, prefect_command, prefect_health
 from flows.stages import GRAPH, STAGES, target
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
@@ -194,12 +194,16 @@ def prefect_server() -> Iterator[dict[str, str]]:
         return
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [*prefect_command("127.0.0.1", port), "--no-services"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with child([*command, "--no-services"], os.environ, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet) as server:
-        _wait_for(server, f"{address}/api/health")
+    with child(command, os.environ, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet) as server:
+        if not comes_up(server, prefect_health(address), SERVER_START_S):
+            raise ServiceError(
+                "the temporary Prefect server did not start; run `prefect server start` to see why, "
+                "or set PREFECT_API_URL to a server of yours"
+            )
         log.info("Prefect shows this run at %s while it lasts.", address)
-        yield {"PREFECT_API_URL": f"{address}/api"}
+        yield {"PREFECT_API_URL": prefect_api(address)}
 
 
 def _free_port() -> int:
@@ -207,18 +211,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait_for(server: "subprocess.Popen[bytes]", url: str) -> None:
-    end = time.monotonic() + SERVER_START_S
-    while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(OSError), urlopen(url, timeout=1):
-            return
-        time.sleep(0.2)
-    raise ServiceError(
-        "the temporary Prefect server did not start; run `prefect server start` to see why, "
-        "or set PREFECT_API_URL to a server of yours"
-    )
 
 
 # Telling of it.

@@ -12,18 +12,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import psutil
 
 from components import cli, tracking
 from components.params import Params, load_params
 from flows import entry
+from flows.servers import answers, comes_up, prefect_api, prefect_command, prefect_health, stays_up
 from invfusion.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -33,6 +31,8 @@ HOST = "INVFUSION_HOST"
 # The note of the service that a process belongs to.
 MARK = "INVFUSION_SERVICE"
 START_S = 120
+# In which a service without an address would fail.
+MOMENT_S = 2
 STOP_S = 40
 
 
@@ -72,8 +72,8 @@ def services(params: Params) -> list[Service]:
 def _prefect(_: Params) -> Service:
     at = _address("PREFECT_PORT", "4200")
     host, port = at.removeprefix("http://").rsplit(":", 1)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", port]
-    return Service("prefect", command, {**_client(), "PREFECT_UI_API_URL": f"{at}/api"}, at, f"{at}/api/health")
+    environment = {**_client(), "PREFECT_UI_API_URL": prefect_api(at)}
+    return Service("prefect", prefect_command(host, port), environment, at, prefect_health(at))
 
 
 def _mlflow(params: Params) -> Service | None:
@@ -108,7 +108,7 @@ def _address(variable: str, default: str) -> str:
 
 def _client() -> dict[str, str]:
     """What lets a process find Prefect's server."""
-    return {"PREFECT_API_URL": f"{_address('PREFECT_PORT', '4200')}/api"}
+    return {"PREFECT_API_URL": prefect_api(_address("PREFECT_PORT", "4200"))}
 
 
 def up(params: Params) -> None:
@@ -161,7 +161,9 @@ def start(service: Service) -> None:
         )  # fmt: skip
     note = Note(process.pid, psutil.Process(process.pid).create_time(), service.address)
     (FOLDER / f"{service.name}.json").write_text(json.dumps(asdict(note)))
-    wait_for(service, process)
+    is_up = comes_up(process, service.health, START_S) if service.health else stays_up(process, MOMENT_S)
+    if not is_up:
+        raise ServiceError(f"{service.name} did not start; {FOLDER / service.name}.log says why")
 
 
 def check_free(service: Service) -> None:
@@ -171,30 +173,6 @@ def check_free(service: Service) -> None:
             f"something that `make up` did not start answers at {service.address}: end it, or choose other ports with "
             "PREFECT_PORT and MLFLOW_PORT"
         )
-
-
-def wait_for(service: Service, process: "subprocess.Popen[bytes]") -> None:
-    """Until the service answers, or for a moment where it has no address."""
-    limit = time.monotonic() + (START_S if service.health else 2)
-    while time.monotonic() < limit:
-        if process.poll() is not None:
-            break
-        if service.health and answers(service.health):
-            return
-        time.sleep(0.2)
-    if service.health or process.poll() is not None:
-        raise ServiceError(f"{service.name} did not start; {FOLDER / service.name}.log says why")
-
-
-def answers(url: str) -> bool:
-    """Whether a server replies there, if only to ask for a password."""
-    try:
-        urlopen(url, timeout=2).close()
-    except HTTPError as error:
-        return error.code in (401, 403)
-    except OSError:
-        return False
-    return True
 
 
 def register(server: Service) -> None:
