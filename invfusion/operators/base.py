@@ -309,7 +309,7 @@ class LinearOperator(nn.Module, ABC):
         """`damped_inverse` for lam (B,) in the precision of y."""
         levels = aligned(lam, y.ndim)
         if self.has_spectrum:
-            inside = self._spectral(y, lambda q: 1 / (q.square() + aligned(lam, q.ndim)))
+            inside = self._spectral(y, lambda q: 1 / (q.square() + aligned(lam, q.ndim).to(q.dtype)))
             # What no image can cause: nothing but the damping meets it.
             outside = y - self._spectral(y, torch.ones_like)
             return inside + torch.where(levels > 0, outside / levels.where(levels > 0, 1), 0)

@@ -75,7 +75,7 @@ class MatrixOperator(LinearOperator):
     def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
         vectors, squares = self.spectrum
         kept = squares > 0
-        factors = gain(squares.where(kept, 1).sqrt()) * kept
+        factors = (gain(squares.where(kept, 1).sqrt()) * kept).to(vectors.dtype)
         return _apply_rows((vectors * factors[:, None]) @ vectors.mT, y)
 
     def _as_images(self, vectors: Tensor) -> Tensor:

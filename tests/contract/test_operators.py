@@ -217,6 +217,13 @@ def test_damped_inverse_is_that_of_the_dense_matrix(operator: LinearOperator, la
     )
 
 
+def test_a_float64_measurement_meets_a_float32_operator(operator: LinearOperator) -> None:
+    y = torch.ones(3, *operator.measurement_shape, dtype=torch.float64)
+    assert operator.damped_inverse(y, torch.ones(3)).dtype == torch.float64
+    assert operator.H_pinv(y).dtype == torch.float64
+    torch.testing.assert_close(operator.damped_inverse(y, 0.5).float(), operator.damped_inverse(y.float(), 0.5))
+
+
 def test_one_sample_serves_a_batch_and_can_be_expanded(operator: LinearOperator) -> None:
     one = operator.select([1])
     x = torch.randn(4, *operator.image_shape, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import LowRank
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
 from invfusion.models.denoiser import with_components
-from invfusion.operators import Measurement
+from invfusion.operators import MaskOperator, Measurement
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import MMSE, NPPC, GaussianDraws, Heun, Wiener
@@ -80,6 +80,15 @@ def test_before_training_it_is_the_exact_posterior_denoiser(kind: str, sigma_y: 
     with torch.no_grad():
         denoised = fresh()(seen, SIGMA, measurement)
     torch.testing.assert_close(denoised, PRIOR.posterior(measurement).denoise(seen, SIGMA), rtol=0, atol=1e-6)
+
+
+def test_a_measurement_that_leaves_nothing_open_is_learned_from_without_harm() -> None:
+    x, model = images(B), shaken().train()
+    measurement = Measurement.of(x, MaskOperator(SHAPE, torch.ones(B, 1, *SHAPE[1:])))
+    loss = DiffusionLoss().at(model, x, Condition(measurement), SIGMA, torch.ones_like(x)).per_sample
+    loss.sum().backward()
+    assert bool(loss.isfinite().all())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
 class TestTheOracleBeforeTraining:
