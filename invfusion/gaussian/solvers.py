@@ -448,8 +448,9 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Up to so many measured entries, a dense system is factorised even where the rank is smaller.
-SMALL = 64
+# Up to so many measured entries, a dense system is factorised even where the rank is smaller; and up to so many where
+# the singular values of the operator are not known.
+SMALL, MODERATE = 64, 1024
 
 
 def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> Solver:
@@ -466,4 +467,6 @@ def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) 
         return Dense(covariance, operator, noise)
     if isinstance(operator, MaskOperator | StridedConvolution | MatrixOperator):
         return Woodbury(covariance, operator, noise)
+    if measured <= MODERATE:
+        return Dense(covariance, operator, noise)
     return ConjugateGradients(covariance, operator, noise)

@@ -17,6 +17,8 @@ from invfusion.gaussian import GaussianPosterior, GaussianPrior
 from invfusion.models.config import DenoiserConfig
 from invfusion.operators.base import Measurement
 
+# The least variance that weights an error: a measurement may leave nothing open, and the rounding that remains is no error.
+LEAST_VARIANCE = 1e-10
 # Products with the posterior covariance that a start for NPPC's directions is worth.
 SUBSPACE_ITERATIONS = 12
 
@@ -93,7 +95,7 @@ class Gaussian(Preconditioning):
             noise=sigma.log() / 4,
             estimate=estimate,
             scale=scale,
-            weight=1 / variance,
+            weight=1 / variance.clamp(min=LEAST_VARIANCE),
             leave_open=None if known is None or known.y.numel() == 0 else lambda f: left_open(f, known, scale),
             directions=lambda n: self._directions(posterior, n),
         )

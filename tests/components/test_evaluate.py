@@ -73,9 +73,15 @@ def stage_images() -> None:
     (component.STAGED / MANIFEST).write_text(manifest.model_dump_json())
 
 
+# Those of the paper; what the Gaussian prior adds is tried with the pipeline in miniature.
+METHODS = ["H_pinv y", "DDRM", "Palette", "InvFusion", "Palette MMSE", "InvFusion MMSE", "MMSE", "NPPC", "Unconditional"]
+MODELS = {"models": ["unconditional", "palette", "invfusion"], "distilled": {"mmse": "invfusion", "nppc": "invfusion"}}
+
+
 def make_params(**changes: object) -> Params:
     """The project's own parameters, made small; `changes` to the section `evaluate`."""
     small = {
+        "methods": METHODS,
         "n_images": N,
         "n_unconditional": 10,
         "batch_size": 8,
@@ -93,6 +99,7 @@ def make_params(**changes: object) -> Params:
     return base.model_copy(
         update={
             "data": base.data.model_copy(update={"image_size": SIZE}),
+            "train": base.train.model_copy(update=MODELS),
             "evaluate": base.evaluate.model_copy(update=small | changes),
             "report": base.report.model_copy(update={"gallery_images": 3}),
             "runtime": base.runtime.model_copy(update={"device": "cpu"}),

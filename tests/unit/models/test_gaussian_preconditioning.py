@@ -14,7 +14,7 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import LowRank
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
 from invfusion.models.denoiser import with_components
-from invfusion.operators import Measurement
+from invfusion.operators import MaskOperator, Measurement
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import MMSE, NPPC, GaussianDraws, Heun, Wiener
@@ -32,6 +32,8 @@ ARCHITECTURE = DenoiserConfig(
     preconditioning="gaussian",
 )
 CONDITIONAL = [kind for kind in FAMILIES if kind != "null"]
+# Those that leave much of every image open.
+OPEN = ["strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting"]
 
 
 def images(n: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -80,6 +82,15 @@ def test_before_training_it_is_the_exact_posterior_denoiser(kind: str, sigma_y: 
     torch.testing.assert_close(denoised, PRIOR.posterior(measurement).denoise(seen, SIGMA), rtol=0, atol=1e-6)
 
 
+def test_a_measurement_that_leaves_nothing_open_is_learned_from_without_harm() -> None:
+    x, model = images(B), shaken().train()
+    measurement = Measurement.of(x, MaskOperator(SHAPE, torch.ones(B, 1, *SHAPE[1:])))
+    loss = DiffusionLoss().at(model, x, Condition(measurement), SIGMA, torch.ones_like(x)).per_sample
+    loss.sum().backward()
+    assert bool(loss.isfinite().all())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
 class TestTheOracleBeforeTraining:
     """With the prior that truly made the images."""
 
@@ -124,11 +135,11 @@ def test_noiseless_measurements_are_kept_to_rounding(kind: str) -> None:
     with torch.no_grad():
         denoised = shaken()(noisy(x, SIGMA), SIGMA, measurement)
         plain = fresh()(noisy(x, SIGMA), SIGMA, measurement)
-    assert float((denoised - plain).abs().max()) > 1e-3
+    assert kind not in OPEN or float((denoised - plain).abs().max()) > 1e-3
     torch.testing.assert_close(measurement.operator.H(denoised), measurement.y, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", CONDITIONAL)
+@pytest.mark.parametrize("kind", OPEN)
 def test_noisy_measurements_are_weighted(kind: str) -> None:
     """The more precise, the less the network may move what was seen; never to a halt."""
     moved = []

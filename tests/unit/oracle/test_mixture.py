@@ -158,13 +158,18 @@ def test_color_and_larger_images_follow_bayes_rule(kind: str, shape: tuple[int, 
     torch.testing.assert_close(denoised.flatten().double(), expected, atol=1e-5, rtol=0)
 
 
+# What measures colours needs three channels.
+OF_COLOURS = ("grayscale", "mosaic")
+
+
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 def test_the_truth_is_a_draw_of_the_posterior(kind: str, sigma_y: float) -> None:
     """Averaged over images of the prior, the squared error of the posterior mean is the posterior variance."""
-    prior, n = mixture(n_components=2), 200
+    shape = (3, 8, 8) if kind in OF_COLOURS else SHAPE
+    prior, n = mixture(shape, n_components=2), 200
     x = draws_of(prior, n).float()
-    operator = FAMILIES[kind]().sample(n, SHAPE, generator(0, "H"))
+    operator = FAMILIES[kind]().sample(n, shape, generator(0, "H"))
     measurement = Measurement.of(x, operator, sigma_y, randn(operator.measurement_shape, generators(0, "n", range(n))))
     law = prior.given(measurement)
     error = (x.double() - law.mean).flatten(1).square().sum(1)
