@@ -203,7 +203,7 @@ class PriorConfig(Config):
 class OracleTrainingConfig(OptimisationConfig):
     """Small models trained on draws of the first prior, and how they are judged.
 
-    widths: of the InvFusion models, the other variants have the last one; depth: layers of their one level;
+    widths: of the InvFusion models, the other models have the last one; depth: layers of their one level;
     checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
     """
 
