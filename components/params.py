@@ -23,7 +23,7 @@ from invfusion.metrics import METRICS
 from invfusion.models.config import DenoiserConfig, PreconditioningName
 from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.names import unknown
-from invfusion.noise import GaussianNoise, Levels, NoiseConfig
+from invfusion.noise import AnyNoise, GaussianNoise, Levels
 from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
 from invfusion.schema import Config
@@ -127,7 +127,7 @@ class EvaluateConfig(Config):
     n_unconditional: int = Field(default=10_000, ge=0)
     batch_size: int = Field(default=64, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    noise: NoiseConfig = GaussianNoise()
+    noise: AnyNoise = GaussianNoise()
     families: list[AnyFamily] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     sampler: Heun = Heun()
@@ -192,7 +192,7 @@ class PriorConfig(Config):
 class OracleTrainingConfig(OptimisationConfig):
     """Small models trained on draws of the first prior, and how they are judged.
 
-    widths: of the InvFusion models, the other variants have the last one; depth: layers of their one level;
+    widths: of the InvFusion models, the other models have the last one; depth: layers of their one level;
     checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
     """
 
@@ -264,7 +264,7 @@ class Params(Config):
     plugins: list[str] = Field(default=[])
     data: DataConfig
     degradation: AnyFamily
-    noise: NoiseConfig = GaussianNoise()
+    noise: AnyNoise = GaussianNoise()
     model: ModelConfig
     train: TrainConfig
     recipes: Recipes = Recipes()
@@ -283,8 +283,6 @@ class Params(Config):
             if name not in self.methods:
                 raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, list(self.methods))}")
         _check_models(self.train)
-        if not any(m.model == self.register_.model and m.sampler is None for m in self.methods.values()):
-            raise ValueError(f"register.model: no method samples '{self.register_.model}' by evaluate.sampler")
         self._check_prior()
         image_shape = self.denoiser_config().image_shape
         trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
@@ -375,7 +373,7 @@ def _names(is_distilled: bool) -> list[str]:
     return [name for name, recipe in RECIPES.items() if (recipe.starts_from is not None) == is_distilled]
 
 
-def _check_noise(noise: NoiseConfig, key: str, families: Sequence[DegradationFamily]) -> None:
+def _check_noise(noise: AnyNoise, key: str, families: Sequence[DegradationFamily]) -> None:
     unfit = [family for family in families if noise.needs_nonnegative and not family.is_nonnegative]
     bad = dict.fromkeys(str(family.model_dump()["kind"]) for family in unfit)
     if bad:
@@ -391,7 +389,12 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
     """
-    return params_from(read_values(path), str(path))
+    params = params_from(read_values(path), str(path))
+    # An experiment of a table, which registers nothing, may leave the method out.
+    model = params.register_.model
+    if not any(method.model == model and method.sampler is None for method in params.methods.values()):
+        raise ConfigError(f"{path}: register.model: no method samples '{model}' by evaluate.sampler")
+    return params
 
 
 def read_values(path: Path | str) -> dict[str, Any]:

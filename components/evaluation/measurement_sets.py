@@ -22,7 +22,7 @@ from invfusion.data.files import write_text
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
-from invfusion.noise import NoiseConfig
+from invfusion.noise import AnyNoise
 from invfusion.operators import OPERATORS, LinearOperator, Measurement
 from invfusion.rng import generator
 
@@ -111,7 +111,7 @@ def measure(
     labels: Tensor,
     *,
     seed: int,
-    noise: NoiseConfig = NOISELESS,
+    noise: AnyNoise = NOISELESS,
     split: str = "",
     name: str | None = None,
 ) -> MeasurementSet:
@@ -137,7 +137,7 @@ def frozen(
     labels: Tensor,
     *,
     seed: int,
-    noise: NoiseConfig = NOISELESS,
+    noise: AnyNoise = NOISELESS,
     split: str = "",
 ) -> MeasurementSet:
     """The set that was drawn for these images before and lies in the folder; else it is drawn now and put there.
@@ -197,7 +197,7 @@ def _request(
     keys: Sequence[str],
     images: Tensor,
     seed: int,
-    noise: NoiseConfig,
+    noise: AnyNoise,
     split: str,
 ) -> dict[str, Any]:
     """Everything that a set is drawn from."""
