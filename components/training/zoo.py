@@ -15,6 +15,7 @@ from components.params import Params, params_from
 from components.profiles import merged
 from components.reporting.experiments import Experiment, Model
 from components.training import train
+from components.training.identity import identity
 from components.training.train import Places, launch, must_launch
 from invfusion.data import StagedDataset
 from invfusion.errors import ConfigError
@@ -129,18 +130,21 @@ class Zoo:
 
 def pipeline_models(params: Params, experiment: Experiment) -> list[str]:
     """The models that the experiment takes from the pipeline as it is."""
-    changes = set(experiment.params) | ({"model", "train"} if experiment.class_conditional else set())
+    # A pipeline without classes has no model of a class-conditional experiment, however many classes that has.
+    changed = experiment.applied(params, max(params.model.n_classes, 1))
     names = [
         experiment.row(name).model or params.methods[experiment.row(name).method].model for name in experiment.names
     ]
-    found = []
-    for name in dict.fromkeys(name for name in names if name and name not in experiment.models):
-        depends_on = {"seed", "model", "train", "recipes"}
-        if name != "unconditional":
-            depends_on |= {"noise", "degradation"}
-        if name in params.models and not changes & depends_on:
-            found.append(name)
-    return found
+    wanted = dict.fromkeys(name for name in names if name in params.models and name not in experiment.models)
+    return [name for name in wanted if name is not None and _is_same(name, params, changed)]
+
+
+def _is_same(name: str, before: Params, after: Params) -> bool:
+    """Whether a model, and what it starts from, depend on the same in both."""
+    start = before.starts_from(name)
+    if start != after.starts_from(name) or identity(before, name) != identity(after, name):
+        return False
+    return start is None or _is_same(start, before, after)
 
 
 def _known(name: str) -> str:
