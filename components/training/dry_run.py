@@ -21,6 +21,7 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
 from invfusion.rng import generator, generators, randn
+from invfusion.training.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ STAND_IN = 17
 
 
 def dry_run(params: Params, batch_size: int = 1) -> None:
-    """Build every variant on the fly and run the largest one forward and backward, one batch for each family.
+    """Build every model, and run the largest that is given measurements forward and backward on each family.
 
     Raises:
         InvFusionError: the model, the operators or the loss do not fit together.
@@ -37,15 +38,21 @@ def dry_run(params: Params, batch_size: int = 1) -> None:
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
     # The images' own is fitted at staging.
     stand_in = GaussianPrior.fit(randn(shape, generators(params.seed, "dry-run/prior", range(STAND_IN))))
+    sizes: dict[str, int] = {}
     for name in params.train.models:
         with torch.device("meta"):
             model = network(params, name, prior=stand_in)
-        log.info("%-13s %11s parameters", name, f"{sum(p.numel() for p in model.parameters()):,}")
-    largest = "invfusion_g" if "invfusion_g" in params.train.models else "invfusion"
-    denoiser = network(params, largest, prior=stand_in)
+        sizes[name] = sum(p.numel() for p in model.parameters())
+        log.info("%-13s %11s parameters", name, f"{sizes[name]:,}")
+    measured = {name: task for name in sizes if (task := params.task(name)).degradation is not None}
+    if not measured:
+        return
+    largest = max(measured, key=lambda name: sizes[name])
+    denoiser, task = network(params, largest, prior=stand_in), measured[largest]
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
-    for family in families(params.degradation):
-        _one_step(params, denoiser, x, family)
+    assert task.degradation is not None
+    for family in families(task.degradation):
+        _one_step(task, denoiser, x, family)
 
 
 def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
@@ -53,11 +60,11 @@ def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
     return degradation.members if isinstance(degradation, Mixture) else [degradation]
 
 
-def _one_step(params: Params, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> None:
+def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> None:
     start = time.perf_counter()
     streams = Streams("dry-run/operator", "dry-run/noise")
-    measurement = measure_batch(x, family, params.noise, 0, params.seed, streams)
-    output = params.train.loss(denoiser, x, Condition(measurement), generator(params.seed, "dry-run/loss"))
+    measurement = measure_batch(x, family, task.noise, 0, task.seed, streams)
+    output = task.loss(denoiser, x, Condition(measurement), generator(task.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
     torch.autograd.backward(loss)
     log.info(
