@@ -110,3 +110,8 @@ def test_noise_belongs_to_measurements_alone() -> None:
     assert draw_measurement(params.task("unconditional"), images(), 0) is None
     measurement = draw_measurement(params.task("palette"), images(), 0)
     assert measurement is not None
+
+
+@each
+def test_a_recipe_says_whether_it_is_trained_on_measurements(name: str) -> None:
+    assert RECIPES[name].sees_measurements == (load_profile().task(name).degradation is not None)

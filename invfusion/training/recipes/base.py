@@ -19,6 +19,7 @@ class Recipe(Config):
     """A diffusion model with fresh weights, trained on the usual task; its fields are settings of this recipe alone.
 
     name: in params.yaml, and of the model's folder. label: in tables. given: what of a measurement the network sees.
+    sees_measurements: whether it is trained on measurements at all; samplers restore with one that is not (zero-shot).
     architecture: the fields of `DenoiserConfig` that make this model. is_diffusion: whether it denoises at every noise
     level, as samplers and further training need it. starts_from: the model whose weights training starts from.
     reads_out: settings of the sampler that restores with the model, in the pictures that its training shows.
@@ -29,6 +30,7 @@ class Recipe(Config):
     given: ClassVar[str]
     architecture: ClassVar[Mapping[str, Any]]
     is_diffusion: ClassVar[bool] = True
+    sees_measurements: ClassVar[bool] = True
     starts_from: ClassVar[str | None] = None
 
     @property

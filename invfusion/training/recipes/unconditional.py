@@ -15,6 +15,7 @@ class Unconditional(Recipe):
     label: ClassVar[str] = "Unconditional"
     given: ClassVar[str] = "nothing"
     architecture: ClassVar[Mapping[str, Any]] = {"variant": "unconditional"}
+    sees_measurements: ClassVar[bool] = False
 
     def task(self, usual: Task) -> Task:
         return replace(usual, degradation=None)
