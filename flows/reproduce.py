@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 PARAMS = Path("params.yaml")
 # The stage that writes down what the others depend on.
 IDENTIFY = "identify"
-SERVER_START_S = 90
+# A busy machine takes minutes.
+SERVER_START_S = 300
 SERVER_STOP_S = 10
 # A stage may have to finish its batch and write a checkpoint.
 STAGE_STOP_S = 60
