@@ -62,7 +62,7 @@ def table(params: Params, name: str, trains: bool = True) -> Path:
     n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
     changed = experiment.applied(params, n_classes)
     zoo = Zoo(name, experiment, changed, trains and not is_helper())
-    models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
+    models, missing = zoo.provide(m for name in experiment.names if (m := changed.methods[name].model))
     plan = [column for column in columns(changed, models) if column.kind in experiment.families]
     _report_missing(name, plan, missing)
     evaluation = prepare(changed, plan, {m: models[m] for m in _needed(plan)}, OUTPUT / name)
@@ -218,7 +218,9 @@ def figures_of(outcome: Outcome) -> list[Picture]:
         elif outcome.experiment.shows == "components":
             pictures.components(path, restorations / kind, methods[0])
         else:
-            pictures.gallery(path, restorations, kind)
+            # Ours, which comes last in the paper's order.
+            drawn = [name for name in methods if outcome.params.methods[name].extra_draws]
+            pictures.gallery(path, restorations, kind, drawn[-1] if drawn else None)
         found.append(Picture(path, tables.name_of(kind)))
     return found
 

@@ -74,7 +74,17 @@ def stage_images() -> None:
 
 
 # Those of the paper; what the Gaussian prior adds is tried with the pipeline in miniature.
-METHODS = ["H_pinv y", "DDRM", "Palette", "InvFusion", "Palette MMSE", "InvFusion MMSE", "MMSE", "NPPC", "Unconditional"]
+METHODS = [
+    "H_pinv y",
+    "DDRM",
+    "Palette",
+    "InvFusion",
+    "Palette MMSE",
+    "InvFusion MMSE",
+    "MMSE",
+    "NPPC",
+    "Unconditional",
+]
 MODELS = {"models": ["unconditional", "palette", "invfusion"], "distilled": {"mmse": "invfusion", "nppc": "invfusion"}}
 
 

@@ -14,6 +14,7 @@ from tiny_training import read_json, workplace
 
 from components.evaluation import restoring, tune
 from components.params import Params
+from components.profiles import load_profile
 from components.records import Record
 from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
@@ -95,10 +96,18 @@ def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None
     assert experiment_names() == [*(f"figure_{i:02d}" for i in (3, 4, 5, 6)), "nfe", *tabled]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_it_can_be_made_of_the_default_parameters(project: Path, name: str) -> None:
+    experiment = load_experiment(name)
+    changed = experiment.applied(load_profile(), n_classes=2)
+    assert changed.evaluate.methods == experiment.names
+
+
 def test_together_they_exercise_every_method(project: Path) -> None:
     params = make_params()
     used = {e.row(name).method for e in map(load_experiment, experiment_names()) for name in e.names}
-    assert used == set(params.methods) - {"H_pinv y"}
+    beyond = {"H_pinv y", "Wiener", "Gaussian posterior", "InvFusion-G", "InvFusion-G MMSE"}
+    assert used == set(params.methods) - beyond
     kinds = {m.sampler.kind for m in params.methods.values() if m.sampler is not None}
     # The curve over network calls adds the last one.
     assert kinds | {"heun", "dpmpp_2m"} == set(SAMPLERS)
