@@ -294,8 +294,6 @@ class Params(Config):
             if name not in self.methods:
                 raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, list(self.methods))}")
         _check_models(self.train)
-        if not any(m.model == self.register_.model and m.sampler is None for m in self.methods.values()):
-            raise ValueError(f"register.model: no method samples '{self.register_.model}' by evaluate.sampler")
         self._check_prior()
         image_shape = self.denoiser_config().image_shape
         trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
@@ -328,8 +326,10 @@ class Params(Config):
 
     @property
     def registered_method(self) -> str:
-        """The method by which the registered model draws from the posterior."""
+        """The method by which the registered model draws from the posterior. Raises `ConfigError` where none does."""
         own = [name for name, m in self.methods.items() if m.model == self.register_.model and m.sampler is None]
+        if not own:
+            raise ConfigError(f"register.model: no method samples '{self.register_.model}' by evaluate.sampler")
         return own[0]
 
     @property
@@ -408,7 +408,12 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
     """
-    return params_from(read_values(path), str(path))
+    params = params_from(read_values(path), str(path))
+    # An experiment of a table, which registers nothing, may leave the method out.
+    model = params.register_.model
+    if not any(method.model == model and method.sampler is None for method in params.methods.values()):
+        raise ConfigError(f"{path}: register.model: no method samples '{model}' by evaluate.sampler")
+    return params
 
 
 def read_values(path: Path | str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Experiment(Config):
             changes |= {"model": {"n_classes": n_classes}, "train": {"label_dropout": LABEL_DROPOUT}}
             changes["evaluate"]["guidance"] = GUIDANCE
         values = merged(merged(values, changes), self.params)
-        values["methods"] |= {name: self._method(params, name) for name in self.names}
+        values["methods"] = {name: self._method(params, name) for name in self.names}
         return params_from(values, f"experiment '{self.title}'")
 
     def _method(self, params: Params, name: str) -> dict[str, Any]:

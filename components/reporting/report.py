@@ -69,10 +69,11 @@ HOW = {
     "the diagonal in the middle, or above it at the bottom, a method is too sure of itself. With n images a curve of "
     "TARP wanders by about 0.9 / √n by chance.",
     "components": "One network call predicts the posterior mean and the orthogonal directions w in which the true "
-    "image most likely differs from it, with the standard deviation σ along each. A direction is drawn with its contrast enhanced "
-    "(grey: no change), between the mean moved by two standard deviations either way. A good direction turns one "
-    "plausible image into another. Captured energy is the share of the mean's squared error that lies in the predicted "
-    "directions; std ratio the predicted over the actual standard deviation along them (1 is calibrated).",
+    "image most likely differs from it, with the standard deviation σ along each. A direction is drawn with its "
+    "contrast enhanced (grey: no change), between the mean moved by two standard deviations either way. A good "
+    "direction turns one plausible image into another. Captured energy is the share of the mean's squared error that "
+    "lies in the predicted directions; std ratio the predicted over the actual standard deviation along them (1 is "
+    "calibrated).",
     "curves": "Logged loss (faint) and its running mean over the number of images seen, on a logarithmic axis. Losses "
     "compare within a panel only.",
 }

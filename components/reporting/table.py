@@ -62,7 +62,7 @@ def table(params: Params, name: str, trains: bool = True) -> Path:
     n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
     changed = experiment.applied(params, n_classes)
     zoo = Zoo(name, experiment, changed, trains and not is_helper())
-    models, missing = zoo.provide(m for name in experiment.names if (m := changed.methods[name].model))
+    models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
     plan = [column for column in columns(changed, models) if column.kind in experiment.families]
     _report_missing(name, plan, missing)
     evaluation = prepare(changed, plan, {m: models[m] for m in _needed(plan)}, OUTPUT / name)

@@ -17,7 +17,9 @@ from flows.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "artifacts/identity"
-TRAININGS = {f"train/{model}" for model in ("unconditional", "palette", "invfusion", "mmse", "nppc")}
+PIPELINE = ["unconditional", "palette", "invfusion", "invfusion_g"]
+WITH_FRESH_WEIGHTS = {f"train/{model}" for model in PIPELINE}
+TRAININGS = WITH_FRESH_WEIGHTS | {"train/mmse", "train/nppc"}
 
 
 VALUES = {name: profile_values(name) for name in profile_names()}
@@ -187,17 +189,17 @@ class TestChangedValues:
         ("values", "expected"),
         [
             ({"seed": 1}, TRAININGS),
-            ({"train": {"lr": 0.5}}, {"train/unconditional", "train/palette", "train/invfusion"}),
+            ({"train": {"lr": 0.5}}, WITH_FRESH_WEIGHTS),
             ({"train": {"batch_size": 64}}, TRAININGS),
             ({"recipes": {"indi": {"epsilon": 0.5}}}, set()),
             ({"recipes": {"mmse": {"lr": 0.5}}}, {"train/mmse"}),
             ({"recipes": {"nppc": {"n_components": 2}}}, {"train/nppc"}),
-            ({"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}, {"train/indi"}),
+            ({"train": {"models": [*PIPELINE, "indi"]}}, {"train/indi"}),
             (
                 {"degradation": {"kind": "box_inpainting"}},
-                {"train/palette", "train/invfusion", "train/mmse"},
+                {"train/palette", "train/invfusion", "train/invfusion_g", "train/mmse"},
             ),
-            ({"model": {"preset": "small64"}}, {"train/unconditional", "train/palette", "train/invfusion"}),
+            ({"model": {"preset": "small64"}}, WITH_FRESH_WEIGHTS),
             ({"runtime": {"workers": 1}, "report": {"gallery_images": 3}}, set()),
         ],
         ids=str,
@@ -208,6 +210,6 @@ class TestChangedValues:
         assert stale(unchanged, values) == expected
 
     def test_a_setting_of_one_recipe_reruns_its_own_model_alone(self) -> None:
-        values = {"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}
+        values = {"train": {"models": [*PIPELINE, "indi"]}}
         before = changed_by(values)
         assert stale(before, merged(values, {"recipes": {"indi": {"epsilon": 0.5}}})) == {"train/indi"}

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from components.profiles import load_profile
 from components.records import write_records
-from components.reporting import report as step
 from components.reporting import figures, pictures, tables
+from components.reporting import report as step
 from components.reporting.paper import Paper
 from invfusion.errors import DataError
 from invfusion.metrics import METRICS
