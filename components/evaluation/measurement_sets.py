@@ -75,15 +75,19 @@ class MeasurementSet:
         return counts
 
     def batches(self, size: int, extra: Sequence[int], n_extra: int) -> Iterator[Batch]:
-        """Batches of at most `size`: each sample once, and those in `extra` another `n_extra` times."""
-        for group in self.groups:
-            jobs = [(row, 0) for row in range(len(group.indices))]
-            jobs += [(row, d + 1) for row, i in enumerate(group.indices) if i in extra for d in range(n_extra)]
-            n_batches = -(-len(jobs) // size)
-            for start in range(n_batches):
-                # Equal parts, rather than full ones and a small rest.
-                rows, draws = zip(*jobs[start::n_batches], strict=True)
-                yield Batch(tuple(group.indices[r] for r in rows), draws, group.measurement.select(list(rows)))
+        """Batches of at most `size`: each sample once, then those in `extra` another `n_extra` times.
+
+        A batch has one draw of its samples, so that a further draw adds batches and leaves the others as they are.
+        """
+        for draw in range(1 + n_extra):
+            for group in self.groups:
+                rows = [row for row, i in enumerate(group.indices) if draw == 0 or i in extra]
+                n_batches = -(-len(rows) // size)
+                for start in range(n_batches):
+                    # Equal parts, rather than full ones and a small rest.
+                    part = rows[start::n_batches]
+                    indices = tuple(group.indices[row] for row in part)
+                    yield Batch(indices, (draw,) * len(part), group.measurement.select(part))
 
     def as_images(self, n: int) -> Tensor:
         """H_pinv(y) of the first n samples, uint8 (n, C, H, W)."""

@@ -494,6 +494,21 @@ def test_one_kind_twice_is_refused(workplace: Path) -> None:
         evaluate(make_params(families=[FAMILIES["matrix"](), FAMILIES["matrix"](max_rows=4)]))
 
 
+def test_a_further_draw_adds_batches_and_leaves_the_others() -> None:
+    measured = measure(FAMILIES["strided_motion_blur"](strides=(2, 4)), KEYS, PIXELS, LABELS, seed=0)
+
+    def jobs(n_repeated: int, n_extra: int) -> list[Any]:
+        return [(b.indices, b.draws) for b in measured.batches(3, range(n_repeated), n_extra)]
+
+    first, more = jobs(0, 0), jobs(4, 2)
+    assert sorted(i for indices, _ in first for i in indices) == list(range(N))
+    assert more[: len(first)] == first
+    assert jobs(4, 3)[: len(more)] == more
+    assert jobs(6, 2)[: len(first)] == first
+    drawn = sorted((i, d) for indices, draws in more[len(first) :] for i, d in zip(indices, draws, strict=True))
+    assert drawn == [(i, d) for i in range(4) for d in (1, 2)]
+
+
 def test_a_measurement_depends_on_its_key_alone() -> None:
     family = FAMILIES["strided_motion_blur"](strides=(2, 4))
     whole = measure(family, KEYS, PIXELS, LABELS, seed=0, noise=GaussianNoise(sigma_y=0.1))
