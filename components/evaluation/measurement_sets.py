@@ -108,7 +108,7 @@ class MeasurementSet:
         write_text(folder / f"{name}.json", json.dumps(self.facts, indent=1) + "\n")
 
 
-def measure(
+def measure_set(
     family: DegradationFamily,
     keys: Sequence[str],
     images: Tensor,
@@ -156,7 +156,7 @@ def frozen(
     name = f"{kind}-{_sha256(json.dumps(request, sort_keys=True).encode())[:12]}"
     if (folder / f"{name}.json").is_file():
         return load(folder, name, images, labels)
-    made = measure(family, keys, images, labels, seed=seed, noise=noise, split=split)
+    made = measure_set(family, keys, images, labels, seed=seed, noise=noise, split=split)
     made.save(folder, name)
     return made
 
@@ -224,7 +224,7 @@ def nothing_measured(
     keys = [f"generated-{i:06d}" for i in range(n)]
     classes = [int(torch.randint(max(n_classes, 1), (), generator=generator(seed, "evaluate/class", k))) for k in keys]
     images = torch.zeros(n, *image_shape, dtype=torch.uint8)
-    made = measure(null, keys, images, torch.tensor(classes), seed=seed, name="unconditional")
+    made = measure_set(null, keys, images, torch.tensor(classes), seed=seed, name="unconditional")
     return replace(made, truth=None)
 
 

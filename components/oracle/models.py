@@ -26,6 +26,7 @@ from invfusion import codec
 from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
+from invfusion.measuring import Streams, draw_operator
 from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, with_components
 from invfusion.noise import GaussianNoise
@@ -241,8 +242,8 @@ def _measured(bench: Bench, family: DegradationFamily) -> list[Measured]:
     for start in range(0, bench.chosen.n_test, TEST_BATCH):
         rows = range(start, min(start + TEST_BATCH, bench.chosen.n_test))
         x = bench.prior.sample(generators(seed, "oracle/test", rows)).float()
-        draws = generator(seed, f"oracle/test-operator/{kind}", start)
-        operator = family.sample(len(rows), bench.prior.image_shape, draws)
+        streams = Streams(f"oracle/test-operator/{kind}")
+        operator = draw_operator(family, len(rows), bench.prior.image_shape, start, seed, streams)
         noise = randn(operator.measurement_shape, generators(seed, f"oracle/test-noise/{kind}", rows))
         measurement = Measurement.of(x, operator, bench.sigma_y, noise)
         batches.append(Measured.of(measurement, bench.prior.given(measurement)))

@@ -24,9 +24,10 @@ from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
 from invfusion.errors import CheckpointError, DataError
+from invfusion.measuring import Streams, draw_operator
 from invfusion.models import load_denoiser, load_manifest
 from invfusion.operators import spec_to_json
-from invfusion.rng import generator, generators, randn
+from invfusion.rng import generators, randn
 from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
@@ -233,9 +234,8 @@ def of_library() -> Iterator[str]:
 def example_request(params: Params) -> dict[str, Any]:
     """One measurement of a noise image by an operator of the first evaluated family."""
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
-    operator = params.evaluate.families[0].sample(
-        batch_size=1, image_shape=shape, generator=generator(params.seed, "register/operator")
-    )
+    family, streams = params.evaluate.families[0], Streams("register/operator")
+    operator = draw_operator(family, 1, shape, 0, params.seed, streams)
     x = randn(shape, generators(params.seed, "register/image", [0])).clip(-1, 1)
     return {"y": operator.H(x).double().flatten().tolist(), "operator": spec_to_json(operator.to_spec())}
 
