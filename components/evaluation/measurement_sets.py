@@ -22,6 +22,7 @@ from invfusion.data.files import write_text
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
+from invfusion.names import kind_of
 from invfusion.noise import NoiseConfig
 from invfusion.operators import OPERATORS, LinearOperator, Measurement
 from invfusion.rng import generator
@@ -123,7 +124,7 @@ def measure_set(
 
     The set is called `name`, or after the family's kind.
     """
-    degradation: str = name or type(family).model_fields["kind"].default
+    degradation = name or kind_of(family)
     streams = Streams(f"evaluate/{degradation}", f"evaluate/{degradation}/noise")
     parts = [measure_batch(decode(images[i : i + 1]), family, noise, k, seed, streams) for i, k in enumerate(keys)]
     groups = _grouped(parts)
@@ -151,7 +152,7 @@ def frozen(
     Raises:
         DataError: the file is not what was written.
     """
-    kind: str = type(family).model_fields["kind"].default
+    kind = kind_of(family)
     request = _request(kind, family, keys, images, seed, noise, split)
     name = f"{kind}-{_sha256(json.dumps(request, sort_keys=True).encode())[:12]}"
     if (folder / f"{name}.json").is_file():

@@ -17,7 +17,6 @@ from components.oracle.records import (
     Results,
     identity,
     kept,
-    kind_of,
     of_verdict,
     record,
 )
@@ -29,6 +28,7 @@ from invfusion.diffusion.losses import MMSELoss, NPPCLoss
 from invfusion.measuring import Streams, draw_operator
 from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, with_components
+from invfusion.names import kind_of
 from invfusion.noise import GaussianNoise
 from invfusion.operators import Measurement
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements, gaussian_prior

@@ -38,7 +38,6 @@ from components.oracle.records import (
     Results,
     in_parallel,
     kept,
-    kind_of,
     of_verdict,
     unavailable,
     write,
@@ -48,6 +47,7 @@ from invfusion.codec import decode
 from invfusion.data import StagedDataset
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import ConfigError, OperatorError
+from invfusion.names import kind_of
 from invfusion.oracle import (
     DECOYS,
     ExactDenoiser,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from components import cli
+from components.checkpoints import file_digests
 from components.params import Params
 from components.records import Record, read_records
 from components.registry import MAIN
@@ -153,8 +154,8 @@ def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
     """The sha256 of the weights and architectures; where and when they were made does not count."""
     digest = hashlib.sha256()
     for name, folder in sorted(checkpoints.items()):
-        for file in ("config.json", "model.safetensors", *(p.name for p in folder.glob("prior.safetensors"))):
-            digest.update(f"{name}/{file} {_sha256((folder / file).read_bytes())}\n".encode())
+        for file, content in file_digests(folder).items():
+            digest.update(f"{name}/{file} {content}\n".encode())
     return digest.hexdigest()
 
 

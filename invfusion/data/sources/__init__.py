@@ -10,14 +10,14 @@ from invfusion.data.sources.digits import DigitsConfig
 from invfusion.data.sources.folder import FolderConfig
 from invfusion.data.sources.shards import ShardsConfig
 from invfusion.data.sources.zip import ZipConfig
-from invfusion.names import Registry
+from invfusion.names import Registry, kind_of
 
 _Members = DigitsConfig | DeadLeavesConfig | FolderConfig | ZipConfig | ShardsConfig
 
 SourceConfig = Annotated[_Members, Field(discriminator="kind")]
 
 SOURCES: Registry[type[_Members]] = Registry(
-    "source of images", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
+    "source of images", ((kind_of(member), member) for member in get_args(_Members))
 )
 
 __all__ = ["SOURCES", "Listing", "Source", "SourceConfig", "SourceImage"]
