@@ -15,7 +15,7 @@ export PREFECT_HOME ?= $(abspath .prefect)
 SWITCH := $(if $(PROFILE),--profile $(PROFILE)) $(if $(DISCARD),--discard-edits)
 EXPERIMENT := $(SWITCH) $(if $(filter 0,$(TRAIN)),--no-train)
 
-.PHONY: help setup repro oracle table figure tune demo test check faults up down dry-run clean
+.PHONY: help setup repro oracle table figure tune demo test check faults bench up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,13 +36,14 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the experiment (DISCARD=1: edits of params.yaml are lost)
 	@$(BIN)/python -m flows.reproduce $(SWITCH)
 
-oracle: setup  ## judge samplers and small models against exact posteriors (20 minutes); see docs/oracle.md
+oracle: setup  ## judge samplers and small models against exact posteriors (15 minutes); see docs/oracle.md
 	@$(BIN)/python -m flows.reproduce oracle/dvc.yaml:oracle
 
 table: setup  ## make a table of the paper: make table T=3; all of them and the figures without T; PROFILE= as above
 	@$(BIN)/python -m flows.table $(if $(T),--name table_$(shell printf %02d $(T))) $(EXPERIMENT)
 
 figure: setup  ## make a figure of the paper: make figure F=4
+	@test -n "$(F)" || { echo "Which figure? make figure F=4; there are: $(patsubst experiments/figure_%.yaml,%,$(wildcard experiments/figure_*.yaml))"; exit 2; }
 	@$(BIN)/python -m flows.table --name figure_$(shell printf %02d $(F)) $(EXPERIMENT)
 
 tune: setup  ## find step sizes on the validation split: make tune METHODS="DPS DAPS"; writes reports/tuned.yaml

@@ -22,7 +22,7 @@ from invfusion.metrics import METRICS
 from invfusion.models.config import DenoiserConfig, PreconditioningName
 from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.names import nearest, unknown
-from invfusion.noise import GaussianNoise, Levels, NoiseConfig
+from invfusion.noise import AnyNoise, GaussianNoise, Levels
 from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
 from invfusion.schema import Config
@@ -135,7 +135,7 @@ class EvaluateConfig(Config):
     n_unconditional: int = Field(default=10_000, ge=0)
     batch_size: int = Field(default=64, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    noise: NoiseConfig = GaussianNoise()
+    noise: AnyNoise = GaussianNoise()
     families: list[AnyFamily] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     sampler: Heun = Heun()
@@ -200,7 +200,7 @@ class PriorConfig(Config):
 class OracleTrainingConfig(OptimisationConfig):
     """Small models trained on draws of the first prior, and how they are judged.
 
-    widths: of the InvFusion models, the other variants have the last one; depth: layers of their one level;
+    widths: of the InvFusion models, the other models have the last one; depth: layers of their one level;
     checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
     """
 
@@ -272,7 +272,7 @@ class Params(Config):
     plugins: list[str] = Field(default=[])
     data: DataConfig
     degradation: AnyFamily
-    noise: NoiseConfig = GaussianNoise()
+    noise: AnyNoise = GaussianNoise()
     model: ModelConfig
     train: TrainConfig
     recipes: Recipes = Recipes()
@@ -389,7 +389,7 @@ def _names(is_distilled: bool) -> list[str]:
     return [name for name, recipe in RECIPES.items() if (recipe.starts_from is not None) == is_distilled]
 
 
-def _check_noise(noise: NoiseConfig, key: str, families: Sequence[DegradationFamily]) -> None:
+def _check_noise(noise: AnyNoise, key: str, families: Sequence[DegradationFamily]) -> None:
     unfit = [family for family in families if noise.needs_nonnegative and not family.is_nonnegative]
     bad = dict.fromkeys(str(family.model_dump()["kind"]) for family in unfit)
     if bad:

@@ -119,4 +119,4 @@ def _span(levels: tuple[float, float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-NoiseConfig = Annotated[GaussianNoise | PoissonNoise, Field(discriminator="kind")]
+AnyNoise = Annotated[GaussianNoise | PoissonNoise, Field(discriminator="kind")]

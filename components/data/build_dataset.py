@@ -38,7 +38,7 @@ from components import cli
 from invfusion.data.build import BuildConfig, build_dataset, scratch_folders
 from invfusion.data.images import Resize
 from invfusion.data.manifest import Manifest
-from invfusion.data.sources import SOURCES, Source, SourceConfig
+from invfusion.data.sources import SOURCES, AnySource, Source
 from invfusion.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def configure(options: argparse.Namespace) -> tuple[Source, BuildConfig]:
         "workers": options.workers,
     }
     try:
-        source: Source = TypeAdapter(SourceConfig).validate_python(section)
+        source: Source = TypeAdapter(AnySource).validate_python(section)
         return source, BuildConfig.model_validate(build)
     except ValidationError as error:
         first = error.errors()[0]

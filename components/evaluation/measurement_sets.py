@@ -23,7 +23,7 @@ from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
 from invfusion.names import kind_of
-from invfusion.noise import NoiseConfig
+from invfusion.noise import AnyNoise
 from invfusion.operators import OPERATORS, LinearOperator, Measurement
 from invfusion.rng import generator
 
@@ -116,7 +116,7 @@ def measure_set(
     labels: Tensor,
     *,
     seed: int,
-    noise: NoiseConfig = NOISELESS,
+    noise: AnyNoise = NOISELESS,
     split: str = "",
     name: str | None = None,
 ) -> MeasurementSet:
@@ -142,7 +142,7 @@ def frozen(
     labels: Tensor,
     *,
     seed: int,
-    noise: NoiseConfig = NOISELESS,
+    noise: AnyNoise = NOISELESS,
     split: str = "",
 ) -> MeasurementSet:
     """The set that was drawn for these images before and lies in the folder; else it is drawn now and put there.
@@ -202,7 +202,7 @@ def _request(
     keys: Sequence[str],
     images: Tensor,
     seed: int,
-    noise: NoiseConfig,
+    noise: AnyNoise,
     split: str,
 ) -> dict[str, Any]:
     """Everything that a set is drawn from."""

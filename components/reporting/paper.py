@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.records import Record
-from invfusion.noise import GaussianNoise, NoiseConfig
+from invfusion.noise import AnyNoise, GaussianNoise
 
 FILE = Path(__file__).with_name("paper_tables.csv")
 DATASETS = {"ffhq64": "FFHQ64", "imagenet64": "ImageNet64", "ffhq256": "FFHQ256"}
@@ -30,7 +30,7 @@ class Paper:
         return cls._of(DATASETS.get(data_name.lower()), lambda row: row["table"] == number)
 
     @classmethod
-    def of_noise(cls, noise: NoiseConfig, data_name: str) -> "Paper":
+    def of_noise(cls, noise: AnyNoise, data_name: str) -> "Paper":
         """All tables, for a dataset of ours. Only runs under the paper's own noise are comparable."""
         name = "none" if noise.is_absent else "gaussian sigma_n=0.1"
         is_shared = noise.is_absent or noise == GaussianNoise(sigma_y=(0.1, 0.1))

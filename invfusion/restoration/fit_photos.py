@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from invfusion.data.sources.dead_leaves import DeadLeavesConfig
+from invfusion.data.sources.dead_leaves import DeadLeaves
 from invfusion.restoration.photos import PHOTOS_FILE
 
 # Name in skimage.data -> where it is from.
@@ -37,7 +37,7 @@ def pictures() -> Iterator[NDArray[np.float64]]:
     for name in PICTURES:
         pixels = getattr(data, name)()
         yield (pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)) / 127.5 - 1
-    leaves = DeadLeavesConfig(size=WINDOW)
+    leaves = DeadLeaves(size=WINDOW)
     for number in range(N_LEAVES):
         yield leaves.draw(number) / 127.5 - 1
 

@@ -8,8 +8,6 @@ and what has to stand in the restored file too: bits per channel, transparency, 
 import importlib
 import importlib.util
 import io
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from invfusion.data.images import MAX_PIXELS, open_image
 from invfusion.errors import DataError, ShapeError
+from invfusion.files import replacing
 
 Bits = Literal[8, 16]
 ORIENTATION = 0x0112
@@ -222,23 +221,11 @@ def check_format(path: Path | str) -> None:
 
 def write_atomically(path: Path | str, content: bytes) -> None:
     """Write a file that appears whole or not at all. Raises `DataError` where that cannot be done."""
-    path = Path(path)
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
+        with replacing(Path(path)) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def encoded(picture: Picture, file_format: str = "PNG") -> bytes:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from invfusion.errors import CheckpointError
+from invfusion.files import write_text
 
 
 class History:
@@ -33,8 +34,5 @@ class History:
 
     def truncate(self, nimg: int) -> None:
         """Drop what was logged after image count `nimg`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(entry) + "\n" for entry in self.entries() if entry["nimg"] <= nimg]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(kept))

@@ -10,7 +10,7 @@ from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import Condition, LossOutput, Network
 from invfusion.measuring import Streams, measure_batch
-from invfusion.noise import NoiseConfig
+from invfusion.noise import AnyNoise
 from invfusion.operators.base import Measurement
 from invfusion.rng import generator
 from invfusion.training.config import OptimisationConfig
@@ -42,7 +42,7 @@ class Task:
 
     loss: Loss
     degradation: DegradationFamily | None
-    noise: NoiseConfig
+    noise: AnyNoise
     config: OptimisationConfig
     seed: int
     fingerprint: str = ""

@@ -20,7 +20,7 @@ from noise_data import png, write_dataset
 from invfusion.data.images import open_image
 from invfusion.data.manifest import read_manifest
 from invfusion.data.shards import read_shard
-from invfusion.data.sources.zip import ZipConfig
+from invfusion.data.sources.zip import Zip
 from invfusion.degradations import FAMILIES
 from invfusion.errors import DataError, InvFusionError
 from invfusion.operators import operator_from_spec, spec_from_json, spec_to_json
@@ -176,7 +176,7 @@ def test_a_file_that_claims_to_be_huge_is_refused(tmp_path: Path, monkeypatch: p
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("bomb.png", bytes(100_000))
     with pytest.raises(DataError, match=r"'bomb\.png' cannot be read: more than"):
-        ZipConfig(path=tmp_path / "x.zip").open()
+        Zip(path=tmp_path / "x.zip").open()
 
 
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,9 @@ from PIL import Image
 from invfusion.data.build import BuildConfig, build_dataset
 from invfusion.data.manifest import read_manifest
 from invfusion.data.sources import Source
-from invfusion.data.sources.folder import FolderConfig
-from invfusion.data.sources.shards import ShardsConfig
-from invfusion.data.sources.zip import ZipConfig
+from invfusion.data.sources.folder import Folder
+from invfusion.data.sources.shards import Shards
+from invfusion.data.sources.zip import Zip
 from invfusion.errors import DataError
 
 CASES = 3500 if IS_FULL else 40
@@ -133,7 +133,7 @@ def test_folders(members: list[tuple[str, bytes]], links: list[tuple[str, str]],
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.mkfifo(path) if target == "fifo" else path.symlink_to(path.name if target == "itself" else target)
         before = sorted(Path(place).rglob("*"))
-        build_and_count("folders", FolderConfig(path=root, labels=labels), on_error, count(root))
+        build_and_count("folders", Folder(path=root, labels=labels), on_error, count(root))
         assert sorted(Path(place).rglob("*")) == before
 
 
@@ -181,7 +181,7 @@ def test_zips(
         with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if info.file_size or info.filename[-1:] not in "/\\"]
             n_entries = len(names)
-        build_and_count("zips", ZipConfig(path=path, labels=labels), on_error, n_entries)
+        build_and_count("zips", Zip(path=path, labels=labels), on_error, n_entries)
 
 
 @FUZZ
@@ -206,7 +206,7 @@ def test_tars(tars: list[Any], kinds: list[int], on_error: str) -> None:
                 path.write_bytes(damage(path.read_bytes(), noise, cut) if is_damaged else path.read_bytes())
                 n_entries = None if is_damaged or n_files is None or n_entries is None else n_entries + n_files
         found = sum(len(files) for _, _, files in os.walk(root))
-        build_and_count("tars", ShardsConfig(path=root), on_error, n_entries if found == len(tars) else None)
+        build_and_count("tars", Shards(path=root), on_error, n_entries if found == len(tars) else None)
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], kinds: list[int], mode: str) -> int | None:

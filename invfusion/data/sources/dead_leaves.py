@@ -25,7 +25,7 @@ MAX_LEAVES = 20_000
 CHECKED_EVERY = 256
 
 
-class DeadLeavesConfig(Config):
+class DeadLeaves(Config):
     """n_images squares of discs, the i-th from (seed, i) alone, so that a larger number continues a smaller one.
 
     Radii follow r^-3 between min_radius and max_radius (in pixels; as a share of the size for the larger one), as the

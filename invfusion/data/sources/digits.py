@@ -17,7 +17,7 @@ DRAWN_SIZE = 64
 Colour = tuple[int, int, int]
 
 
-class DigitsConfig(Config):
+class Digits(Config):
     """1,797 grey 8x8 digits (UCI optdigits test set), enlarged smoothly and given a paper and an ink colour each."""
 
     kind: Literal["digits"] = "digits"

@@ -13,7 +13,7 @@ from invfusion.errors import DataError
 from invfusion.schema import Config
 
 
-class FolderConfig(Config):
+class Folder(Config):
     """Every file under `path`, however deep, save hidden ones. With `labels`, first-level folders are classes."""
 
     kind: Literal["folder"] = "folder"

@@ -19,7 +19,7 @@ REMEDY = "make one tar of each split (train.tar, val.tar, test.tar), or unpack i
 TAR = re.compile(r"\.(tar(\.[a-z0-9]+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
 
 
-class ShardsConfig(Config):
+class Shards(Config):
     """One tar, or every tar under a folder, compressed or not. Names that begin with train, val or test give the split,
     or folders of these names, around the tars or first within them.
     """

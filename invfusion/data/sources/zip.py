@@ -14,7 +14,7 @@ from invfusion.errors import DataError
 from invfusion.schema import Config
 
 
-class ZipConfig(Config):
+class Zip(Config):
     """Every file in the zip `path`, by the same rules as a folder."""
 
     kind: Literal["zip"] = "zip"

@@ -11,8 +11,8 @@ from invfusion.data import StagedDataset
 from invfusion.data.build import Account, BuildConfig, build_dataset, scratch_folders, split_of
 from invfusion.data.manifest import Manifest, read_manifest
 from invfusion.data.shards import read_shard
-from invfusion.data.sources.folder import FolderConfig
-from invfusion.data.sources.shards import ShardsConfig
+from invfusion.data.sources.folder import Folder
+from invfusion.data.sources.shards import Shards
 from invfusion.data.staging import stage_dataset
 from invfusion.errors import DataError
 
@@ -22,7 +22,7 @@ PATHS = [f"{name}/{i:02d}.png" for name in "ab" for i in range(10)]
 
 
 def build(folder: Path, output: Path, config: BuildConfig = CONFIG) -> tuple[Manifest, Account]:
-    return build_dataset(FolderConfig(path=folder, labels=True).open(), output, config)
+    return build_dataset(Folder(path=folder, labels=True).open(), output, config)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_building_again_gives_the_same_bytes(folder: Path, tmp_path: Path, worke
 
 def test_shards_of_shards_are_the_same_dataset(dataset: Path, tmp_path: Path) -> None:
     config = BuildConfig(name="noise", image_size=SIZE)
-    build_dataset(ShardsConfig(path=dataset).open(), tmp_path / "again", config)
+    build_dataset(Shards(path=dataset).open(), tmp_path / "again", config)
     for name, shards in [("one", dataset), ("two", tmp_path / "again")]:
         stage_dataset(shards, tmp_path / name, SIZE)
     one, two = (StagedDataset(tmp_path / name, "train") for name in ("one", "two"))
@@ -104,7 +104,7 @@ def test_skipped_files_are_counted_and_named(folder: Path, tmp_path: Path) -> No
 def test_nothing_but_non_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "notes.txt").write_text("hello")
-    listing = FolderConfig(path=tmp_path / "images").open()
+    listing = Folder(path=tmp_path / "images").open()
     with pytest.raises(DataError, match=r"gave no image \(1 entries: 0 read, 1 skipped.*; nothing was written"):
         build_dataset(listing, tmp_path / "out", SKIP)
 
@@ -176,7 +176,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from invfusion.data.build import BuildConfig, build_dataset
-from invfusion.data.sources.folder import FolderConfig
+from invfusion.data.sources.folder import Folder
 left, rename = int(sys.argv[3]), Path.rename
 def dying(self, to):
     global left
@@ -185,7 +185,7 @@ def dying(self, to):
         os.kill(os.getpid(), signal.SIGKILL)
     return rename(self, to)
 Path.rename = dying
-build_dataset(FolderConfig(path=sys.argv[1]).open(), Path(sys.argv[2]), BuildConfig(name="mine", image_size=8))
+build_dataset(Folder(path=sys.argv[1]).open(), Path(sys.argv[2]), BuildConfig(name="mine", image_size=8))
 """
 
 
@@ -208,7 +208,7 @@ def test_a_place_that_was_taken_meanwhile_is_kept_and_so_is_the_work(folder: Pat
         (tmp_path / "out" / "thesis.tex").write_text("years of work")
 
     with pytest.raises(DataError, match=r"is not a dataset.*; the new dataset is complete and lies in (.*)") as raised:
-        build_dataset(FolderConfig(path=folder).open(), tmp_path / "out", CONFIG, on_image=write)
+        build_dataset(Folder(path=folder).open(), tmp_path / "out", CONFIG, on_image=write)
     assert (tmp_path / "out" / "thesis.tex").exists()
     assert sum(read_manifest(Path(str(raised.value).split(" lies in ")[1])).n_samples.values()) == 20
 
@@ -248,7 +248,7 @@ def test_what_is_known_to_be_unreadable_stops_before_the_work(folder: Path, tmp_
     (folder / "b" / "dangling.png").symlink_to("nowhere")
     done: list[int] = []
     with pytest.raises(DataError, match=r"'b/dangling\.png' cannot be read: a dangling link; .*--on-error skip"):
-        build_dataset(FolderConfig(path=folder).open(), tmp_path / "out", CONFIG, on_image=lambda: done.append(1))
+        build_dataset(Folder(path=folder).open(), tmp_path / "out", CONFIG, on_image=lambda: done.append(1))
     assert done == []
 
 

@@ -10,12 +10,12 @@ from noise_data import png
 from invfusion.data.names import key_of, parts_of
 from invfusion.data.sources import SOURCES, Listing, SourceImage
 from invfusion.data.sources.base import Skipped
-from invfusion.data.sources.digits import DigitsConfig, colours, draw
+from invfusion.data.sources.digits import Digits, colours, draw
 from invfusion.data.sources.files import Arrangement, Entry
 from invfusion.data.sources.files import arrange as arrange_entries
-from invfusion.data.sources.folder import FolderConfig
-from invfusion.data.sources.shards import ShardsConfig
-from invfusion.data.sources.zip import ZipConfig
+from invfusion.data.sources.folder import Folder
+from invfusion.data.sources.shards import Shards
+from invfusion.data.sources.zip import Zip
 from invfusion.errors import DataError
 
 PATHS = ["b/2.png", "a/1.JPG", "a/x.y.png", ".DS_Store", "__MACOSX/a/1.JPG", "a/.hidden.png"]
@@ -53,8 +53,8 @@ def summary(images: list[SourceImage]) -> list[tuple[object, ...]]:
 
 
 def test_folder_and_zip_read_alike(tmp_path: Path) -> None:
-    folder = FolderConfig(path=make_folder(tmp_path / "f", PATHS), labels=True).open()
-    archive = ZipConfig(path=make_zip(tmp_path / "f.zip", PATHS), labels=True).open()
+    folder = Folder(path=make_folder(tmp_path / "f", PATHS), labels=True).open()
+    archive = Zip(path=make_zip(tmp_path / "f.zip", PATHS), labels=True).open()
     (images, skipped), (zipped, also_skipped) = divide(folder), divide(archive)
     assert summary(images) == summary(zipped)
     assert skipped == also_skipped == [Skipped("hidden")] * 3
@@ -100,13 +100,13 @@ def test_a_missing_path_is_named(tmp_path: Path, kind: str) -> None:
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no files"):
-        FolderConfig(path=tmp_path).open()
+        Folder(path=tmp_path).open()
 
 
 def test_a_broken_zip_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no")
     with pytest.raises(DataError, match=r"a\.zip is not a zip"):
-        ZipConfig(path=tmp_path / "a.zip").open()
+        Zip(path=tmp_path / "a.zip").open()
 
 
 def test_a_damaged_zip_member_is_no_image(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_damaged_zip_member_is_no_image(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"\x89PNG") + 60] ^= 255
     path.write_bytes(content)
-    (second,), (first,) = divide(ZipConfig(path=path).open())
+    (second,), (first,) = divide(Zip(path=path).open())
     assert second.open().size == (8, 8)
     assert first.reason == "damaged in the zip"
     assert "a.zip: 1.png cannot be read" in first.problem
@@ -137,7 +137,7 @@ def test_every_member_of_a_zip_is_accounted_for(tmp_path: Path) -> None:
         content[content.index(name) - 30 + local] |= value
         content[content.rindex(name) - 46 + central] |= value
     path.write_bytes(content)
-    listing = ZipConfig(path=path).open()
+    listing = Zip(path=path).open()
     images, skipped = divide(listing)
     assert [image.key for image in images] == ["good", "good", "x/y"]
     assert images[0].content != images[1].content
@@ -154,7 +154,7 @@ def test_a_zip_whose_names_are_not_what_it_says(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", ["Mü.png", "b.png"])
     path.write_bytes(path.read_bytes().replace("ü".encode(), b"\xff\xfe"))
     with pytest.raises(DataError, match=r"a\.zip is not a zip that can be read: .*utf-8"):
-        ZipConfig(path=path).open()
+        Zip(path=path).open()
 
 
 def make_tar(path: Path, keys: list[str], mode: str = "w") -> Path:
@@ -178,7 +178,7 @@ def test_compressed_tars_lie_beside_others(tmp_path: Path) -> None:
         make_tar(tmp_path / name, [name[0]], mode)
     (tmp_path / "f.tar.zst").write_bytes(b"(\xb5/\xfd")
     (tmp_path / "sizes.json").write_text("{}")
-    images, skipped = divide(ShardsConfig(path=tmp_path).open())
+    images, skipped = divide(Shards(path=tmp_path).open())
     assert [image.key for image in images] == ["a", "b", "c", "d", "e"]
     assert [item.reason for item in skipped] == ["no tar", "a damaged tar"]
     assert "f.tar.zst is damaged or cut short after the beginning" in skipped[1].problem
@@ -198,7 +198,7 @@ def test_compressed_tars_lie_beside_others(tmp_path: Path) -> None:
 def test_splits_of_tars_are_found(tmp_path: Path, tars: dict[str, list[str]]) -> None:
     for name, keys in tars.items():
         make_tar(tmp_path / "tars" / name, keys)
-    images = read(ShardsConfig(path=tmp_path / "tars").open())
+    images = read(Shards(path=tmp_path / "tars").open())
     assert {image.key[-1]: image.split for image in images} == {"1": "train", "2": "test"}
 
 
@@ -216,11 +216,11 @@ def test_splits_of_tars_elsewhere_are_refused(tmp_path: Path, tars: dict[str, li
     for name, keys in tars.items():
         make_tar(tmp_path / "tars" / name, keys)
     with pytest.raises(DataError, match=message):
-        list(ShardsConfig(path=tmp_path / "tars").open().images)
+        list(Shards(path=tmp_path / "tars").open().images)
 
 
 def test_shards_keep_keys_labels_and_splits(dataset: Path) -> None:
-    listing = ShardsConfig(path=dataset).open()
+    listing = Shards(path=dataset).open()
     images = read(listing)
     assert (listing.n_images, listing.class_names) == (16, ("even", "odd"))
     assert {image.split for image in images} == {"train", "val", "test"}
@@ -229,14 +229,14 @@ def test_shards_keep_keys_labels_and_splits(dataset: Path) -> None:
 
 def test_a_single_tar_of_any_name(dataset: Path, tmp_path: Path) -> None:
     (dataset / "val-000000.tar").rename(tmp_path / "faces.tar")
-    listing = ShardsConfig(path=tmp_path / "faces.tar").open()
+    listing = Shards(path=tmp_path / "faces.tar").open()
     assert [image.split for image in listing.images] == ["val"] * 3  # by its keys' folder
 
 
 def test_shards_half_named_by_split_are_refused(dataset: Path) -> None:
     (dataset / "val-000000.tar").rename(dataset / "faces.tar")
     with pytest.raises(DataError, match=r"faces\.tar is not; name all or none"):
-        ShardsConfig(path=dataset).open()
+        Shards(path=dataset).open()
 
 
 def test_colours_have_contrast_and_variety() -> None:
@@ -259,7 +259,7 @@ def test_ink_and_paper_are_reached() -> None:
 
 def test_all_digits_are_there() -> None:
     pytest.importorskip("sklearn")
-    listing = DigitsConfig().open()
+    listing = Digits().open()
     first = next(iter(listing.images))
     assert (listing.n_images, len(listing.class_names)) == (1797, 10)
     assert (first.key, first.label, first.split) == ("digit0000", 0, None)

@@ -125,7 +125,7 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DataError, match=r"a\.png: cannot be written \(No space left"):
         save_image(torch.zeros(1, 3, 2, 2), target)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
