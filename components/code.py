@@ -92,6 +92,10 @@ class Sources:
             waiting |= {found for found in self._module(module).imports if not _is_neutral(found)} - behind
         return {module: self._module(module).digest for module in sorted(behind)}
 
+    def imports(self, module: str) -> set[str]:
+        """The project's modules that one of them imports, neutral ones too."""
+        return self._module(module).imports
+
     def _entry(self, entry_point: str) -> set[str]:
         name, _, member = entry_point.partition(":")
         if self._path(name) is None:

@@ -108,20 +108,9 @@ class MethodConfig(Config):
             for name in values:
                 if name not in tunable:
                     raise ValueError(f"tuned.{kind}: '{name}' is no setting that can be tuned{nearest(name, tunable)}")
-            self.sampler_for(kind, Heun())
+            if self.sampler is not None:
+                type(self.sampler).model_validate(self.sampler.model_dump() | values)
         return self
-
-    def on(self, kind: str) -> bool:
-        """Whether it restores the measurements of this kind of family."""
-        if kind == UNCONDITIONAL:
-            return self.generates
-        return self.restores == "all" or kind in self.restores
-
-    def sampler_for(self, kind: str, house: Heun) -> AnySampler | None:
-        """The sampler on this kind of family; `house` is `evaluate.sampler`."""
-        if self.sampler is None:
-            return house if self.model is not None else None
-        return type(self.sampler).model_validate(self.sampler.model_dump() | self.tuned.get(kind, {}))
 
 
 class EvaluateConfig(Config):
@@ -320,14 +309,6 @@ class Params(Config):
     def architecture(self, name: str) -> DenoiserConfig:
         """Of a model with fresh weights."""
         return self.denoiser_config(**self.recipe(name).architecture)
-
-    @property
-    def registered_method(self) -> str:
-        """The method by which the registered model draws from the posterior. Raises `ConfigError` where none does."""
-        own = [name for name, m in self.methods.items() if m.model == self.register_.model and m.sampler is None]
-        if not own:
-            raise ConfigError(f"register.model: no method samples '{self.register_.model}' by evaluate.sampler")
-        return own[0]
 
     @property
     def models(self) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from components.params import Params
 from components.records import Record, available
 from components.tracking import Version
+from invfusion.errors import ConfigError
 from invfusion.metrics import METRICS
 
 # The families on which the operator cannot be guessed from H†y, so that knowing it must show (paper, section 4).
@@ -28,7 +29,7 @@ class Gate:
 
 def judge(records: list[Record], params: Params, champion: Version | None) -> list[Gate]:
     """Compare an evaluation with the gates and with the present champion."""
-    gates, method = params.register_.gates, params.registered_method
+    gates, method = params.register_.gates, registered_method(params)
     before = stored(champion) if champion is not None else []
     return [
         *missing_gates(method, records, [family.kind for family in params.evaluate.families], before),
@@ -48,6 +49,19 @@ def judged(params: Params) -> set[str]:
     """The methods whose numbers travel with a version: those of its own models, and what they are compared with."""
     members = {params.register_.model, *companions(params)}
     return {RIVAL, *(name for name, method in params.methods.items() if method.model in members)}
+
+
+def registered_method(params: Params) -> str:
+    """The method by which the registered model draws from the posterior.
+
+    Raises:
+        ConfigError: no method does.
+    """
+    model = params.register_.model
+    found = [name for name, m in params.methods.items() if m.model == model and m.sampler is None]
+    if not found:
+        raise ConfigError(f"register.model: no method samples '{model}' by evaluate.sampler")
+    return found[0]
 
 
 def missing_gates(method: str, records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:

@@ -16,6 +16,7 @@ import numpy as np
 from components.evaluation.records import file_name
 from components.params import UNCONDITIONAL, Params
 from components.records import Record, available, read_records
+from components.registry.gates import registered_method
 from components.reporting import figures, pictures, tables
 from components.reporting.pages import Block, Notes, Page, Picture, Section
 from components.reporting.paper import NOT_IN_PAPER, Paper, table_1
@@ -122,7 +123,7 @@ def describe(params: Params, records: Sequence[Record]) -> Page:
 def pictured(params: Params, kinds: Sequence[str], fit: Table | None) -> list[Section]:
     """The sections that are about figures, where these are there."""
     found: list[tuple[str, Sequence[Block | None], str]] = [
-        ("Galleries", galleries(kinds, params.registered_method), "galleries"),
+        ("Galleries", galleries(kinds, registered_method(params)), "galleries"),
         ("Calibration", [calibration_figure(params, kinds)], "calibration"),
         ("Directions of uncertainty", [components_figure(params, kinds), fit], "components"),
         ("Training", [curve_figure()], "curves"),

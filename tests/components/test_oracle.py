@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_training import make_params, workplace
 
-from components.oracle import models
+from components.oracle import judging, training
 from components.oracle import oracle as component
 from components.oracle import records as oracle_records
 from components.oracle.oracle import oracle, samplers_to_judge
@@ -120,7 +120,7 @@ def test_what_was_computed_is_not_computed_again(
     finished: tuple[Path, list[Record]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, before = finished
-    monkeypatch.setattr(component, "judge_sampler", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(judging, "judge_sampler", lambda *_: pytest.fail("judged again"))
     (folder / "reports/oracle.json").unlink()
     oracle(small_params())
     assert json.loads((folder / "reports/oracle.json").read_text()) == before
@@ -140,15 +140,15 @@ def test_a_model_goes_on_from_its_own_state(
     """The excess along the way is measured on one training run, and is that of runs of their own."""
     params = small_params()
     prior = component.fit_priors(params)["tiny"]
-    bench = models.Bench(params, "tiny", prior, "palette", 48)
-    monkeypatch.setattr(models, "STATE", Path("state/elsewhere"))
-    on_the_way = [models.diffusion_model(bench, images) for images in (64, 128)]
+    bench = training.Bench(params, "tiny", prior, "palette", 48)
+    monkeypatch.setattr(training, "STATE", Path("state/elsewhere"))
+    on_the_way = [training.diffusion_model(bench, images) for images in (64, 128)]
     shutil.rmtree("state/elsewhere")
-    at_once = models.diffusion_model(bench, 128)
+    at_once = training.diffusion_model(bench, 128)
     assert_equal(on_the_way[1].state_dict(), at_once.state_dict())
     steps = []
-    monkeypatch.setattr(models.train.__globals__["Stepper"], "step", lambda *_: steps.append(1))
-    assert_equal(models.diffusion_model(bench, 128).state_dict(), at_once.state_dict())
+    monkeypatch.setattr(training.train.__globals__["Stepper"], "step", lambda *_: steps.append(1))
+    assert_equal(training.diffusion_model(bench, 128).state_dict(), at_once.state_dict())
     assert steps == []
 
 
