@@ -64,9 +64,8 @@ def reproduce(folder: Path) -> str:
 def stale(folder: Path) -> set[str]:
     """What DVC would run; the first stage, which writes down what the others depend on, has run."""
     run(folder, "-m", "dvc", "repro", "identify")
-    return set(json.loads(run(folder, "-m", "dvc", "status", "--json", "--with-deps", "dvc.yaml").stdout)) - {
-        "identify"
-    }
+    status = run(folder, "-m", "dvc", "status", "--json", "--with-deps", "dvc.yaml")
+    return set(json.loads(status.stdout)) - {"identify"}
 
 
 def left_behind(folder: Path) -> list[str]:
