@@ -4,7 +4,6 @@ YAML is read as version 1.2, so that `5e-5` is a number. A wrong file gives one 
 and the nearest valid one.
 """
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from invfusion.gaussian.prior import FLOOR, Form
 from invfusion.metrics import METRICS
 from invfusion.models.config import DenoiserConfig, PreconditioningName
 from invfusion.models.presets import PRESETS, denoiser_config
-from invfusion.names import unknown
+from invfusion.names import nearest, unknown
 from invfusion.noise import AnyNoise, GaussianNoise, Levels
 from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
@@ -80,7 +79,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _known_preset(self) -> Self:
         if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset '{self.preset}'{nearest(self.preset, list(PRESETS))}")
+            raise ValueError(f"unknown preset '{self.preset}'{nearest(self.preset, PRESETS)}")
         return self
 
 
@@ -108,9 +107,7 @@ class MethodConfig(Config):
         for kind, values in self.tuned.items():
             for name in values:
                 if name not in tunable:
-                    raise ValueError(
-                        f"tuned.{kind}: '{name}' is no setting that can be tuned{nearest(name, list(tunable))}"
-                    )
+                    raise ValueError(f"tuned.{kind}: '{name}' is no setting that can be tuned{nearest(name, tunable)}")
             if self.sampler is not None:
                 type(self.sampler).model_validate(self.sampler.model_dump() | values)
         return self
@@ -281,7 +278,7 @@ class Params(Config):
     def _parts_fit_together(self) -> Self:
         for name in self.evaluate.methods:
             if name not in self.methods:
-                raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, list(self.methods))}")
+                raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, self.methods)}")
         _check_models(self.train)
         self._check_prior()
         image_shape = self.denoiser_config().image_shape
@@ -436,12 +433,6 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "value_error":
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     return f"{key}: {problem['msg']} (got {problem['input']!r})"
-
-
-def nearest(wrong: str, valid: list[str]) -> str:
-    """The end of a message about an unknown name."""
-    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; valid are {', '.join(valid)}"
 
 
 def _without_tags(location: tuple[int | str, ...]) -> str:

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 
 from components import cli
-from components.params import Params, nearest, params_from, read_values
+from components.params import Params, params_from, read_values
 from invfusion.errors import ConfigError
+from invfusion.names import nearest
 
 Values = TypeVar("Values", bound=MutableMapping[str, Any])
 

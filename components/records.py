@@ -95,3 +95,8 @@ def read_records(path: Path) -> list[Record]:
 def tidy(value: float) -> float:
     """Six significant digits: what a reader can use, and the same text on every run."""
     return float(f"{value:.6g}")
+
+
+def listed(values: Iterable[float]) -> list[float]:
+    """The points of a curve, tidy."""
+    return [tidy(float(value)) for value in values]

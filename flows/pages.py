@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from components.progress import FOLDER
+from components.records import Record, read_records
 from invfusion.metrics import METRICS
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Page:
                     url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
                     self._put(client, f"{path.stem}-samples", "image", url, f"newest samples of {path.stem}")
             if EVALUATION.exists() and self._is_new(EVALUATION, "evaluate"):
-                rows = table(json.loads(EVALUATION.read_text()))
+                rows = table(read_records(EVALUATION))
                 self._put(client, "results", "table", json.dumps(rows), "the evaluation, with 95% intervals")
 
     def _show_progress(self, client: Any, name: str, content: dict[str, Any]) -> None:
@@ -115,17 +116,21 @@ def status_text(name: str, content: dict[str, Any]) -> str:
     return f"## {name}\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
 
 
-def table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
+def table(records: Iterable[Record]) -> list[dict[str, str]]:
     """One row for each method in each degradation."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for r in records:
-        if r["metric"] in METRICS and METRICS[r["metric"]].main:
-            row = rows.setdefault((r["degradation"], r["method"]), {"degradation": r["degradation"]})
-            row |= {"method": r["method"], r["metric"]: _interval(r)}
+        if r.metric in METRICS and METRICS[r.metric].main:
+            row = rows.setdefault((r.degradation, r.method), {"degradation": r.degradation, "method": r.method})
+            row[r.metric] = _shown(r)
     return list(rows.values())
 
 
-def _interval(record: dict[str, Any]) -> str:
-    if record["value"] is None:
+def _shown(record: Record) -> str:
+    """A number with its interval, where it has one."""
+    show = METRICS[record.metric].show
+    if record.value is None:
         return "unavailable"
-    return f"{record['value']:.4g} [{record['low']:.4g}, {record['high']:.4g}]"
+    if record.low is None or record.high is None:
+        return show(record.value)
+    return f"{show(record.value)} [{show(record.low)}, {show(record.high)}]"

@@ -31,8 +31,8 @@ class Registry(dict[str, T]):
 
 
 def kind_of(member: Any) -> str:
-    """The `kind` of a class, or the default of its configuration's field `kind`."""
-    fields = getattr(member, "model_fields", {})
+    """The `kind` of a class or an object, or the default of its configuration's field `kind`."""
+    fields = getattr(member if isinstance(member, type) else type(member), "model_fields", {})
     kind = fields["kind"].default if "kind" in fields else getattr(member, "kind", None)
     if not isinstance(kind, str) or not kind:
         raise ConfigError(f"{_origin(member)} needs a `kind`, the name that it is registered under")
@@ -46,6 +46,19 @@ def _origin(member: Any) -> str:
 def unknown(noun: str, name: object, known: Iterable[str]) -> str:
     """The message that refuses a name: with the nearest of the known ones, or with all of them."""
     valid = list(known)
-    near = difflib.get_close_matches(str(name).lower(), {k.lower(): k for k in valid}, n=1)
-    hint = f"did you mean '{next(k for k in valid if k.lower() == near[0])}'? " if near else ""
+    near = _closest(str(name), valid)
+    hint = "" if near is None else f"did you mean '{near}'? "
     return f"unknown {noun} '{str(name)[:80]}': {hint}valid are {', '.join(valid)}"
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest of the known ones, or else all of them."""
+    valid = list(known)
+    near = _closest(wrong, valid)
+    return f"; valid are {', '.join(valid)}" if near is None else f"; did you mean '{near}'?"
+
+
+def _closest(wrong: str, valid: Iterable[str]) -> str | None:
+    by_letters = {name.lower(): name for name in valid}
+    close = difflib.get_close_matches(wrong.lower(), by_letters, n=1, cutoff=0.5)
+    return by_letters[close[0]] if close else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.records import tidy
+from components.records import listed
 from invfusion.codec import decode
 from invfusion.metrics import Restorations, coverage, cumulative, spread_and_error
 from invfusion.metrics.tools.calibration import at_stake, ranks_of_truth
@@ -25,8 +25,8 @@ def curves_of_draws(restored: Restorations) -> dict[str, Any]:
     uncertain = at_stake(draws, truth)
     predicted, actual = spread_and_error(decode(draws), decode(truth))
     return {
-        "tarp": _listed(cumulative(of_distance, LEVELS)),
-        "coverage": _listed(coverage(of_pixels[uncertain], LEVELS)),
+        "tarp": listed(cumulative(of_distance, LEVELS)),
+        "coverage": listed(coverage(of_pixels[uncertain], LEVELS)),
         **reliability(predicted[uncertain], actual[uncertain]),
     }
 
@@ -37,7 +37,7 @@ def curves_of_components(values: Tensor) -> dict[str, Any]:
     values: (n, 2, K), predicted variances and squared errors.
     """
     predicted, actual = values.mean(0).sqrt()
-    return {"predicted": _listed(predicted), "actual": _listed(actual)}
+    return {"predicted": listed(predicted), "actual": listed(actual)}
 
 
 def reliability(predicted: Tensor, actual: Tensor) -> dict[str, list[float]]:
@@ -46,8 +46,4 @@ def reliability(predicted: Tensor, actual: Tensor) -> dict[str, list[float]]:
         return {"predicted": [], "actual": []}
     groups = predicted.argsort().tensor_split(N_GROUPS)
     means = torch.tensor([[float(v[g].mean()) for g in groups] for v in (predicted, actual)]).sqrt()
-    return {"predicted": _listed(means[0]), "actual": _listed(means[1])}
-
-
-def _listed(values: Tensor) -> list[float]:
-    return [tidy(value) for value in values.tolist()]
+    return {"predicted": listed(means[0]), "actual": listed(means[1])}

@@ -50,7 +50,7 @@ from components.data.prior import staged_prior
 from components.device import pick_device
 from components.evaluation.galleries import show, show_measured
 from components.evaluation.judging import Case, Judge
-from components.evaluation.measurement_sets import MeasurementSet, frozen, measure, nothing_measured
+from components.evaluation.measurement_sets import MeasurementSet, frozen, measure_set, nothing_measured
 from components.evaluation.methods import Column, columns, trained_models
 from components.evaluation.records import file_name, write_costs, write_records
 from components.evaluation.restoring import Restorer
@@ -61,7 +61,7 @@ from components.records import Record
 from invfusion.data import StagedDataset
 from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError, ConfigError, DataError
-from invfusion.rng import generator
+from invfusion.measuring import Streams, measure_batch
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,9 @@ def _check_samplers(params: Params, column: Column, image_shape: Sequence[int]) 
     """Let each sampler look at one measurement; what it asks of its model shows when that is loaded."""
     if column.family is None:
         return
-    draws = generator(params.seed, "evaluate/check", column.kind)
+    streams = Streams("evaluate/check", "evaluate/check/noise")
     x = torch.zeros(1, *image_shape)
-    measurement = params.evaluate.noise.measure(x, column.family.sample(1, image_shape, draws), draws)
+    measurement = measure_batch(x, column.family, params.evaluate.noise, column.kind, params.seed, streams)
     any_model: Any = SimpleNamespace(components=True)
     for method in column.methods:
         if method.sampler is not None:
@@ -213,7 +213,7 @@ class Evaluation:
         images, labels = self.dataset.read(self.positions), self.dataset.labels[self.positions]
         settings: dict[str, Any] = {"seed": seed, "noise": chosen.noise, "split": chosen.split}
         if self.kept_sets is None:
-            return measure(column.family, keys, images, labels, **settings)
+            return measure_set(column.family, keys, images, labels, **settings)
         return frozen(self.kept_sets, column.family, keys, images, labels, **settings)
 
     def _cell(self, case: Case, results: Results) -> None:

@@ -22,6 +22,7 @@ from invfusion.data.files import write_text
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
+from invfusion.names import kind_of
 from invfusion.noise import AnyNoise
 from invfusion.operators import OPERATORS, LinearOperator, Measurement
 from invfusion.rng import generator
@@ -75,15 +76,19 @@ class MeasurementSet:
         return counts
 
     def batches(self, size: int, extra: Sequence[int], n_extra: int) -> Iterator[Batch]:
-        """Batches of at most `size`: each sample once, and those in `extra` another `n_extra` times."""
-        for group in self.groups:
-            jobs = [(row, 0) for row in range(len(group.indices))]
-            jobs += [(row, d + 1) for row, i in enumerate(group.indices) if i in extra for d in range(n_extra)]
-            n_batches = -(-len(jobs) // size)
-            for start in range(n_batches):
-                # Equal parts, rather than full ones and a small rest.
-                rows, draws = zip(*jobs[start::n_batches], strict=True)
-                yield Batch(tuple(group.indices[r] for r in rows), draws, group.measurement.select(list(rows)))
+        """Batches of at most `size`: each sample once, then those in `extra` another `n_extra` times.
+
+        A batch has one draw of its samples, so that a further draw adds batches and leaves the others as they are.
+        """
+        for draw in range(1 + n_extra):
+            for group in self.groups:
+                rows = [row for row, i in enumerate(group.indices) if draw == 0 or i in extra]
+                n_batches = -(-len(rows) // size)
+                for start in range(n_batches):
+                    # Equal parts, rather than full ones and a small rest.
+                    part = rows[start::n_batches]
+                    indices = tuple(group.indices[row] for row in part)
+                    yield Batch(indices, (draw,) * len(part), group.measurement.select(part))
 
     def as_images(self, n: int) -> Tensor:
         """H_pinv(y) of the first n samples, uint8 (n, C, H, W)."""
@@ -104,7 +109,7 @@ class MeasurementSet:
         write_text(folder / f"{name}.json", json.dumps(self.facts, indent=1) + "\n")
 
 
-def measure(
+def measure_set(
     family: DegradationFamily,
     keys: Sequence[str],
     images: Tensor,
@@ -119,7 +124,7 @@ def measure(
 
     The set is called `name`, or after the family's kind.
     """
-    degradation: str = name or type(family).model_fields["kind"].default
+    degradation = name or kind_of(family)
     streams = Streams(f"evaluate/{degradation}", f"evaluate/{degradation}/noise")
     parts = [measure_batch(decode(images[i : i + 1]), family, noise, k, seed, streams) for i, k in enumerate(keys)]
     groups = _grouped(parts)
@@ -147,12 +152,12 @@ def frozen(
     Raises:
         DataError: the file is not what was written.
     """
-    kind: str = type(family).model_fields["kind"].default
+    kind = kind_of(family)
     request = _request(kind, family, keys, images, seed, noise, split)
     name = f"{kind}-{_sha256(json.dumps(request, sort_keys=True).encode())[:12]}"
     if (folder / f"{name}.json").is_file():
         return load(folder, name, images, labels)
-    made = measure(family, keys, images, labels, seed=seed, noise=noise, split=split)
+    made = measure_set(family, keys, images, labels, seed=seed, noise=noise, split=split)
     made.save(folder, name)
     return made
 
@@ -220,7 +225,7 @@ def nothing_measured(
     keys = [f"generated-{i:06d}" for i in range(n)]
     classes = [int(torch.randint(max(n_classes, 1), (), generator=generator(seed, "evaluate/class", k))) for k in keys]
     images = torch.zeros(n, *image_shape, dtype=torch.uint8)
-    made = measure(null, keys, images, torch.tensor(classes), seed=seed, name="unconditional")
+    made = measure_set(null, keys, images, torch.tensor(classes), seed=seed, name="unconditional")
     return replace(made, truth=None)
 
 

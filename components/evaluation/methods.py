@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from components.params import UNCONDITIONAL, MethodConfig, Params
 from invfusion.degradations import DegradationFamily
+from invfusion.names import kind_of
 from invfusion.samplers import Heun, Sampler
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Column:
 
     @property
     def kind(self) -> str:
-        return UNCONDITIONAL if self.family is None else str(type(self.family).model_fields["kind"].default)
+        return UNCONDITIONAL if self.family is None else kind_of(self.family)
 
 
 def columns(params: Params, models: Collection[str]) -> list[Column]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from components.checkpoints import file_digests
 from components.code import code_digest, code_of
 from components.data.prior import PRIOR, staged_prior
 from components.evaluation.costs import Meter
@@ -19,7 +20,6 @@ from components.evaluation.methods import Method
 from components.evaluation.sampling import Task, kept, restore_batch
 from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
-from invfusion.errors import CheckpointError
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
 
@@ -221,8 +221,4 @@ def _file_digest(path: Path) -> str:
 
 @cache
 def _checkpoint_digest(folder: Path) -> str:
-    files = [folder / "config.json", folder / "model.safetensors", *folder.glob("prior.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing: train the model first")
-    return hashlib.sha256("".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files).encode()).hexdigest()
+    return hashlib.sha256("".join(file_digests(folder).values()).encode()).hexdigest()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from components.code import code_of
-from components.oracle.records import Candidate, Head, Results, kept, kind_of, of_verdict, unavailable
+from components.oracle.records import Candidate, Head, Results, kept, of_verdict, unavailable
 from components.params import Params
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import OperatorError
+from invfusion.names import kind_of
 from invfusion.oracle import (
     DECOYS,
     ExactDenoiser,

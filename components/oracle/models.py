@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.oracle.records import Candidate, Head, Job, OracleRecord, Results, kept, kind_of, of_verdict, record
+from components.oracle.records import Candidate, Head, Job, OracleRecord, Results, kept, of_verdict, record
 from components.oracle.training import GAUSSIAN, Bench, diffusion_model, distilled
 from components.params import Params
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
+from invfusion.measuring import Streams, draw_operator
 from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, with_components
+from invfusion.names import kind_of
 from invfusion.operators import Measurement
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements, gaussian_prior
 from invfusion.rng import generator, generators, randn
@@ -86,8 +88,8 @@ def _measured(bench: Bench, family: DegradationFamily) -> list[Measured]:
     for start in range(0, bench.chosen.n_test, TEST_BATCH):
         rows = range(start, min(start + TEST_BATCH, bench.chosen.n_test))
         x = bench.prior.sample(generators(seed, "oracle/test", rows)).float()
-        draws = generator(seed, f"oracle/test-operator/{kind}", start)
-        operator = family.sample(len(rows), bench.prior.image_shape, draws)
+        streams = Streams(f"oracle/test-operator/{kind}")
+        operator = draw_operator(family, len(rows), bench.prior.image_shape, start, seed, streams)
         noise = randn(operator.measurement_shape, generators(seed, f"oracle/test-noise/{kind}", rows))
         measurement = Measurement.of(x, operator, bench.sigma_y, noise)
         batches.append(Measured.of(measurement, bench.prior.given(measurement)))

@@ -15,19 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.code import code_digest
+from components.evaluation.calibration import LEVELS
 from components.memo import Memo
 from components.memo import identity as named
-from components.records import Record, tidy, write_records
+from components.records import Record, listed, tidy, write_records
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.gaussian import GaussianPrior
 from invfusion.metrics import coverage, cumulative
 from invfusion.operators import Measurement
 from invfusion.oracle import Verdict
 from invfusion.samplers import Sampler
-from invfusion.schema import Config
 
 STATE = Path("state/oracle")
-LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +118,6 @@ class Candidate:
         return output.x
 
 
-def kind_of(section: Config) -> str:
-    """The name by which a member of a tagged union goes."""
-    kind: str = type(section).model_fields["kind"].default
-    return kind
-
-
 def record(
     head: Head,
     metric: str,
@@ -153,14 +146,10 @@ def of_verdict(head: Head, verdict: Verdict) -> Results:
     """The scores of a candidate as records, and its calibration as curves over LEVELS."""
     records = [record(head, name, s.value, s.low, s.high, s.floor) for name, s in verdict.scores.items()]
     curves = {
-        "tarp": _listed(cumulative(verdict.tarp_ranks, LEVELS)),
-        "coverage": _listed(coverage(verdict.pixel_ranks, LEVELS)),
+        "tarp": listed(cumulative(verdict.tarp_ranks, LEVELS)),
+        "coverage": listed(coverage(verdict.pixel_ranks, LEVELS)),
     }
     return Results(records, [head | curves])
-
-
-def _listed(values: Tensor) -> list[float]:
-    return [tidy(value) for value in values.tolist()]
 
 
 def write(results: Results, flat: Path, curves: Path) -> None:

@@ -19,6 +19,7 @@ PAGE = Path("reports/oracle.html")
 FIGURES = Path("reports/oracle_figures")
 N_SHOWN = 12
 DETAILS = ("sliced_wasserstein", "mean_error", "covariance_error", "spread", "coverage_90", "tarp_gap")
+OF_COMPONENTS = ("nppc_captured", "nppc_std_ratio")
 REFERENCES = ("exact", "decoy_narrow", "decoy_wide", "decoy_shifted")
 EXCESS = 0.05
 
@@ -167,7 +168,7 @@ def _final_excess(records: Sequence[OracleRecord]) -> Table:
 
 
 def _components(records: Sequence[OracleRecord]) -> Table | None:
-    rows = [(r.metric, r.degradation, _shown(r)) for r in records if r.metric.startswith("nppc")]
+    rows = [(r.metric, r.degradation, _shown(r)) for r in records if r.metric in OF_COMPONENTS]
     return listing("Number, Degradation, #Value", rows) if rows else None
 
 
@@ -212,7 +213,8 @@ def _excess(records: Sequence[OracleRecord]) -> Picture | None:
     }
     if not panels:
         return None
-    figures.lines(FIGURES / "excess.png", panels, "training images", log_y=True, level=EXCESS)
+    read = {_trained_name(r): r.method for r in chosen}
+    figures.lines(FIGURES / "excess.png", panels, "training images", log_y=True, level=EXCESS, models=read)
     return Picture(FIGURES / "excess.png", "Excess risk against training images", f"The dashed line is {EXCESS:.0%}.")
 
 

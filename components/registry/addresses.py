@@ -5,10 +5,8 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from components.registry import MAIN
 from invfusion.errors import CheckpointError
-
-# The model that draws from the posterior, among the checkpoints of a registered version.
-MAIN = "invfusion"
 
 
 def checkpoint_folder(address: str) -> Path:

@@ -1,17 +1,19 @@
 """What a version must fulfil to become champion, judged from the evaluation that is stored with it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from components.params import Params
 from components.records import Record, available
 from components.tracking import Version
+from invfusion.errors import ConfigError
+from invfusion.metrics import METRICS
 
 # The families on which the operator cannot be guessed from H†y, so that knowing it must show (paper, section 4).
 OPERATOR_MATTERS = ("strided_motion_blur", "matrix")
-# The methods whose numbers travel with a version: its own members, and what they are compared with.
-JUDGED = ("InvFusion", "InvFusion MMSE", "InvFusion-G", "InvFusion-G MMSE", "MMSE", "NPPC", "Palette")
+# The method that must guess the operator, with which the registered one is compared.
+RIVAL = "Palette"
 # What every evaluated degradation needs a number of.
 NEEDED = ("psnr", "consistency_mse")
 
@@ -38,10 +40,28 @@ def judge(records: list[Record], params: Params, champion: Version | None) -> li
     ]
 
 
+def companions(params: Params) -> list[str]:
+    """The distilled models that start from the registered one, which are registered with it."""
+    return [name for name, start in params.train.distilled.items() if start == params.register_.model]
+
+
+def judged(params: Params) -> set[str]:
+    """The methods whose numbers travel with a version: those of its own models, and what they are compared with."""
+    members = {params.register_.model, *companions(params)}
+    return {RIVAL, *(name for name, method in params.methods.items() if method.model in members)}
+
+
 def registered_method(params: Params) -> str:
-    """The method by which the registered model draws from the posterior."""
+    """The method by which the registered model draws from the posterior.
+
+    Raises:
+        ConfigError: no method does.
+    """
     model = params.register_.model
-    return next(name for name, m in params.methods.items() if m.model == model and m.sampler is None)
+    found = [name for name, m in params.methods.items() if m.model == model and m.sampler is None]
+    if not found:
+        raise ConfigError(f"register.model: no method samples '{model}' by evaluate.sampler")
+    return found[0]
 
 
 def missing_gates(method: str, records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:
@@ -66,18 +86,18 @@ def consistency_gates(method: str, records: list[Record], limit: float) -> Itera
 def calibration_gates(method: str, records: list[Record], max_ratio: float, max_gap: float) -> Iterator[Gate]:
     """Where the evaluation measured how far the model's own uncertainty can be trusted, it can.
 
-    `nppc_std_ratio` is predicted over actual standard deviation; metrics that end in `_gap` are distances of the
-    posterior samples' ranks from uniform ones.
+    That are principal components' predicted over actual deviations, and the distances of the method's draws from
+    calibrated ones.
     """
-    found = available(records)
-    ratios = {r.degradation: r.value for r in select(found, "NPPC", "nppc_std_ratio")}
-    deviations = [r for r in found if r.method == method and r.metric.endswith("_gap")]
+    found = [r for r in available(records) if METRICS[r.metric].calibration is not None]
+    ratios = [r for r in found if "components" in METRICS[r.metric].needs]
+    deviations = [r for r in found if r.method == method and METRICS[r.metric].calibration == "gap"]
     if not ratios and not deviations:
         yield Gate("calibration", True, "not available: the evaluation did not measure it")
-    for degradation, ratio in ratios.items():
-        passed = ratio is not None and 1 / max_ratio <= ratio <= max_ratio
-        allowed = f"allowed {1 / max_ratio:.3g} to {max_ratio:g}"
-        yield Gate(f"calibration of NPPC on {degradation}", passed, f"std ratio {_number(ratio)}, {allowed}")
+    for r in ratios:
+        passed = r.value is not None and 1 / max_ratio <= r.value <= max_ratio
+        reason = f"std ratio {_number(r.value)}, allowed {1 / max_ratio:.3g} to {max_ratio:g}"
+        yield Gate(f"calibration of {r.method} on {r.degradation}", passed, reason)
     for r in deviations:
         reason = f"{r.metric} {_number(r.value)}, allowed {max_gap:g}"
         yield Gate(f"calibration on {r.degradation}", r.value is not None and r.value <= max_gap, reason)
@@ -85,7 +105,7 @@ def calibration_gates(method: str, records: list[Record], max_ratio: float, max_
 
 def palette_gates(method: str, records: list[Record], least: float) -> Iterator[Gate]:
     """Knowing the operator must pay where it cannot be guessed."""
-    ours, theirs = scores(records, method), scores(records, "Palette")
+    ours, theirs = scores(records, method), scores(records, RIVAL)
     shared = [d for d in OPERATOR_MATTERS if d in ours and d in theirs]
     if not shared:
         yield Gate("gain over Palette", False, f"the evaluation compares none of {', '.join(OPERATOR_MATTERS)}")
@@ -134,10 +154,10 @@ def select(records: Iterable[Record], method: str, metric: str) -> list[Record]:
     return [r for r in records if (r.method, r.metric) == (method, metric)]
 
 
-def packed(records: Iterable[Record]) -> str:
-    """The judged methods' numbers as one tag: {"method/degradation/metric": [value, low, high, n, measurements]}."""
+def packed(records: Iterable[Record], methods: Collection[str]) -> str:
+    """The numbers of these methods as one tag: {"method/degradation/metric": [value, low, high, n, measurements]}."""
     return json.dumps(
-        {"/".join(r.key): [r.value, r.low, r.high, r.n, _measurements(r)] for r in records if r.method in JUDGED},
+        {"/".join(r.key): [r.value, r.low, r.high, r.n, _measurements(r)] for r in records if r.method in methods},
         sort_keys=True,
     )
 

@@ -9,31 +9,35 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from components import cli
+from components.checkpoints import file_digests
 from components.params import Params
 from components.records import Record, read_records
-from components.registry.gates import Gate, judge, packed
+from components.registry import MAIN
+from components.registry.gates import Gate, companions, judge, judged, packed
 from components.registry.promotion import PROMOTED, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
 from invfusion.errors import CheckpointError, DataError
+from invfusion.measuring import Streams, draw_operator
 from invfusion.models import load_denoiser, load_manifest
 from invfusion.operators import spec_to_json
-from invfusion.rng import generator, generators, randn
+from invfusion.rng import generators, randn
+from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
 MODELS = Path("artifacts/models")
 EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
-# The model that restores goes by this name in the package; beside it, its distilled companions where they were trained.
-MAIN, COMPANIONS = "invfusion", ("mmse", "nppc")
-REQUIREMENTS = ("mlflow", "torch", "numpy", "scipy", "einops", "pydantic", "safetensors", "filelock", "pandas")
+# What a registered model's own code imports beside the library.
+OF_SERVING = ("mlflow", "pandas")
 LICENCE = "Apache-2.0"
 
 
@@ -64,7 +68,7 @@ def register(params: Params) -> Registration:
         DataError: the evaluation is missing.
         ServiceError: MLflow does not answer.
     """
-    checkpoints = find_checkpoints(MODELS, params.register_.model)
+    checkpoints = find_checkpoints(MODELS, params)
     records = read_records(EVALUATION)
     check_checkpoints(checkpoints, params)
     checkpoint = checkpoint_hash(checkpoints)
@@ -95,7 +99,7 @@ def decide(registry: Registry, version: Version, records: list[Record], params: 
     champion = present(registry)
     is_champion = champion is not None and champion.number == version.number
     gates = judge(records, params, None if is_champion else champion)
-    registry.tag(version, {"metrics": packed(records), "measurements": measurements_hash(records)})
+    registry.tag(version, {"metrics": packed(records, judged(params)), "measurements": measurements_hash(records)})
     registry.give("challenger", version)
     if all(gate.passed for gate in gates) and not is_champion:
         move(registry, champion, version.number, PROMOTED, "every gate passed when it was registered")
@@ -107,11 +111,13 @@ def decide(registry: Registry, version: Version, records: list[Record], params: 
 # The model and what is stored with it.
 
 
-def find_checkpoints(folder: Path, model: str) -> dict[str, Path]:
-    """The checkpoint folders that make the registered model, by their names in the package."""
+def find_checkpoints(folder: Path, params: Params) -> dict[str, Path]:
+    """The checkpoint folders that make the registered model, by their names in the package: beside its own those of its
+    companions where they were trained."""
+    model = params.register_.model
     if not (folder / model / "model.safetensors").exists():
         raise CheckpointError(f"{folder / model} holds no trained model; run `dvc repro train@{model}` first")
-    return {MAIN: folder / model} | {name: folder / name for name in COMPANIONS if (folder / name).is_dir()}
+    return {MAIN: folder / model} | {name: folder / name for name in companions(params) if (folder / name).is_dir()}
 
 
 def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
@@ -128,7 +134,7 @@ def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
         found = {
             f"it was trained as '{trained_as}'": trained_as != expected,
             f"its network is '{config.variant}'": name == MAIN and config.variant != "invfusion",
-            f"it has {config.n_components} components": (config.n_components > 0) != (name == "nppc"),
+            f"it has {config.n_components} components": (config.n_components > 0) != has_components(expected),
             f"it makes images {config.image_shape}, data.image_size asks for {shape}": config.image_shape != shape,
         }
         wrong = [reason for reason, is_wrong in found.items() if is_wrong]
@@ -139,12 +145,17 @@ def check_checkpoints(checkpoints: Mapping[str, Path], params: Params) -> None:
             )
 
 
+def has_components(model: str) -> bool:
+    """Whether a trained model predicts principal components."""
+    return "n_components" in RECIPES[model].model_fields
+
+
 def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
     """The sha256 of the weights and architectures; where and when they were made does not count."""
     digest = hashlib.sha256()
     for name, folder in sorted(checkpoints.items()):
-        for file in ("config.json", "model.safetensors", *(p.name for p in folder.glob("prior.safetensors"))):
-            digest.update(f"{name}/{file} {_sha256((folder / file).read_bytes())}\n".encode())
+        for file, content in file_digests(folder).items():
+            digest.update(f"{name}/{file} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -163,7 +174,7 @@ def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str
         "git.revision": git_revision(),
         "data.licence": data_licence(params),
         "measurements": measurements_hash(records),
-        "metrics": packed(records),
+        "metrics": packed(records, judged(params)),
         "params": params.model_dump_json(by_alias=True, exclude={"runtime"}),
         "degradation": params.degradation.model_dump_json(),
         "noise": params.noise.model_dump_json(),
@@ -193,6 +204,7 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
         code=Path(__file__).with_name("restoration_model.py"),
         library=Path(invfusion.__file__).parent,
         checkpoints=checkpoints,
+        main=MAIN,
         columns=[
             ("y", "array<double>", True),
             ("operator", "string", True),
@@ -209,16 +221,22 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
         example=example_request(params),
         # MLflow runs the example while it logs the model: one network call, not a whole trajectory.
         example_parameters={"method": "mmse"},
-        requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+        requirements=[f"{name}=={importlib.metadata.version(name)}" for name in sorted({*OF_SERVING, *of_library()})],
     )
+
+
+def of_library() -> Iterator[str]:
+    """The packages that the library alone needs, as the project declares them."""
+    for line in importlib.metadata.requires("invfusion") or ():
+        if ";" not in line and (name := re.match(r"[\w.-]+", line)):
+            yield name.group()
 
 
 def example_request(params: Params) -> dict[str, Any]:
     """One measurement of a noise image by an operator of the first evaluated family."""
     shape = (params.data.channels, params.data.image_size, params.data.image_size)
-    operator = params.evaluate.families[0].sample(
-        batch_size=1, image_shape=shape, generator=generator(params.seed, "register/operator")
-    )
+    family, streams = params.evaluate.families[0], Streams("register/operator")
+    operator = draw_operator(family, 1, shape, 0, params.seed, streams)
     x = randn(shape, generators(params.seed, "register/image", [0])).clip(-1, 1)
     return {"y": operator.H(x).double().flatten().tolist(), "operator": spec_to_json(operator.to_spec())}
 

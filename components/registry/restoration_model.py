@@ -61,7 +61,8 @@ class RestorationModel(PythonModel):
         self.defaults = dict(context.model_config["parameters"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.loaded: dict[str, Any] = {}
-        self.denoiser("invfusion")
+        self.main = str(context.model_config["main"])
+        self.denoiser(self.main)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
         """Restore the rows of `model_input`; see the head of this file.
@@ -94,7 +95,7 @@ class RestorationModel(PythonModel):
         self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
     ) -> list[tuple[Measurement, Tensor | None]]:
         """Measurements and labels of all rows. Raises `InvFusionError` where one is wrong or all are too much work."""
-        model = self.denoiser("invfusion")
+        model = self.denoiser(self.main)
         n_samples, n_steps = int(settings["n_samples"]), int(settings["n_steps"])
         work, requests = Work(), []
         for row in rows:
@@ -118,7 +119,7 @@ class RestorationModel(PythonModel):
 
     def sample(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
         """Draw from the posterior with the deterministic Heun sampler."""
-        denoiser = self.denoiser("invfusion")
+        denoiser = self.denoiser(self.main)
         if settings["guidance"] != 1 and labels is not None:
             denoiser = GuidedDenoiser(denoiser, settings["guidance"])
         sampler = Heun(n_steps=int(settings["n_steps"]))
@@ -126,7 +127,7 @@ class RestorationModel(PythonModel):
 
     def mmse(self, measurement: Measurement, labels: Tensor | None) -> Tensor:
         """The posterior mean in one step: from the distilled model (Eq. 7) or else the diffusion model (Eq. 8)."""
-        name = "mmse" if "mmse" in self.folders else "invfusion"
+        name = "mmse" if "mmse" in self.folders else self.main
         return self.run(MMSE(), self.denoiser(name), measurement, labels, seed=0).x
 
     def principal_components(self, measurement: Measurement, labels: Tensor | None) -> Outputs:

@@ -4,7 +4,6 @@ An experiment changes the parameters at hand: with params.yaml it runs at the sc
 profile of the paper at the paper's. How each method samples stands in params.methods, once for all experiments.
 """
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +14,7 @@ from components.params import UNCONDITIONAL, MetricName, Params, params_from, re
 from components.profiles import merged
 from invfusion.degradations import FAMILIES
 from invfusion.errors import ConfigError
+from invfusion.names import unknown
 from invfusion.schema import Config
 from invfusion.training.recipes import RECIPES
 
@@ -175,9 +175,7 @@ def load_experiment(name: str) -> Experiment:
     """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
-        close = difflib.get_close_matches(name, experiment_names(), n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(experiment_names())}"
-        raise ConfigError(f"unknown experiment '{name}': {hint}")
+        raise ConfigError(unknown("experiment", name, experiment_names()))
     try:
         return Experiment.model_validate(read_values(path))
     except ValidationError as error:

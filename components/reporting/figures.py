@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 
 from components.records import AnyRecord
+from invfusion.training.recipes import RECIPES
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -35,17 +37,18 @@ STYLE: Any = {
     "grid.color": "#e4e7ec",
     "grid.linewidth": 0.6,
 }
-# One colour per kind of model, the same in every figure.
-COLOURS = {
-    "invfusion": "#1f5fa8",
-    "palette": "#c8642a",
-    "unconditional": "#7a828e",
-    "mmse": "#3c8d68",
-    "nppc": "#7d5ba6",
-}
+# One colour per trained model, the same in every figure: in the order of RECIPES.
+COLOURS = dict(
+    zip(
+        RECIPES,
+        cycle(("#7a828e", "#c8642a", "#1f5fa8", "#00a0b0", "#d4a017", "#3c8d68", "#7d5ba6", "#8c2f39")),
+        strict=False,
+    )
+)
 # What other methods take in turn.
 TURNS = ("#b3492a", "#2b9aa8", "#a8862b", "#5a6472", "#c2559d", "#4a6b2f", "#8a4f7d", "#6a8fd6", "#e0995e")
 DPI = 130
+NOTHING: Mapping[str, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,10 @@ Lines = Mapping[str, Sequence[tuple[float, float, float, float]]]
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, of one method in one group."""
+    """A value with its interval, of one method in one group. model: the trained one that the method reads out."""
 
     group: str
-    method: str
+    model: str | None
     series: str
     value: float
     low: float
@@ -113,7 +116,7 @@ def intervals(path: Path, points: Sequence[Point], label: str) -> Path:
         figure, axes = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False, layout="constrained")
         for panel, group in zip(axes[0], groups, strict=True):
             for point in (p for p in points if p.group == group):
-                y, colour = -series.index(point.series), COLOURS.get(point.method, INK)
+                y, colour = -series.index(point.series), COLOURS.get(point.model or "", INK)
                 panel.plot([point.low, point.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
                 panel.plot(point.value, y, "o", color=colour, markersize=4.5)
             panel.set_title(group, size=9)
@@ -148,13 +151,18 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) 
 
 
 def calibration(
-    path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], dotted: Any = ()
+    path: Path,
+    panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    dotted: Any = (),
+    models: Mapping[str, str | None] = NOTHING,
 ) -> Path:
     """TARP's curve, the coverage of central intervals, and predicted against actual deviations where they are given: a
     column for each group, a line for each method with its `tarp`, `coverage`, `predicted` and `actual` values.
+
+    models: as `colours_of` says.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    colours = colours_of(names)
+    colours = colours_of(names, models)
     rows = 3 if any(line.get("predicted") for lines in panels.values() for line in lines.values()) else 2
     with plt.rc_context(STYLE):
         size = (2.5 * len(panels) + 1.6, 2.5 * rows)
@@ -181,12 +189,15 @@ def _calibration_lines(column: Any, line: Mapping[str, Sequence[float]], style: 
         column[2].plot(line["predicted"], line["actual"], "o", markersize=2.5, **style)
 
 
-def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """Of each series its own: that of its kind of model for the first of a kind."""
+def colours_of(names: Sequence[str], models: Mapping[str, str | None]) -> dict[str, str]:
+    """Of each series its own: that of its model for the first of a model.
+
+    models: the trained model that a series is about, where it is not named after that.
+    """
     turns, found = iter(TURNS * len(names)), dict[str, str]()
     for name in names:
-        kind = COLOURS.get(name.split()[0].lower().rstrip(","))
-        found[name] = kind if kind and kind not in found.values() else next(turns)
+        own = COLOURS.get(models.get(name, name) or "")
+        found[name] = own if own and own not in found.values() else next(turns)
     return found
 
 
@@ -228,14 +239,15 @@ def lines(
     log_y: bool = False,
     level: float | None = None,
     band: tuple[float, float] | None = None,
+    models: Mapping[str, str | None] = NOTHING,
 ) -> Path:
     """Values with their intervals over a logarithmic axis: one panel for each (row, column), one line for each series.
 
-    level: drawn as a horizontal line; band: a range of values that is shaded.
+    level: drawn as a horizontal line; band: a range of values that is shaded; models: as `colours_of` says.
     """
     rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    colours = colours_of(names)
+    colours = colours_of(names, models)
     with plt.rc_context(STYLE):
         size = (2.9 * len(columns) + 1.6, 2.3 * len(rows) + 0.5)
         figure, axes = plt.subplots(

@@ -14,15 +14,20 @@ from components.reporting import figures, tables
 from components.reporting.figures import Tiles
 
 
-def gallery(path: Path, restorations: Path, degradation: str) -> Path:
-    """Rows are held-out images; columns are the truth, the measurement, and every method, in the evaluation's order."""
+def gallery(path: Path, restorations: Path, degradation: str, drawn: str | None) -> Path:
+    """Rows are held-out images; columns are the truth, the measurement, and every method, in the evaluation's order.
+
+    drawn: the method of which another draw is shown too, and where its draws differ.
+    """
     folder = restorations / degradation
     truth = load_file(folder / "truth.safetensors")["images"]
     columns = [Tiles("Truth", list(truth / 255)), measured_column(folder)]
     shown: dict[str, Any] = json.loads((restorations / "index.json").read_text())
     for method in (name for name in shown[degradation]["methods"] if name != "H_pinv y"):
-        columns += method_columns(method, load_file(folder / f"{file_name(method)}.safetensors"), truth)
-    columns += spread_column(folder / "invfusion.safetensors")
+        found = load_file(folder / f"{file_name(method)}.safetensors")
+        columns += method_columns(method, found, truth, shows_draw=method == drawn)
+    if drawn is not None:
+        columns += spread_column(drawn, folder / f"{file_name(drawn)}.safetensors")
     return figures.gallery(path, columns)
 
 
@@ -59,23 +64,25 @@ def wrapped(title: str) -> str:
     return "\n".join(textwrap.wrap(title, 14))
 
 
-def method_columns(method: str, found: Mapping[str, figures.Array], truth: figures.Array) -> list[Tiles]:
-    """The restorations of one method, for InvFusion also a second draw."""
-    diverged = found.get("diverged", np.zeros(len(truth), bool))
-    columns = [restored(wrapped(tables.label(method)), found["images"], truth, diverged)]
-    if method == "InvFusion" and "draws" in found:
-        columns.append(restored("InvFusion\nanother draw", found["draws"][:, 0], truth, diverged))
+def method_columns(
+    method: str, found: Mapping[str, figures.Array], truth: figures.Array, *, shows_draw: bool
+) -> list[Tiles]:
+    """The restorations of one method, where it shows them also a second draw of each."""
+    diverged, title = found.get("diverged", np.zeros(len(truth), bool)), wrapped(tables.label(method))
+    columns = [restored(title, found["images"], truth, diverged)]
+    if shows_draw and "draws" in found:
+        columns.append(restored(f"{title}\nanother draw", found["draws"][:, 0], truth, diverged))
     return columns
 
 
-def spread_column(path: Path) -> list[Tiles]:
-    """Where the draws of InvFusion differ: their standard deviation, mean over the channels."""
+def spread_column(method: str, path: Path) -> list[Tiles]:
+    """Where the draws of a method differ: their standard deviation, mean over the channels."""
     found = load_file(path) if path.exists() else {}
     if "std" not in found:
         return []
     std = found["std"].mean(axis=1, keepdims=True)
     top = max(float(std.max()), 1e-6)
-    return [Tiles(f"InvFusion std\n0 to {top:.2g}", list(std / top))]
+    return [Tiles(f"{tables.label(method)} std\n0 to {top:.2g}", list(std / top))]
 
 
 def restored(title: str, images: figures.Array, truth: figures.Array, diverged: figures.Array) -> Tiles:

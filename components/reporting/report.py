@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from components.evaluation.records import file_name
 from components.params import UNCONDITIONAL, Params
 from components.records import Record, available, read_records
+from components.registry.gates import registered_method
 from components.reporting import figures, pictures, tables
 from components.reporting.pages import Block, Notes, Page, Picture, Section
 from components.reporting.paper import NOT_IN_PAPER, Paper, table_1
@@ -59,18 +61,20 @@ HOW = {
     "unconditional": "Images generated from noise alone, compared with the held-out images as a set.",
     "galleries": "Each row is one held-out image; each column one method. Samplers started from the same noise. H†y is "
     "the measurement shown as an image. The number below a restoration is its PSNR in dB. Pixels are enlarged without "
-    "smoothing. Bright places in the last column are where InvFusion's draws differ: what the measurement leaves open.",
+    "smoothing. Bright places in the last column are where the registered model's draws differ: what the measurement "
+    "leaves open.",
     "calibration": "Among several posterior samples of a held-out image, the truth must look like one more. Above: "
     "TARP, the share of truths whose distance to a random reference image has a rank up to the credibility. Middle: "
     "how often the central interval of each level holds a pixel of the truth. Below: the error of the samples' mean "
     "against the deviation that they predict, pixels grouped by the latter; for NPPC one point per direction. Below "
     "the diagonal in the middle, or above it at the bottom, a method is too sure of itself. With n images a curve of "
     "TARP wanders by about 0.9 / √n by chance.",
-    "nppc": "One network call predicts the posterior mean and the orthogonal directions w in which the true image most "
-    "likely differs from it, with the standard deviation σ along each. A direction is drawn with its contrast enhanced "
-    "(grey: no change), between the mean moved by two standard deviations either way. A good direction turns one "
-    "plausible image into another. Captured energy is the share of the mean's squared error that lies in the predicted "
-    "directions; std ratio the predicted over the actual standard deviation along them (1 is calibrated).",
+    "components": "One network call predicts the posterior mean and the orthogonal directions w in which the true "
+    "image most likely differs from it, with the standard deviation σ along each. A direction is drawn with its "
+    "contrast enhanced (grey: no change), between the mean moved by two standard deviations either way. A good "
+    "direction turns one plausible image into another. Captured energy is the share of the mean's squared error that "
+    "lies in the predicted directions; std ratio the predicted over the actual standard deviation along them (1 is "
+    "calibrated).",
     "curves": "Logged loss (faint) and its running mean over the number of images seen, on a logarithmic axis. Losses "
     "compare within a panel only.",
 }
@@ -109,19 +113,19 @@ def describe(params: Params, records: Sequence[Record]) -> Page:
             ),
             Section("Restoration", [*restoration, Notes(notes(records))], HOW["tables"]),
             Section("Unconditional generation", [generation], HOW["unconditional"] if generation else ""),
-            *pictured(kinds, nppc_table(params, records)),
+            *pictured(params, kinds, components_table(params, records)),
             Section("The paper's numbers", [paper_table()], paper_line(paper)),
         ),
         footer=CITATION,
     )
 
 
-def pictured(kinds: Sequence[str], fit: Table | None) -> list[Section]:
+def pictured(params: Params, kinds: Sequence[str], fit: Table | None) -> list[Section]:
     """The sections that are about figures, where these are there."""
     found: list[tuple[str, Sequence[Block | None], str]] = [
-        ("Galleries", galleries(kinds), "galleries"),
-        ("Calibration", [calibration_figure(kinds)], "calibration"),
-        ("Directions of uncertainty", [nppc_figure(kinds), fit], "nppc"),
+        ("Galleries", galleries(kinds, registered_method(params)), "galleries"),
+        ("Calibration", [calibration_figure(params, kinds)], "calibration"),
+        ("Directions of uncertainty", [components_figure(params, kinds), fit], "components"),
         ("Training", [curve_figure()], "curves"),
     ]
     return [Section(title, blocks, HOW[how]) for title, blocks, how in found if any(blocks)]
@@ -141,7 +145,7 @@ def lead(params: Params) -> str:
 
 def facts(params: Params) -> dict[str, str]:
     """What was run, on what."""
-    manifest = manifest_of("invfusion")
+    manifest = manifest_of(params.register_.model)
     sampler = params.evaluate.sampler
     return {
         "Dataset": f"{params.data.name}, digest {str(manifest.get('data_digest', 'unknown'))[:12]}",
@@ -219,14 +223,27 @@ def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str])
     evidence, groups = Evidence(records, DETAILS / "scores"), tables.grouped(params.methods, records)
     there = {(r.method, r.metric) for r in available(records) if r.degradation in kinds}
     untrained = [name for group in tables.GROUPS[:2] for name in groups.get(group, [])]
-    found = []
+    apart, found = with_components(params), []
     for group, metrics in zip(tables.GROUPS[2:], (OF_DRAWS, OF_POINTS), strict=True):
         for name in groups.get(group, []):
             known = [metric for metric in metrics if (name, metric) in there]
-            if "InvFusion" in tables.label(name) and name != "NPPC" and known:
-                rivals = [*untrained, *(other for other in groups[group] if other not in (name, "NPPC"))]
+            if is_invfusion(params, name) and name not in apart and known:
+                rivals = [*untrained, *(other for other in groups[group] if other not in (name, *apart))]
                 found.append(Contest(evidence, name, rivals, kinds, known))
     return found
+
+
+def is_invfusion(params: Params, method: str) -> bool:
+    """Whether a method reads out a network that applies the operator, or one whose training went on from such."""
+    model = params.methods[method].model if method in params.methods else None
+    while model in RECIPES and (start := params.starts_from(model)) is not None:
+        model = start
+    return model in RECIPES and params.architecture(model).variant == "invfusion"
+
+
+def with_components(params: Params) -> list[str]:
+    """The methods that read out principal components, whose mean is a by-product."""
+    return [name for name, m in params.methods.items() if m.sampler is not None and "components" in m.sampler.requires]
 
 
 def is_main(record: Record, there: set[str]) -> bool:
@@ -240,7 +257,7 @@ def restoration_tables(
     """The main tables, then what is left of the metrics."""
     there = {r.metric for r in available(records)}
     main = [r for r in records if is_main(r, there)]
-    further = [r for r in records if not is_main(r, there) and not r.metric.startswith("nppc")]
+    further = [r for r in records if not is_main(r, there) and not is_of_components(r)]
     inside, outside = "Degradations of the training distribution", "Degradations that did not appear in training"
     return [
         table_of(params, main, trained, inside, "The shape of the paper's Tables 1 and 2.", paper),
@@ -260,9 +277,14 @@ def table_of(
     return tables.layout(groups, columns, chosen, paper, PAPER_NAMES, title, caption) if columns else None
 
 
-def nppc_table(params: Params, records: Sequence[Record]) -> Table | None:
+def is_of_components(record: Record) -> bool:
+    """Whether a record judges principal components."""
+    return "components" in METRICS[record.metric].needs
+
+
+def components_table(params: Params, records: Sequence[Record]) -> Table | None:
     """How well the predicted directions and deviations fit the actual errors."""
-    chosen = [r for r in records if r.metric.startswith("nppc")]
+    chosen = [r for r in records if is_of_components(r)]
     kinds = list(dict.fromkeys(r.degradation for r in chosen))
     return table_of(params, chosen, kinds, "Fit of the predicted uncertainty", "", NOT_IN_PAPER)
 
@@ -288,10 +310,9 @@ def psnr_figure(params: Params, records: Sequence[Record], degradations: Sequenc
     """PSNR with intervals of everything that restores."""
     chosen = [r for r in records if r.metric == "psnr" and r.has_interval and r.degradation in degradations]
     order = [name for names in tables.grouped(params.methods, chosen).values() for name in names]
+    read = {name: method.model for name, method in params.methods.items()}
     points = [
-        figures.Point(
-            tables.name_of(r.degradation), r.method.split()[0].lower(), tables.label(r.method), r.value, r.low, r.high
-        )
+        figures.Point(tables.name_of(r.degradation), read.get(r.method), tables.label(r.method), r.value, r.low, r.high)
         for r in sorted(chosen, key=lambda r: (degradations.index(r.degradation), order.index(r.method)))
         if r.value is not None and r.low is not None and r.high is not None
     ]
@@ -301,7 +322,7 @@ def psnr_figure(params: Params, records: Sequence[Record], degradations: Sequenc
     return Picture(FIGURES / "psnr.png", "PSNR with 95% intervals", "Further right is closer to the truth.")
 
 
-def calibration_figure(degradations: Sequence[str]) -> Picture | None:
+def calibration_figure(params: Params, degradations: Sequence[str]) -> Picture | None:
     """Whether the spread of the samplers' draws, and the deviations of NPPC, can be trusted."""
     path = DETAILS / "calibration.json"
     curves = json.loads(path.read_text()) if path.exists() else []
@@ -312,31 +333,32 @@ def calibration_figure(degradations: Sequence[str]) -> Picture | None:
     }
     if not panels:
         return None
-    figures.calibration(FIGURES / "calibration.png", panels)
+    read = {tables.label(name): method.model for name, method in params.methods.items()}
+    figures.calibration(FIGURES / "calibration.png", panels, models=read)
     return Picture(FIGURES / "calibration.png", "Calibration", "On the diagonal, uncertainty is what it claims to be.")
 
 
-def galleries(degradations: Sequence[str]) -> list[Picture]:
-    """One figure per degradation that has restorations on disk."""
+def galleries(degradations: Sequence[str], drawn: str) -> list[Picture]:
+    """One figure per degradation that has restorations on disk; drawn: the method whose further draws are shown."""
     found, restorations = [], DETAILS / "restorations"
     for degradation in (d for d in degradations if (restorations / d).is_dir()):
         file = f"gallery-{degradation}.png"
-        pictures.gallery(FIGURES / file, restorations, degradation)
+        pictures.gallery(FIGURES / file, restorations, degradation, drawn)
         found.append(Picture(FIGURES / file, tables.name_of(degradation)))
     return found
 
 
-def nppc_figure(degradations: Sequence[str]) -> Picture | None:
+def components_figure(params: Params, degradations: Sequence[str]) -> Picture | None:
     """The posterior mean, its principal directions, and the mean moved along each."""
-    restorations = DETAILS / "restorations"
-    degradation = next((d for d in degradations if (restorations / d / "nppc.safetensors").exists()), None)
-    if degradation is None:
+    restorations, methods = DETAILS / "restorations", with_components(params)
+    files = [(d, method) for d in degradations for method in methods]
+    found = next(((d, m) for d, m in files if (restorations / d / f"{file_name(m)}.safetensors").exists()), None)
+    if found is None:
         return None
-    pictures.components(FIGURES / "nppc.png", restorations / degradation, "NPPC")
+    degradation, method = found
+    path = pictures.components(FIGURES / "components.png", restorations / degradation, method)
     kind = tables.name_of(degradation).lower()
-    return Picture(
-        FIGURES / "nppc.png", f"Posterior principal components, {kind}", "σ below each direction, in [-1, 1] units."
-    )
+    return Picture(path, f"Posterior principal components, {kind}", "σ below each direction, in [-1, 1] units.")
 
 
 def curve_figure() -> Picture | None:

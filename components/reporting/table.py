@@ -218,7 +218,9 @@ def figures_of(outcome: Outcome) -> list[Picture]:
         elif outcome.experiment.shows == "components":
             pictures.components(path, restorations / kind, methods[0])
         else:
-            pictures.gallery(path, restorations, kind)
+            # Ours, which comes last in the paper's order.
+            drawn = [name for name in methods if outcome.params.methods[name].extra_draws]
+            pictures.gallery(path, restorations, kind, drawn[-1] if drawn else None)
         found.append(Picture(path, tables.name_of(kind)))
     return found
 

@@ -44,11 +44,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Package:
-    """What makes a registered model: its code, its checkpoint folders, what it takes, and an example of that."""
+    """What makes a registered model: its code, its checkpoint folders, what it takes, and an example of that.
+
+    main: which of the checkpoints restores.
+    """
 
     code: Path
     library: Path
     checkpoints: Mapping[str, Path]
+    main: str
     columns: Sequence[tuple[str, str, bool]]  # name, MLflow type ("string", "array<double>"), required
     parameters: Mapping[str, Any]
     example: Mapping[str, Any]
@@ -203,7 +207,7 @@ def _log_package(package: Package, name: str) -> Any:
         signature=_signature(package),
         input_example=(pd.DataFrame([dict(package.example)]), dict(package.example_parameters)),
         pip_requirements=list(package.requirements),
-        model_config={"parameters": dict(package.parameters)},
+        model_config={"parameters": dict(package.parameters), "main": package.main},
     )
 
 

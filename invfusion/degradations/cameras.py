@@ -8,6 +8,7 @@ from pydantic import Field
 
 from invfusion.degradations.base import DegradationFamily, checked_sides
 from invfusion.errors import ConfigError
+from invfusion.names import kind_of
 from invfusion.operators.channels import CHANNELS, Bayer, Grayscale
 from invfusion.operators.downsampling import Downsampling, Filter
 
@@ -42,7 +43,7 @@ class _Colour(DegradationFamily):
     def check(self, image_shape: Sequence[int]) -> None:
         checked_sides(1, image_shape)
         if image_shape[0] != len(CHANNELS):
-            kind = type(self).model_fields["kind"].default
+            kind = kind_of(self)
             raise ConfigError(f"the family '{kind}' needs images of three channels, got {image_shape[0]}")
 
 

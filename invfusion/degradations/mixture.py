@@ -16,7 +16,7 @@ from invfusion.degradations.null import Null
 from invfusion.degradations.patches import PatchInpainting
 from invfusion.degradations.scribble import Scribble
 from invfusion.degradations.sensing import RandomSensing
-from invfusion.names import Registry
+from invfusion.names import Registry, kind_of
 from invfusion.operators.base import LinearOperator
 from invfusion.plugins import accepts_plugins
 
@@ -39,7 +39,7 @@ Family = (
 
 # A plug-in's family joins by `@FAMILIES.register`.
 FAMILIES: Registry[type[DegradationFamily]] = Registry(
-    "degradation family", ((family.model_fields["kind"].default, family) for family in get_args(Family))
+    "degradation family", ((kind_of(family), family) for family in get_args(Family))
 )
 Member = Annotated[
     Annotated[Family, Field(discriminator="kind")], accepts_plugins(FAMILIES, DegradationFamily), SerializeAsAny()

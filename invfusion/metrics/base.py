@@ -90,6 +90,8 @@ class Metric:
     source: names what `values` computes; metrics of one source and module share their values.
     loader: makes the network that the metric needs, or says why it cannot; weights: the name of its file.
     ceiling: the value with which an infinite one counts, given an image shape.
+    calibration: where it says whether stated uncertainty can be trusted, how: "ratio", of predicted over actual
+    deviations, or "gap", the distance from what calibrated draws give.
     main: whether it belongs into the main tables. stand_in: the metric that takes its place there without weights.
     scale, decimals: a shown value is scale * value, to so many decimals; about three significant digits where None.
     """
@@ -106,6 +108,7 @@ class Metric:
     weights: str = ""
     ceiling: Callable[[tuple[int, ...]], float] | None = None
     unit: str = ""
+    calibration: Literal["ratio", "gap"] | None = None
     main: bool = False
     stand_in: str | None = None
     scale: float = 1.0

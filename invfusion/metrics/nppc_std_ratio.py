@@ -23,4 +23,5 @@ NPPC_STD_RATIO = Metric(
     needs=frozenset({"truth", "components"}),
     values=along_directions,
     statistic=lambda values, _: std_ratio(values.sum(2)),
+    calibration="ratio",
 )

@@ -21,4 +21,5 @@ STD_RATIO = Metric(
     needs=frozenset({"truth", "draws"}),
     values=spread_and_error_of,
     statistic=std_ratio,
+    calibration="ratio",
 )

@@ -19,4 +19,5 @@ TARP_GAP = Metric(
     needs=frozenset({"truth", "draws"}),
     values=tarp,
     statistic=lambda ranks, _: lambda weights: uniformity_gap(ranks, weights),
+    calibration="gap",
 )

@@ -1,6 +1,5 @@
 """Named architectures. The paper's are of Table 5; `digits16` is the small default, `small64` its like for 64x64."""
 
-import difflib
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +8,7 @@ from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.models.config import DenoiserConfig, LevelConfig, Variant
 from invfusion.models.denoiser import Denoiser
-from invfusion.names import Registry
+from invfusion.names import Registry, nearest
 
 _FINE_64 = (
     LevelConfig(width=384, depth=2, kernel=7),
@@ -84,6 +83,5 @@ def denoiser_config(preset: str | DenoiserConfig, variant: Variant | None = None
 
 def _explain(problem: dict[str, Any]) -> str:
     location = ".".join(str(part) for part in problem["loc"])
-    close = difflib.get_close_matches(location, DenoiserConfig.model_fields, n=1)
-    hint = f"; did you mean '{close[0]}'?" if problem["type"] == "extra_forbidden" and close else ""
+    hint = nearest(location, DenoiserConfig.model_fields) if problem["type"] == "extra_forbidden" else ""
     return f"model setting '{location}': {problem['msg']}{hint}"

@@ -16,6 +16,7 @@ from invfusion.degradations import DegradationFamily
 from invfusion.errors import ConfigError, ShapeError
 from invfusion.measuring import Streams, measure_batch
 from invfusion.metrics import coverage, ranks, statistic_interval, tarp_ranks, uniformity_gap
+from invfusion.names import kind_of
 from invfusion.noise import GaussianNoise
 from invfusion.operators import LinearOperator, Measurement
 from invfusion.oracle.distances import sliced_wasserstein_squared, unit_directions
@@ -49,7 +50,7 @@ def draw_measurements(
     where the family gives no others.
     """
     found: list[Measurement] = []
-    kind = type(family).model_fields["kind"].default
+    kind = kind_of(family)
     streams = Streams(f"oracle/operator/{kind}", f"oracle/noise/{kind}")
     for index in range(MAX_TRIES * n):
         x = prior.sample([generator(seed, "oracle/image", index)]).float()

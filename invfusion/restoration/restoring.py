@@ -1,6 +1,5 @@
 """From a measurement, its operator and a model to images: the one function behind every way in."""
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.errors import ConfigError, OperatorError, ShapeError
+from invfusion.names import unknown
 from invfusion.operators import LinearOperator, Measurement
 from invfusion.restoration.models import load_model
 from invfusion.restoration.plausibility import MeasurementWarning, doubts, measured_entries, rms_over, typical_over
@@ -236,9 +236,7 @@ def choose_sampler(method: str | Sampler, denoiser: DenoiserLike) -> Sampler:
     }
     meanings = {**SAMPLERS, **meanings}
     if method not in meanings:
-        near = difflib.get_close_matches(method, meanings, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(meanings)}"
-        raise ConfigError(f"unknown method '{method}'{hint}")
+        raise ConfigError(unknown("method", method, meanings))
     return meanings[method]()
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, SerializeAsAny
 
-from invfusion.names import Registry
+from invfusion.names import Registry, kind_of
 from invfusion.plugins import accepts_plugins
 from invfusion.samplers.aseq_dip import ASeqDIP
 from invfusion.samplers.base import SampleOutput, Sampler
@@ -40,9 +40,7 @@ _Members = (
 )
 
 # A plug-in's sampler joins by `@SAMPLERS.register`.
-SAMPLERS: Registry[type[_Members]] = Registry(
-    "sampler", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
-)
+SAMPLERS: Registry[type[_Members]] = Registry("sampler", ((kind_of(member), member) for member in get_args(_Members)))
 
 AnySampler = Annotated[
     Annotated[_Members, Field(discriminator="kind")], accepts_plugins(SAMPLERS, Sampler), SerializeAsAny()

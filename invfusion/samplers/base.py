@@ -14,6 +14,7 @@ from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.gaussian import GaussianPrior
+from invfusion.names import kind_of
 from invfusion.operators import Measurement
 from invfusion.operators.base import check_levels
 from invfusion.rng import generators, randn
@@ -150,7 +151,7 @@ class Sampler(Config, ABC):
 
     def check_capabilities(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:
         """Raise `OperatorError` where the operator or the denoiser lacks what the algorithm requires."""
-        kind = type(self).model_fields["kind"].default
+        kind = kind_of(self)
         required = self.requires | (self.requires_if_noisy if is_noisy(measurement) else frozenset())
         lacking = [name for name in sorted(required) if not CAPABILITIES[name][1](denoiser, measurement)]
         if lacking:
@@ -166,7 +167,7 @@ class Sampler(Config, ABC):
         ignored = getattr(denoiser, "is_conditional", None) is False
         if not ignored or measurement is None or measurement.y.numel() == 0:
             return
-        kind = type(self).model_fields["kind"].default
+        kind = kind_of(self)
         raise OperatorError(
             f"the sampler '{kind}' leaves the measurement to the denoiser, but this {type(denoiser).__name__} is "
             "unconditional and would ignore it: take a conditional model, a sampler that restores by itself such as "
@@ -180,7 +181,7 @@ class RestoringSampler(Sampler):
     def check_pairing(self, denoiser: DenoiserLike, measurement: Measurement | None) -> None:  # noqa: ARG002
         """Raise `OperatorError` for a conditional model: what it learnt to use would be kept from it."""
         if self.uses_denoiser and getattr(denoiser, "is_conditional", False):
-            kind = type(self).model_fields["kind"].default
+            kind = kind_of(self)
             raise OperatorError(
                 f"the sampler '{kind}' uses the measurement itself and needs an unconditional model; this "
                 f"{type(denoiser).__name__} is conditional, and would be told nothing: sample it with 'heun' or "

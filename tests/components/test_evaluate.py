@@ -17,7 +17,7 @@ from components.code import Sources
 from components.evaluation import evaluate as component
 from components.evaluation import judging, measurement_sets, restoring
 from components.evaluation.evaluate import evaluate
-from components.evaluation.measurement_sets import frozen, measure
+from components.evaluation.measurement_sets import frozen, measure_set
 from components.evaluation.methods import columns, trained_models
 from components.evaluation.records import file_name
 from components.params import Params
@@ -494,10 +494,25 @@ def test_one_kind_twice_is_refused(workplace: Path) -> None:
         evaluate(make_params(families=[FAMILIES["matrix"](), FAMILIES["matrix"](max_rows=4)]))
 
 
+def test_a_further_draw_adds_batches_and_leaves_the_others() -> None:
+    measured = measure_set(FAMILIES["strided_motion_blur"](strides=(2, 4)), KEYS, PIXELS, LABELS, seed=0)
+
+    def jobs(n_repeated: int, n_extra: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        return [(b.indices, b.draws) for b in measured.batches(3, range(n_repeated), n_extra)]
+
+    first, more = jobs(0, 0), jobs(4, 2)
+    assert sorted(i for indices, _ in first for i in indices) == list(range(N))
+    assert more[: len(first)] == first
+    assert jobs(4, 3)[: len(more)] == more
+    assert jobs(6, 2)[: len(first)] == first
+    drawn = sorted((i, d) for indices, draws in more[len(first) :] for i, d in zip(indices, draws, strict=True))
+    assert drawn == [(i, d) for i in range(4) for d in (1, 2)]
+
+
 def test_a_measurement_depends_on_its_key_alone() -> None:
     family = FAMILIES["strided_motion_blur"](strides=(2, 4))
-    whole = measure(family, KEYS, PIXELS, LABELS, seed=0, noise=GaussianNoise(sigma_y=0.1))
-    part = measure(family, KEYS[5:7], PIXELS[5:7], LABELS[5:7], seed=0, noise=GaussianNoise(sigma_y=0.1))
+    whole = measure_set(family, KEYS, PIXELS, LABELS, seed=0, noise=GaussianNoise(sigma_y=0.1))
+    part = measure_set(family, KEYS[5:7], PIXELS[5:7], LABELS[5:7], seed=0, noise=GaussianNoise(sigma_y=0.1))
 
     def of(frozen, key: str) -> torch.Tensor:
         i = frozen.keys.index(key)
@@ -583,7 +598,7 @@ class TestFrozenSets:
     def test_it_is_read_back_not_drawn_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise = GaussianNoise(sigma_y=0.1)
         made = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=noise)
-        monkeypatch.setattr(measurement_sets, "measure", lambda *_, **__: pytest.fail("drawn again"))
+        monkeypatch.setattr(measurement_sets, "measure_set", lambda *_, **__: pytest.fail("drawn again"))
         found = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=noise)
         assert found.sha256 == made.sha256
         for ours, theirs in zip(found.groups, made.groups, strict=True):

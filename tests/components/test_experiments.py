@@ -15,6 +15,7 @@ from tiny_training import read_json, workplace
 from components.data.prior import fit_prior
 from components.evaluation import restoring, tune
 from components.params import Params, PriorFitConfig
+from components.profiles import load_profile
 from components.records import Record
 from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
@@ -95,6 +96,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None:
     tabled = [f"table_{i:02d}" for i in (1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
     assert experiment_names() == [*(f"figure_{i:02d}" for i in (3, 4, 5, 6)), "nfe", *tabled]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_can_be_made_of_the_default_parameters(project: Path, name: str) -> None:
+    experiment = load_experiment(name)
+    changed = experiment.applied(load_profile(), n_classes=2)
+    assert changed.evaluate.methods == experiment.names
 
 
 def test_together_they_exercise_every_method(project: Path) -> None:

@@ -55,7 +55,12 @@ def params(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_run(tmp_path, n=1)
     params = load_profile()
     register = params.register_.model_copy(update={"gates": GatesConfig(**GATES), "model": "invfusion"})
-    return params.model_copy(update={"register_": register})
+    return params.model_copy(update={"register_": register, "train": of_invfusion(params)})
+
+
+def of_invfusion(params: Any) -> Any:
+    """Of the training, that the companions start from InvFusion."""
+    return params.train.model_copy(update={"distilled": {"mmse": "invfusion", "nppc": "invfusion"}})
 
 
 @pytest.fixture
@@ -67,6 +72,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         code=tmp_path / "echo.py",
         library=tmp_path / "library",
         checkpoints={},
+        main="",
         columns=[("y", "array<double>", True)],
         parameters={"text": "hello"},
         example={"y": [1.0]},
@@ -206,18 +212,31 @@ def test_a_champion_of_other_measurements_cannot_be_beaten() -> None:
 def test_one_degradation_of_other_measurements_is_enough() -> None:
     found = records()
     changed = [replace(r, measurements_sha256="another") if r.degradation == "matrix" else r for r in found]
-    champion = tracking.Version("1", {"metrics": gates.packed(found)})
+    champion = tracking.Version("1", {"metrics": gates.packed(found, {"InvFusion"})})
     failed = [gate.name for gate in gates.champion_gates("InvFusion", changed, -0.2, champion) if not gate.passed]
     assert failed == ["gain over the champion on matrix"]
 
 
 def test_a_number_that_the_champion_had_must_be_there(params: Any) -> None:
     found = records()
-    champion = tracking.Version("1", {"metrics": gates.packed(found)})
+    champion = tracking.Version("1", {"metrics": gates.packed(found, {"InvFusion"})})
     less = [r for r in found if (r.method, r.metric) != ("InvFusion", "fd_pixel8x8")]
     failed = [gate for gate in gates.judge(less, params, champion) if not gate.passed]
     assert [gate.name for gate in failed] == ["no missing metrics"]
     assert "InvFusion/matrix/fd_pixel8x8" in failed[0].reason
+
+
+def test_judged_are_the_methods_of_the_registered_model_and_its_companions() -> None:
+    params = load_profile()
+    assert gates.companions(params) == ["mmse", "nppc"]
+    assert gates.judged(params) == {"InvFusion-G", "InvFusion-G MMSE", "MMSE", "NPPC", "Palette"}
+    register = params.register_.model_copy(update={"model": "invfusion"})
+    assert gates.judged(params.model_copy(update={"register_": register})) == {"InvFusion", "InvFusion MMSE", "Palette"}
+
+
+def test_a_registered_model_asks_for_what_the_library_declares() -> None:
+    assert {"torch", "numpy", "scipy", "einops", "pydantic", "safetensors"} <= set(step.of_library())
+    assert not {"prefect", "pytest"} & set(step.of_library())
 
 
 def test_calibration_counts_where_it_was_measured() -> None:
@@ -302,7 +321,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
         write_run(folder, n=1)
         params = load_profile()
         register = params.register_.model_copy(update={"model": "invfusion"})
-        params = params.model_copy(update={"register_": register})
+        params = params.model_copy(update={"register_": register, "train": of_invfusion(params)})
         for name, n_components in (("invfusion", 0), ("mmse", 0), ("nppc", 2)):
             shutil.rmtree(folder / "artifacts/models" / name)
             denoiser = build_denoiser(params.model.preset, "invfusion", n_components=n_components)

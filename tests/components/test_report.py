@@ -1,21 +1,24 @@
 """The report shows every number, says what is missing and why, and needs nothing from outside."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_evaluation import NO_WEIGHTS, record, records, write_run
+from safetensors.numpy import load_file
 
 from components.profiles import load_profile
 from components.records import write_records
+from components.reporting import figures, pictures, tables
 from components.reporting import report as step
-from components.reporting import tables
 from components.reporting.paper import Paper
 from invfusion.errors import DataError
 from invfusion.metrics import METRICS
 from invfusion.noise import GaussianNoise
+from invfusion.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +104,35 @@ def test_the_first_lines_name_losses_and_wins_against_doing_nothing_and_zero_sho
     assert "> InvFusion, by PSNR: wins against H†y (everywhere), DDRM (everywhere), Palette (everywhere)." in first
     assert "InvFusion distilled, by PSNR: wins against" in first
     assert first.index("InvFusion, by") < first.index("| Dataset |")
+
+
+def test_ours_are_the_methods_that_read_out_a_network_which_applies_the_operator() -> None:
+    params = load_profile()
+    ours = {name for name in params.methods if step.is_invfusion(params, name)}
+    assert ours == {"InvFusion", "InvFusion-G", "InvFusion MMSE", "InvFusion-G MMSE", "MMSE", "NPPC"}
+    assert step.with_components(params) == ["NPPC"]
+
+
+def test_the_registered_model_gives_the_facts_and_the_further_draw(tmp_path: Path) -> None:
+    write_run(tmp_path, n=1)
+    restorations = tmp_path / "artifacts" / "evaluation" / "restorations"
+    folder = restorations / "matrix"
+    drawn = dict(load_file(folder / "invfusion.safetensors"))
+    titles = [c.title for c in pictures.method_columns("InvFusion-G", drawn, drawn["images"], shows_draw=True)]
+    assert titles == ["InvFusion-G", "InvFusion-G\nanother draw"]
+    assert len(pictures.method_columns("InvFusion", drawn, drawn["images"], shows_draw=False)) == 1
+    (spread,) = pictures.spread_column("InvFusion-G", folder / "invfusion.safetensors")
+    assert spread.title.startswith("InvFusion-G std")
+    shutil.copytree(tmp_path / "artifacts/models/invfusion", tmp_path / "artifacts/models/invfusion_g")
+    shutil.rmtree(tmp_path / "artifacts/models/invfusion")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert step.facts(load_profile())["Code"] == "revision 0123456789"
+
+
+def test_every_trained_model_has_a_colour_of_its_own() -> None:
+    assert set(figures.COLOURS) == set(RECIPES)
+    assert len(set(figures.COLOURS.values())) == len(RECIPES)
 
 
 def test_doing_nothing_comes_first_where_it_wins(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from components.progress import FOLDER, Progress
+from components.records import Record, write_records
 from flows import pages
+from invfusion.metrics import METRICS
 
 
 class FakeClient:
@@ -78,12 +81,15 @@ def test_other_steps_and_older_files_are_not_shown(client: FakeClient) -> None:
 def test_the_evaluation_is_a_table(client: FakeClient, names: tuple[str, ...]) -> None:
     page = pages.Page(uuid4(), names)
     time.sleep(0.02)  # a file's time is that of the last tick, which may lie before the page's
-    found = {"method": "invfusion", "degradation": "matrix", "value": 16.0, "low": 15.5, "high": 16.5}
-    pages.EVALUATION.parent.mkdir()
-    records = [found | {"metric": "psnr"}, found | {"metric": "fid", "value": None}, found | {"metric": "other"}]
-    pages.EVALUATION.write_text(json.dumps(records))
+    found = Record(
+        method="invfusion", degradation="matrix", metric="psnr", value=16.0, low=15.5, high=16.5, n=2, nfe=1,
+        measurements_sha256=None,
+    )  # fmt: skip
+    others = (replace(found, metric="fid", value=None), replace(found, metric="consistency_mse", low=None))
+    write_records([found, *others, replace(found, metric="other")], pages.EVALUATION)
     page.refresh()
-    row = {"degradation": "matrix", "method": "invfusion", "psnr": "16 [15.5, 16.5]", "fid": "unavailable"}
+    row = {"degradation": "matrix", "method": "invfusion", "psnr": METRICS["psnr"].show(16.0) + " [15.5, 16.5]"}
+    row |= {"fid": "unavailable", "consistency_mse": METRICS["consistency_mse"].show(16.0)}
     assert json.loads(client.by_key()["results"]) == [row]
 
 

@@ -10,14 +10,14 @@ from invfusion.data.sources.digits import Digits
 from invfusion.data.sources.folder import Folder
 from invfusion.data.sources.shards import Shards
 from invfusion.data.sources.zip import Zip
-from invfusion.names import Registry
+from invfusion.names import Registry, kind_of
 
 _Members = Digits | DeadLeaves | Folder | Zip | Shards
 
 AnySource = Annotated[_Members, Field(discriminator="kind")]
 
 SOURCES: Registry[type[_Members]] = Registry(
-    "source of images", ((member.model_fields["kind"].default, member) for member in get_args(_Members))
+    "source of images", ((kind_of(member), member) for member in get_args(_Members))
 )
 
 __all__ = ["SOURCES", "AnySource", "Listing", "Source", "SourceImage"]
