@@ -37,7 +37,7 @@ repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the expe
 	@$(BIN)/python -m flows.reproduce $(SWITCH)
 
 oracle: setup  ## judge samplers and small models against exact posteriors (15 minutes); see docs/oracle.md
-	@$(BIN)/python -m flows.reproduce oracle/dvc.yaml:oracle
+	@$(BIN)/python -m flows.reproduce oracle
 
 table: setup  ## make a table of the paper: make table T=3; all of them and the figures without T; PROFILE= as above
 	@$(BIN)/python -m flows.table $(if $(T),--name table_$(shell printf %02d $(T))) $(EXPERIMENT)

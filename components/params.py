@@ -111,20 +111,9 @@ class MethodConfig(Config):
                     raise ValueError(
                         f"tuned.{kind}: '{name}' is no setting that can be tuned{nearest(name, list(tunable))}"
                     )
-            self.sampler_for(kind, Heun())
+            if self.sampler is not None:
+                type(self.sampler).model_validate(self.sampler.model_dump() | values)
         return self
-
-    def on(self, kind: str) -> bool:
-        """Whether it restores the measurements of this kind of family."""
-        if kind == UNCONDITIONAL:
-            return self.generates
-        return self.restores == "all" or kind in self.restores
-
-    def sampler_for(self, kind: str, house: Heun) -> AnySampler | None:
-        """The sampler on this kind of family; `house` is `evaluate.sampler`."""
-        if self.sampler is None:
-            return house if self.model is not None else None
-        return type(self.sampler).model_validate(self.sampler.model_dump() | self.tuned.get(kind, {}))
 
 
 class EvaluateConfig(Config):
@@ -294,8 +283,6 @@ class Params(Config):
             if name not in self.methods:
                 raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, list(self.methods))}")
         _check_models(self.train)
-        if not any(m.model == self.register_.model and m.sampler is None for m in self.methods.values()):
-            raise ValueError(f"register.model: no method samples '{self.register_.model}' by evaluate.sampler")
         self._check_prior()
         image_shape = self.denoiser_config().image_shape
         trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
@@ -325,12 +312,6 @@ class Params(Config):
     def architecture(self, name: str) -> DenoiserConfig:
         """Of a model with fresh weights."""
         return self.denoiser_config(**self.recipe(name).architecture)
-
-    @property
-    def registered_method(self) -> str:
-        """The method by which the registered model draws from the posterior."""
-        own = [name for name, m in self.methods.items() if m.model == self.register_.model and m.sampler is None]
-        return own[0]
 
     @property
     def models(self) -> list[str]:
@@ -408,7 +389,12 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
     """
-    return params_from(read_values(path), str(path))
+    params = params_from(read_values(path), str(path))
+    # An experiment of a table, which registers nothing, may leave the method out.
+    model = params.register_.model
+    if not any(method.model == model and method.sampler is None for method in params.methods.values()):
+        raise ConfigError(f"{path}: register.model: no method samples '{model}' by evaluate.sampler")
+    return params
 
 
 def read_values(path: Path | str) -> dict[str, Any]:

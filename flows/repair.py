@@ -12,13 +12,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
+from flows.stages import STAGES
+
 log = logging.getLogger(__name__)
 
 STATE = Path(".dvc/tmp")
 # Who uses which path, while DVC runs.
 IN_USE = STATE / "rwlock"
 # What each graph's stages were made from.
-LOCKFILES = (Path("dvc.lock"), Path("oracle/dvc.lock"))
+LOCKFILES = sorted({Path(stage.graph).with_suffix(".lock") for stage in STAGES.values()})
 
 
 def repair() -> None:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -29,19 +28,17 @@ from components.params import Params, load_params, read_values
 from components.profiles import load_profile, lost_edits, profile_text
 from components.registry.register import SUMMARY
 from flows import entry
+from flows.identify import identify
 from flows.repair import repair
+from flows.stages import GRAPH, STAGES, target
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
 
 log = logging.getLogger(__name__)
 
 PARAMS = Path("params.yaml")
-# What runs without targets; the oracle has a graph of its own.
-GRAPH = "dvc.yaml"
 # The stage that writes down what the others depend on.
 IDENTIFY = "identify"
-# How it says that something differs from the last time.
-CHANGED = re.compile(r"^\S+: changed: ")
 SERVER_START_S = 90
 SERVER_STOP_S = 10
 # A stage may have to finish its batch and write a checkpoint.
@@ -135,16 +132,15 @@ def checked_params(profile: str, discard_edits: bool = False) -> Params:
 def stale(targets: Sequence[str]) -> set[str] | None:
     """The stages that DVC would run for the targets, or for all; None where it cannot tell.
 
-    An edit makes other stages stale through what `identify` writes, so that comes first.
+    An edit makes them stale through what `identify` writes, so that comes first; it always runs, which counts for
+    nothing here.
+
+    Raises:
+        ConfigError: params.yaml or a plug-in is not valid.
     """
+    identify(load_params(PARAMS))
     found = _status(targets)
-    if found and IDENTIFY in found:
-        command, environment = dvc_command([IDENTIFY]), dvc_environment()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        for line in filter(CHANGED.search, (done.stdout + done.stderr).splitlines()):
-            log.info("%s", line)
-        found = _status(targets)
-    return found
+    return None if found is None else {name for name in found if name.rpartition(":")[2] != IDENTIFY}
 
 
 def _status(targets: Sequence[str]) -> set[str] | None:
@@ -260,11 +256,12 @@ def main() -> int:
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
     parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")
-    parser.add_argument("targets", nargs="*", help="stages; default: all")
+    parser.add_argument("targets", nargs="*", help="stages; default: those of dvc.yaml")
     arguments = parser.parse_args()
     with entry.clear_ends():
         params = checked_params(arguments.profile, arguments.discard_edits)
-        code = run_stale(params, arguments.targets, arguments.force)
+        targets = [target(params, name) if name in STAGES else name for name in arguments.targets]
+        code = run_stale(params, targets, arguments.force)
         if not (code or arguments.targets):
             log.info("%s", summary(params))
     return code

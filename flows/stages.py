@@ -12,6 +12,9 @@ from components.params import Params
 from invfusion.errors import ConfigError
 from invfusion.names import Registry
 
+# What runs without targets.
+GRAPH = "dvc.yaml"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -20,6 +23,7 @@ class Stage:
     does: one sentence. component: module:function, called with the parameters. each: what it runs once for each of, an
     option of its command and an argument of the component. form: the sections of params.yaml that its job offers to
     change. uses: the settings whose classes are part of its code, as they come with the parameters and by no import.
+    graph: the file in which DVC finds it.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Stage:
     tags: tuple[str, ...] = ()
     needs_device: bool = False
     uses: Callable[[Params], Iterable[Any]] = lambda _: ()
+    graph: str = GRAPH
 
     def function(self) -> Callable[..., Any]:
         """The component itself."""
@@ -63,12 +68,10 @@ _TABLE = (
     Stage(
         "oracle", "Judge samplers and small models on priors whose posteriors are known exactly.",
         "components.oracle.oracle:oracle", form=("oracle",), tags=("evaluation",), uses=lambda params: [params.oracle],
+        graph="oracle/dvc.yaml",
     ),
 )  # fmt: skip
 STAGES: Registry[Stage] = Registry("stage", {stage.name: stage for stage in _TABLE})
-
-# Whose graph is not dvc.yaml.
-_ELSEWHERE = {"oracle": "oracle/dvc.yaml:oracle"}
 
 
 def target(params: Params, stage: str, model: str = "") -> str:
@@ -78,7 +81,8 @@ def target(params: Params, stage: str, model: str = "") -> str:
         ConfigError: the pipeline does not train this model.
     """
     if not model:
-        return _ELSEWHERE.get(stage, stage)
+        graph = STAGES[stage].graph
+        return stage if graph == GRAPH else f"{graph}:{stage}"
     if model not in params.models:
         raise ConfigError(
             f"the pipeline does not train '{model}': put it into train.models, or into train.distilled with the model "

@@ -46,6 +46,7 @@ import torch
 from safetensors.torch import save_file
 
 from components import cli, tracking
+from components.data.prior import staged_prior
 from components.device import pick_device
 from components.evaluation.galleries import show, show_measured
 from components.evaluation.judging import Case, Judge
@@ -134,7 +135,8 @@ def _check_samplers(params: Params, column: Column, image_shape: Sequence[int]) 
     any_model: Any = SimpleNamespace(components=True)
     for method in column.methods:
         if method.sampler is not None:
-            method.sampler.check_capabilities(any_model, measurement)
+            reads = staged_prior(STAGED) if method.needs_prior else any_model
+            method.sampler.check_capabilities(reads, measurement)
 
 
 # The evaluation, degradation by degradation.

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from components.params import UNCONDITIONAL, Params
+from components.params import UNCONDITIONAL, MethodConfig, Params
 from invfusion.degradations import DegradationFamily
-from invfusion.samplers import Sampler
+from invfusion.samplers import Heun, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,24 @@ def columns(params: Params, models: Collection[str]) -> list[Column]:
 def _methods(params: Params, models: Collection[str], kind: str) -> Iterable[Method]:
     for name in params.evaluate.methods:
         config = params.methods[name]
-        if config.on(kind) and (config.model is None or config.model in models):
-            sampler = config.sampler_for(kind, params.evaluate.sampler)
+        if restores(config, kind) and (config.model is None or config.model in models):
+            sampler = sampler_on(config, kind, params.evaluate.sampler)
             method = Method(name, config.model, sampler, config.extra_draws)
             yield replace(method, extra_draws=_extra_draws(params, method, kind))
+
+
+def restores(config: MethodConfig, kind: str) -> bool:
+    """Whether a method restores the measurements of this kind of family."""
+    if kind == UNCONDITIONAL:
+        return config.generates
+    return config.restores == "all" or kind in config.restores
+
+
+def sampler_on(config: MethodConfig, kind: str, default: Heun) -> Sampler | None:
+    """A method's sampler on this kind of family; `default` reads out a model for which none is named."""
+    if config.sampler is None:
+        return default if config.model is not None else None
+    return type(config.sampler).model_validate(config.sampler.model_dump() | config.tuned.get(kind, {}))
 
 
 def _extra_draws(params: Params, method: Method, kind: str) -> int:

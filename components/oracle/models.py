@@ -1,6 +1,6 @@
-"""Train small models on draws of a known prior, of which there is no end, and measure what they lose against Bayes."""
+"""What small models, trained on a known prior, lose against Bayes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,109 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.oracle.records import (
-    STATE,
-    Candidate,
-    Head,
-    Job,
-    OracleRecord,
-    Results,
-    identity,
-    kept,
-    kind_of,
-    of_verdict,
-    record,
-)
-from components.params import OracleTrainingConfig, Params
-from invfusion import codec
-from invfusion.data import Batch
-from invfusion.degradations import DegradationFamily, Mixture
+from components.oracle.records import Candidate, Head, Job, OracleRecord, Results, kept, kind_of, of_verdict, record
+from components.oracle.training import GAUSSIAN, Bench, diffusion_model, distilled
+from components.params import Params
+from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
 from invfusion.metrics import projected, statistic_interval
-from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, with_components
-from invfusion.noise import GaussianNoise
+from invfusion.models import Denoiser, with_components
 from invfusion.operators import Measurement
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements, gaussian_prior
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import DDRM, MMSE, NPPC, Heun, SampleOutput, Sampler
-from invfusion.training.distributed import Processes
-from invfusion.training.loop import train
-from invfusion.training.recipes import RECIPES
-from invfusion.training.task import Loss, Task
 
-NO_LABEL = -1
-# The recipe whose preconditioning is a Gaussian prior: here, the one with the mean and covariance of the truth.
-GAUSSIAN = "invfusion_g"
 # Samples of one test batch share what a family draws once per batch, such as the stride.
 TEST_BATCH = 32
 # Noise levels at which the unconditional model is compared with the exact denoiser.
 DENOISING = (0.2, 1.0)
 RESAMPLES = 500
-CODE = (__name__, "invfusion.oracle", "invfusion.training.loop")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A model to train on the prior, with the settings. model: the name of its recipe."""
-
-    params: Params
-    name: str
-    prior: GaussianMixture
-    model: str
-    width: int
-
-    @property
-    def chosen(self) -> OracleTrainingConfig:
-        return self.params.oracle.training
-
-    @property
-    def sigma_y(self) -> float:
-        """The noise level of the tests, the middle of the training's."""
-        return sum(self.chosen.sigma_y) / 2
-
-    @property
-    def label(self) -> str:
-        """What its records are called."""
-        return "InvFusion-G" if self.model == GAUSSIAN else self.model
-
-    @property
-    def boxes(self) -> DegradationFamily:
-        """What NPPC is trained on."""
-        family = self.params.task("nppc").degradation
-        assert family is not None
-        return family
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What its training depends on."""
-        chosen = self.params.oracle
-        return {
-            "prior": chosen.priors[0].model_dump(),
-            "weights": self.prior.log_weights.tolist(),
-            "families": [family.model_dump(mode="json") for family in chosen.families],
-            "training": chosen.training.model_dump(mode="json"),
-            "nppc": self.boxes.model_dump(mode="json"),
-            "seed": self.params.seed,
-            "model": self.model,
-            "width": self.width,
-        }
-
-    def head(self, method: str, degradation: str, nfe: int) -> Head:
-        """What the records of a model begin with."""
-        return {
-            "judgement": "model",
-            "prior": self.name,
-            "degradation": degradation,
-            "sigma_y": self.sigma_y,
-            "n": self.chosen.n_test,
-            "method": method,
-            "settings": {"width": self.width},
-            "nfe": nfe,
-        }
-
-    def kept(self, what: str, compute: Job, **facts: Any) -> Results:
-        """One judgement of the model: from disk, or computed now."""
-        return kept(self.facts | facts | {"what": what}, CODE, compute)
 
 
 def jobs(params: Params, name: str, prior: GaussianMixture) -> list[Job]:
@@ -127,90 +41,21 @@ def judge_model(bench: Bench) -> Results:
     chosen, sets, largest = bench.chosen, measured_sets(bench), bench.width == bench.chosen.widths[-1]
     oracle = bench.params.oracle
     counts = [n for n in chosen.checkpoints if n < chosen.total_images] + [chosen.total_images]
-    parts = [bench.kept("excess", partial(_judge_excess, bench, n, sets), images=n) for n in counts]
+    parts = [_kept(bench, "excess", partial(_judge_excess, bench, n, sets), images=n) for n in counts]
     if largest:
         draws = {"n": [oracle.n_measurements, oracle.n_samples]}
-        parts += [bench.kept(kind_of(f), partial(_judge_draws, bench, f), **draws) for f in oracle.families]
+        parts += [_kept(bench, kind_of(f), partial(_judge_draws, bench, f), **draws) for f in oracle.families]
     if largest and bench.model in ("invfusion", GAUSSIAN):
         parts += [
-            bench.kept("mmse", partial(_judge_mmse, bench, sets)),
-            bench.kept("nppc", partial(_judge_nppc, bench)),
+            _kept(bench, "mmse", partial(_judge_mmse, bench, sets)),
+            _kept(bench, "nppc", partial(_judge_nppc, bench)),
         ]
     return Results.joined(parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training.
-
-
-def build(bench: Bench) -> Denoiser:
-    """A denoiser of one level with patches of 2 x 2 pixels."""
-    channels, *sides = bench.prior.image_shape
-    config = DenoiserConfig(
-        **RECIPES[bench.model].architecture,
-        image_size=(sides[0], sides[1]),
-        channels=channels,
-        patch_size=2,
-        levels=(LevelConfig(width=bench.width, depth=bench.chosen.depth),),
-        head_dim=24,
-        mapping_width=64,
-        mapping_hidden=128,
-        dropout=0.0,
-    )
-    return Denoiser(config, bench.params.seed, gaussian_prior(bench.prior) if bench.model == GAUSSIAN else None)
-
-
-@dataclass(frozen=True)
-class PriorDraws:
-    """Draws of the prior in the form of training batches, unquantised; each is seen once."""
-
-    prior: GaussianMixture
-    seed: int
-    micro_batch_size: int
-    highest_label: int = NO_LABEL
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return tuple(self.prior.image_shape)
-
-    def iterate(self, start: int, end: int, step: int = 1, offset: int = 0) -> Iterator[Batch]:
-        """As `TrainingStream.iterate`."""
-        size = self.micro_batch_size
-        for first in range(start + offset * size, end, step * size):
-            rows = range(first, first + size)
-            x = self.prior.sample(generators(self.seed, "oracle/train", rows))
-            yield Batch(codec.to_pixel_scale(x.float()), [f"draw-{i}" for i in rows], torch.full((size,), NO_LABEL))
-
-
-def trained(bench: Bench, name: str, task: Task, build: Callable[[], Denoiser]) -> Denoiser:
-    """The averaged model after the task's images; its training state is kept, and continued by longer tasks."""
-    folder = STATE / "training" / f"{name}-{identity(bench.facts, CODE)}"
-    stream = PriorDraws(bench.prior, task.seed, task.config.micro_batch_size)
-    model = train(task, build(), stream, folder, device=torch.device("cpu"), processes=Processes())
-    assert model is not None, "nothing asks it to stop"
-    return model
-
-
-def diffusion_model(bench: Bench, images: int) -> Denoiser:
-    """The bench's model after so many images: all families in equal parts, and to generate."""
-    config = bench.chosen.model_copy(update={"images": images})
-    task = Task(config.loss, _all_families(bench), GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed)
-    return trained(bench, bench.model, bench.params.recipe(bench.model).task(task), partial(build, bench))
-
-
-def _all_families(bench: Bench) -> Mixture:
-    members = [family.model_dump() for family in bench.params.oracle.families]
-    return Mixture.model_validate({"members": [*members, {"kind": "null"}]})
-
-
-def distilled(
-    bench: Bench, name: str, loss: Loss, degradation: DegradationFamily, start: Callable[[Denoiser], Denoiser]
-) -> Denoiser:
-    """A one-step estimator that starts from the trained model."""
-    config = bench.chosen.model_copy(update={"images": bench.chosen.distill_images})
-    task = Task(loss, degradation, GaussianNoise(sigma_y=config.sigma_y), config, bench.params.seed + 1)
-    teacher = partial(diffusion_model, bench, bench.chosen.total_images)
-    return trained(bench, name, task, lambda: start(teacher()).requires_grad_(True))
+def _kept(bench: Bench, what: str, compute: Job, **facts: Any) -> Results:
+    """One judgement of the model: from disk, or computed now."""
+    return kept(bench.facts | facts | {"what": what}, bench.code | {__name__}, compute)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,7 +128,7 @@ def judge_wiener(bench: Bench) -> Results:
             found.append(excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed))
         return Results(found)
 
-    return bench.kept("wiener", compute)
+    return _kept(bench, "wiener", compute)
 
 
 def excess_record(head: Head, errors: Tensor, risks: Tensor, seed: int) -> OracleRecord:
@@ -347,7 +192,7 @@ def _judge_draws(bench: Bench, family: DegradationFamily) -> Results:
 
 
 def _judge_mmse(bench: Bench, sets: dict[str, list[Measured]]) -> Results:
-    estimator = distilled(bench, "mmse", MMSELoss(), _all_families(bench), lambda teacher: teacher)
+    estimator = distilled(bench, "mmse", MMSELoss(), bench.families, lambda teacher: teacher)
     method = "InvFusion-G distilled" if bench.model == GAUSSIAN else "mmse"
     return _excess(bench, estimator, method, bench.chosen.total_images + bench.chosen.distill_images, sets)
 

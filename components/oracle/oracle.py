@@ -22,42 +22,21 @@ A killed run continues where it stopped: finished cells lie in state/oracle.
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from components.code import code_of
 from components.oracle import models as oracle_models
 from components.oracle import report as oracle_report
-from components.oracle.records import (
-    Candidate,
-    Head,
-    Job,
-    Results,
-    in_parallel,
-    kept,
-    kind_of,
-    of_verdict,
-    unavailable,
-    write,
-)
+from components.oracle.judging import Cell, judge_cell
+from components.oracle.records import Job, Results, in_parallel, write
 from components.params import Params, PriorConfig
 from invfusion.codec import decode
 from invfusion.data import StagedDataset
-from invfusion.degradations import DegradationFamily
-from invfusion.errors import ConfigError, OperatorError
-from invfusion.oracle import (
-    DECOYS,
-    ExactDenoiser,
-    GaussianMixture,
-    Oracle,
-    draw_measurements,
-    exact_sampler,
-    fit_mixture,
-    gaussian_prior,
-)
+from invfusion.errors import ConfigError
+from invfusion.oracle import GaussianMixture, fit_mixture
 from invfusion.samplers import SAMPLERS, Sampler
 
 log = logging.getLogger(__name__)
@@ -65,8 +44,6 @@ log = logging.getLogger(__name__)
 STAGED = Path("artifacts/staged")
 RECORDS = Path("reports/oracle.json")
 CURVES = Path("artifacts/oracle/curves.json")
-# What judges samplers, but for each sampler's own.
-CODE = (f"{__name__}:judge_sampler", "components.oracle.records", "invfusion.oracle")
 
 
 def oracle(params: Params) -> Path:
@@ -109,47 +86,6 @@ def resized(prior: PriorConfig, images: Tensor) -> Tensor:
     return avg_pool2d(gray, factor)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Samplers with an ideal denoiser.
-
-
-class Cell:
-    """One prior, family and noise level; the exact references are made when the first candidate needs them."""
-
-    def __init__(
-        self, params: Params, name: str, prior: GaussianMixture, family: DegradationFamily, sigma_y: float
-    ) -> None:
-        self.params, self.name, self.prior, self.family, self.sigma_y = params, name, prior, family, sigma_y
-
-    @cached_property
-    def oracle(self) -> Oracle:
-        chosen, seed = self.params.oracle, self.params.seed
-        measurements = draw_measurements(self.prior, self.family, chosen.n_measurements, self.sigma_y, seed)
-        return Oracle(self.prior, measurements, chosen.n_samples, seed)
-
-    @property
-    def head(self) -> Head:
-        """What all records of the cell begin with."""
-        return {
-            "prior": self.name,
-            "degradation": kind_of(self.family),
-            "sigma_y": self.sigma_y,
-            "n": self.params.oracle.n_measurements,
-        }
-
-    @property
-    def facts(self) -> Head:
-        """What its results depend on."""
-        chosen = self.params.oracle
-        return self.head | {
-            "prior": next(p.model_dump() for p in chosen.priors if p.name == self.name),
-            "weights": self.prior.log_weights.tolist(),
-            "family": self.family.model_dump(mode="json"),
-            "n_samples": chosen.n_samples,
-            "seed": self.params.seed,
-        }
-
-
 def sampler_jobs(params: Params, priors: dict[str, GaussianMixture]) -> list[Job]:
     """One job for each prior, family and noise level: all samplers and decoys on it."""
     chosen = params.oracle
@@ -162,33 +98,3 @@ def samplers_to_judge(listed: Sequence[Sampler]) -> list[Sampler]:
     kinds = {type(sampler) for sampler in listed}
     others = [kind() for kind in SAMPLERS.values() if kind not in kinds]
     return [s for s in [*listed, *others] if type(s).follows in ("posterior", "approximation")]
-
-
-def judge_cell(cell: Cell, samplers: Sequence[Sampler]) -> Results:
-    """Everything that claims to sample the cell's posteriors, each kept on disk as soon as it is judged."""
-    parts = [_judge_reference(cell, name, wrong) for name, wrong in {"exact": {}, **DECOYS}.items()]
-    return Results.joined([*parts, *(_judge_sampler(cell, sampler) for sampler in samplers)])
-
-
-def _judge_reference(cell: Cell, name: str, wrong: dict[str, float]) -> Results:
-    head = {"judgement": "sampler", **cell.head, "method": name, "settings": wrong, "nfe": 0}
-    draw = exact_sampler(cell.prior, **wrong)
-    return kept(cell.facts | head, CODE, lambda: of_verdict(head, cell.oracle.judge(draw)))
-
-
-def _judge_sampler(cell: Cell, sampler: Sampler) -> Results:
-    settings = sampler.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
-    head = {"judgement": "sampler", **cell.head, "method": kind_of(sampler), "settings": settings}
-    facts = cell.facts | head | {"sampler": sampler.model_dump(mode="json")}
-    return kept(facts, (*CODE, *code_of(sampler)), lambda: judge_sampler(cell, head, sampler))
-
-
-def judge_sampler(cell: Cell, head: Head, sampler: Sampler) -> Results:
-    """One sampler with the exact denoiser of the cell's prior; those of a Gaussian posterior with the best Gaussian."""
-    source = gaussian_prior(cell.prior) if "prior" in sampler.requires else ExactDenoiser(cell.prior)
-    draw = Candidate(sampler, source)
-    try:
-        verdict = cell.oracle.judge(draw)
-    except OperatorError as error:
-        return Results([unavailable(head | {"nfe": None}, "sliced_wasserstein", str(error))])
-    return of_verdict(head | {"nfe": draw.nfe}, verdict)

@@ -27,7 +27,7 @@ class Gate:
 
 def judge(records: list[Record], params: Params, champion: Version | None) -> list[Gate]:
     """Compare an evaluation with the gates and with the present champion."""
-    gates, method = params.register_.gates, params.registered_method
+    gates, method = params.register_.gates, registered_method(params)
     before = stored(champion) if champion is not None else []
     return [
         *missing_gates(method, records, [family.kind for family in params.evaluate.families], before),
@@ -36,6 +36,12 @@ def judge(records: list[Record], params: Params, champion: Version | None) -> li
         *palette_gates(method, records, gates.min_psnr_gain_over_palette),
         *champion_gates(method, records, gates.min_psnr_gain_over_champion, champion),
     ]
+
+
+def registered_method(params: Params) -> str:
+    """The method by which the registered model draws from the posterior."""
+    model = params.register_.model
+    return next(name for name, m in params.methods.items() if m.model == model and m.sampler is None)
 
 
 def missing_gates(method: str, records: list[Record], families: Iterable[str], before: list[Record]) -> Iterator[Gate]:

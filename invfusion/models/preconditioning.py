@@ -17,7 +17,7 @@ from invfusion.gaussian import GaussianPosterior, GaussianPrior
 from invfusion.models.config import DenoiserConfig
 from invfusion.operators.base import Measurement
 
-# The least variance that weights an error: a measurement may leave nothing open, and the rounding that remains is no error.
+# The least variance that weights an error: where nothing is left open, the rounding that remains is no error.
 LEAST_VARIANCE = 1e-10
 # Products with the posterior covariance that a start for NPPC's directions is worth.
 SUBSPACE_ITERATIONS = 12

@@ -16,9 +16,8 @@ MAX_SIDE = 2**14
 
 
 class Axis(NamedTuple):
-    """The map of one axis, n pixels to m: its matrix (m, n), the singular value decomposition U, q, V^T of it."""
+    """The singular value decomposition U, q, V^T of the map of one axis, n pixels to m."""
 
-    matrix: Tensor
     U: Tensor
     q: Tensor
     Vt: Tensor
@@ -55,8 +54,16 @@ class Downsampling(LinearOperator):
         self.factor, self.filter = factor, filter
 
     @derived
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Those of rows (H/factor, H) and columns (W/factor, W), in the operator's precision."""
+        h, w = (
+            resampling_matrix(n, self.factor, self.filter).to(self.device, self.dtype) for n in self.image_shape[1:]
+        )
+        return h, w
+
+    @derived
     def axes(self) -> tuple[Axis, Axis]:
-        """Of rows and columns; computed in float64, kept in the operator's precision."""
+        """Their decompositions, which the inverses alone need; computed in float64, kept in the operator's one."""
         h, w = (self._axis(n) for n in self.image_shape[1:])
         return h, w
 
@@ -65,14 +72,14 @@ class Downsampling(LinearOperator):
         # All filters are well-conditioned: squaring loses nothing, and is a hundred times faster on a large axis.
         squares, U = torch.linalg.eigh(matrix @ matrix.mT)
         q = squares.sqrt()
-        return Axis(*(part.to(self.device, self.dtype) for part in (matrix, U, q, U.mT @ matrix / q[:, None])))
+        return Axis(*(part.to(self.device, self.dtype) for part in (U, q, U.mT @ matrix / q[:, None])))
 
     def _forward(self, x: Tensor) -> Tensor:
-        rows, columns = (axis.matrix.to(x.dtype) for axis in self.axes)
+        rows, columns = (matrix.to(x.dtype) for matrix in self.matrices)
         return rows @ x @ columns.mT
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        rows, columns = (axis.matrix.to(y.dtype) for axis in self.axes)
+        rows, columns = (matrix.to(y.dtype) for matrix in self.matrices)
         return rows.mT @ y @ columns
 
     def _pinv(self, y: Tensor) -> Tensor:
@@ -102,7 +109,7 @@ class Downsampling(LinearOperator):
         return {"factor": self.factor, "filter": self.filter}
 
     def prepare(self) -> "Downsampling":
-        _ = self.axes
+        _ = self.matrices, self.axes
         return self
 
 

@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
-from components.code import NEUTRAL, Sources
+import components.code
+from components.code import NEUTRAL, Sources, code_of
+from components.oracle.judging import Cell
+from components.oracle.records import identity
+from components.oracle.training import Bench
 from components.params import params_from
 from components.profiles import merged, profile_names, profile_values
 from flows.identify import identities
 from flows.stages import STAGES
+from invfusion.oracle import GaussianMixture
+from invfusion.samplers import DDRM, DPS, Heun
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "artifacts/identity"
-TRAININGS = {f"train/{model}" for model in ("unconditional", "palette", "invfusion", "mmse", "nppc")}
+PIPELINE = ["unconditional", "palette", "invfusion", "invfusion_g"]
+WITH_FRESH_WEIGHTS = {f"train/{model}" for model in PIPELINE}
+TRAININGS = WITH_FRESH_WEIGHTS | {"train/mmse", "train/nppc"}
 
 
 VALUES = {name: profile_values(name) for name in profile_names()}
@@ -79,6 +88,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sources = functools.cache(lambda: Sources(tmp_path))
     monkeypatch.setattr("components.training.identity.sources", sources)
     monkeypatch.setattr("flows.identify.sources", sources)
+    monkeypatch.setattr("components.code.sources", sources)
     return tmp_path
 
 
@@ -163,7 +173,9 @@ class TestEditsOfCode:
             ("invfusion/data/staging.py", {"stage"}),
             ("invfusion/samplers/heun.py", {"evaluate"}),
             ("invfusion/metrics/psnr.py", {"evaluate"}),
+            ("components/evaluation/methods.py", {"evaluate"}),
             ("components/reporting/report.py", {"report"}),
+            ("components/registry/gates.py", {"register"}),
             ("components/registry/register.py", {"register"}),
             ("components/oracle/models.py", {"oracle"}),
         ],
@@ -187,17 +199,17 @@ class TestChangedValues:
         ("values", "expected"),
         [
             ({"seed": 1}, TRAININGS),
-            ({"train": {"lr": 0.5}}, {"train/unconditional", "train/palette", "train/invfusion"}),
+            ({"train": {"lr": 0.5}}, WITH_FRESH_WEIGHTS),
             ({"train": {"batch_size": 64}}, TRAININGS),
             ({"recipes": {"indi": {"epsilon": 0.5}}}, set()),
             ({"recipes": {"mmse": {"lr": 0.5}}}, {"train/mmse"}),
             ({"recipes": {"nppc": {"n_components": 2}}}, {"train/nppc"}),
-            ({"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}, {"train/indi"}),
+            ({"train": {"models": [*PIPELINE, "indi"]}}, {"train/indi"}),
             (
                 {"degradation": {"kind": "box_inpainting"}},
-                {"train/palette", "train/invfusion", "train/mmse"},
+                {"train/palette", "train/invfusion", "train/invfusion_g", "train/mmse"},
             ),
-            ({"model": {"preset": "small64"}}, {"train/unconditional", "train/palette", "train/invfusion"}),
+            ({"model": {"preset": "small64"}}, WITH_FRESH_WEIGHTS),
             ({"runtime": {"workers": 1}, "report": {"gallery_images": 3}}, set()),
         ],
         ids=str,
@@ -208,6 +220,45 @@ class TestChangedValues:
         assert stale(unchanged, values) == expected
 
     def test_a_setting_of_one_recipe_reruns_its_own_model_alone(self) -> None:
-        values = {"train": {"models": ["unconditional", "palette", "invfusion", "indi"]}}
+        values = {"train": {"models": [*PIPELINE, "indi"]}}
         before = changed_by(values)
         assert stale(before, merged(values, {"recipes": {"indi": {"epsilon": 0.5}}})) == {"train/indi"}
+
+
+class TestTheOraclesMemory:
+    """What the oracle has judged and trained is kept under a name; another name means that it is done again."""
+
+    @staticmethod
+    def names(values: dict[str, Any] | None = None) -> dict[str, str]:
+        params = params_from(merged(VALUES["digits16"], values or {}), "test")
+        name, family = params.oracle.priors[0].name, params.oracle.families[0]
+        nothing = torch.zeros(1, 64)
+        prior = GaussianMixture.of_factors((1, 8, 8), torch.ones(1), nothing, nothing[..., None], torch.ones(64))
+        cell = Cell(params, name, prior, family, 0.1)
+        judged = {s.kind: identity(cell.facts, cell.code | code_of(s)) for s in (Heun(), DDRM(), DPS())}
+        benches = [Bench(params, name, prior, model, 48) for model in ("unconditional", "invfusion", "invfusion_g")]
+        return judged | {bench.model: identity(bench.facts, bench.code) for bench in benches}
+
+    def done_again(self, before: dict[str, str], values: dict[str, Any] | None = None) -> set[str]:
+        return {name for name, key in self.names(values).items() if before[name] != key}
+
+    def test_a_sampler_is_judged_again_alone(self, tree: Path) -> None:
+        before = self.names()
+        components.code.sources.cache_clear()
+        rewrite(tree, "invfusion/samplers/dps.py", appended)
+        assert self.done_again(before) == {"dps"}
+
+    def test_a_recipe_trains_no_other_again(self, tree: Path) -> None:
+        before = self.names()
+        components.code.sources.cache_clear()
+        (tree / "invfusion/training/recipes/other.py").write_text("class Other: ...\n")
+        line = "from invfusion.training.recipes.other import Other\n"
+        rewrite(tree, "invfusion/training/recipes/__init__.py", lambda text: f"{line}{text}")
+        assert self.done_again(before) == set()
+        components.code.sources.cache_clear()
+        rewrite(tree, "invfusion/training/recipes/invfusion_g.py", appended)
+        assert self.done_again(before) == {"invfusion_g"}
+
+    def test_a_setting_of_a_recipe_trains_its_own_model_again(self) -> None:
+        values = {"recipes": {"invfusion_g": {"share_at_sigma_max": 0.5}}}
+        assert self.done_again(self.names(), values) == {"invfusion_g"}

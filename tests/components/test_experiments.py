@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_training import read_json, workplace
 
+from components.data.prior import fit_prior
 from components.evaluation import restoring, tune
-from components.params import Params
+from components.params import Params, PriorFitConfig
 from components.records import Record
 from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
@@ -71,13 +72,14 @@ def make_params(**evaluate: Any) -> Params:
 
 
 def add_classes() -> None:
-    """Give the staged noise two classes."""
+    """Give the staged noise two classes; its prior is fitted to what it then is."""
     manifest = train.STAGED / "manifest.json"
     manifest.write_text(json.dumps(read_json(manifest) | {"class_names": ["even", "odd"]}))
     for split in ("train", "val"):
         path = train.STAGED / split / f"{split}-000000.json"
         sidecar = read_json(path)
         path.write_text(json.dumps(sidecar | {"labels": [i % 2 for i in range(len(sidecar["keys"]))]}))
+    fit_prior(train.STAGED, PriorFitConfig(rank=8))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,7 @@ class TestWhatIsMissing:
         params = make_params()
         longer = params.train.model_copy(update={"images": 16})
         with pytest.raises(CheckpointError, match=r"nothing can be computed.*'palette' is not trained; its place is"):
-            table.table(params.model_copy(update={"train": longer}), "table_12", trains=False)
+            table.table(params.model_copy(update={"train": longer}), "table_08", trains=False)
         unrolled = params.recipe("unrolled_ddrm").model_copy(update={"lr": 0.123})
         changed = params.model_copy(update={"recipes": params.recipes.model_copy(update={"unrolled_ddrm": unrolled})})
         content = read_json(table.table(changed, "table_14", trains=False).with_suffix(".json"))
@@ -316,13 +318,16 @@ def test_stand_ins_are_shown_under_their_own_name() -> None:
     assert tables.with_stand_ins(["fid"], [*RECORDS, record("A", "fid", 3.0)]) == ["fid"]
 
 
+BEYOND_THE_PAPER = {"Wiener", "Gaussian posterior", "InvFusion-G", "InvFusion-G MMSE"}
+
+
 def test_every_row_of_the_papers_tables_is_known(project: Path) -> None:
     for name in experiment_names():
         experiment = load_experiment(name)
         if experiment.shows == "table" and experiment.dataset == "FFHQ64":
             paper = Paper.of_table(experiment.table, "ffhq64")
             ours = {experiment.row(row).paper or row for row in experiment.names}
-            assert {method for _, method, _ in paper.values} == ours, name
+            assert {method for _, method, _ in paper.values} == ours - BEYOND_THE_PAPER, name
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def operators(draw: Any) -> LinearOperator:
 def assert_sound(value: Tensor, shape: tuple[int, ...], inputs: Tensor) -> None:
     assert tuple(value.shape) == shape
     assert value.dtype == inputs.dtype
-    if bool(inputs.isfinite().all()):
+    # Half precision overflows beyond 65504, as it may.
+    if inputs.dtype != torch.float16 and bool(inputs.isfinite().all()):
         assert bool(value.isfinite().all())
 
 
