@@ -153,18 +153,6 @@ class Denoiser(Initialised):
             return denoised, around.directions(self.config.n_components) + learned
         return denoised
 
-    def denoise_with_logvar(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        measurement: Measurement | None = None,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The denoised images (B, C, H, W) and the log-variance of their loss (B,)."""
-        denoised, logvar, _ = self(x, sigma, measurement, class_labels, augment_labels, return_logvar=True)
-        return denoised, logvar
-
     def components(
         self,
         x: Tensor,

@@ -73,11 +73,6 @@ class OperatorReport:
         lines = [f"{self.subject} {verdict}", f"  tier: {self.tier}{reached}"]
         return "\n".join([*lines, *(f"  {f}" for f in self.findings), *(f"  {line}" for line in self.works_with)])
 
-    def raise_if_failed(self) -> None:
-        """Raise `OperatorError` with the failed checks."""
-        if self.failures:
-            raise OperatorError("\n".join([f"{self.subject} breaks its contract", *(f"  {f}" for f in self.failures)]))
-
 
 class Probe:
     """An operator with random images and measurements to try it on."""

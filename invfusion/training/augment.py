@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-N_LABELS = 9
 SCALE = 0.2
 TRANSLATION = 0.125
 # Low-pass filter of the sym6 wavelet: what the images are up- and down-sampled with around the resampling.

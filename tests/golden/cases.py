@@ -96,7 +96,7 @@ def _forward(denoiser: Denoiser) -> dict[str, list[float]]:
     sigma = torch.tensor([0.3, 3.0])
     x = _images(denoiser, N) + sigma.view(-1, 1, 1, 1) * randn(denoiser.image_shape, generators(0, "eps", range(N)))
     with torch.inference_mode():
-        denoised, logvar = denoiser.denoise_with_logvar(x, sigma, measurement, labels)
+        denoised, logvar, _ = denoiser(x, sigma, measurement, labels, return_logvar=True)
     return {"denoised": _digest(denoised), "logvar": logvar.tolist()}
 
 

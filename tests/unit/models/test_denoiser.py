@@ -43,7 +43,7 @@ def test_a_sample_does_not_depend_on_its_neighbours() -> None:
 
 def test_one_noise_level_for_all() -> None:
     x, denoiser = images(), shaken()
-    denoised, logvar = denoiser.denoise_with_logvar(x, torch.tensor(2.0), measure(x))
+    denoised, logvar, _ = denoiser(x, torch.tensor(2.0), measure(x), return_logvar=True)
     torch.testing.assert_close(denoised, denoiser(x, torch.full((3,), 2.0), measure(x)))
     assert logvar.shape == (3,)
 
@@ -92,7 +92,7 @@ def test_null_operator_equals_degraded_features_that_are_zero() -> None:
 @pytest.mark.parametrize("measured", [True, False])
 def test_every_parameter_has_a_gradient(measured: bool) -> None:
     x, denoiser = images(), shaken(n_classes=2)
-    denoised, logvar = denoiser.denoise_with_logvar(x, SIGMA, measure(x) if measured else None)
+    denoised, logvar, _ = denoiser(x, SIGMA, measure(x) if measured else None, return_logvar=True)
     (denoised.square().sum() + logvar.sum()).backward()
     for name, parameter in denoiser.named_parameters():
         assert parameter.grad is not None, name

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from invfusion.errors import OperatorError
 from invfusion.operators import LinearOperator, StridedConvolution, check_operator
 
 
@@ -126,7 +125,6 @@ def failed(operator: LinearOperator) -> set[str]:
 def test_a_sound_operator_of_a_user_passes(dtype: torch.dtype) -> None:
     report = check_operator(Gains(gains()).to(dtype))
     assert report.passed, str(report)
-    report.raise_if_failed()
     assert "keeps its contract" in str(report)
 
 
@@ -157,9 +155,9 @@ def test_entries_far_from_the_size_of_pixels_are_found() -> None:
 
 
 def test_the_message_says_what_failed_and_by_how_much() -> None:
-    with pytest.raises(OperatorError, match=r"adjoint: error 1\.0e-02, allowed 1e-04") as caught:
-        check_operator(WrongAdjoint(gains())).raise_if_failed()
-    assert "linearity" not in str(caught.value)
+    failures = "\n".join(map(str, check_operator(WrongAdjoint(gains())).failures))
+    assert "adjoint: error 1.0e-02, allowed 1e-04" in failures
+    assert "linearity" not in failures
     assert "no inverse today" in str(check_operator(Raises(gains())))
 
 
