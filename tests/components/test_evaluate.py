@@ -584,7 +584,7 @@ def test_an_operator_without_a_pseudo_inverse_is_refused_before_any_work(
         H_pinv = None
 
     family = FAMILIES["matrix"]
-    monkeypatch.setattr(family, "sample", lambda *_: Lossy((3, SIZE, SIZE), torch.ones(1, 4, 3 * SIZE**2)))
+    monkeypatch.setattr(family, "sample", lambda *_, **__: Lossy((3, SIZE, SIZE), torch.ones(1, 4, 3 * SIZE**2)))
     monkeypatch.setattr(restoring.Restorer, "_compute", lambda *_: pytest.fail("computed"))
     kept = sorted((workplace / "state/evaluate").rglob("*.safetensors"))
     with pytest.raises(OperatorError, match=r"'ddrm' requires 'pinv'.*operator 'matrix'"):
