@@ -142,7 +142,8 @@ def group_of(method: MethodConfig) -> str:
     if method.sampler is not None and method.sampler.follows == "mean":
         return GROUPS[3]
     recipe = RECIPES.get(method.model)
-    is_zero_shot = recipe is not None and not recipe.sees_measurements
+    # Without a sampler of its own, a model that sees no measurement generates.
+    is_zero_shot = method.sampler is not None and recipe is not None and not recipe.sees_measurements
     return GROUPS[1] if is_zero_shot else GROUPS[2]
 
 
