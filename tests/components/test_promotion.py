@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     client = tracking.connect(f"sqlite:///{folder / 'mlflow.db'}")
     client.create_registered_model("invfusion")
     for gain in (0.0, 0.0, 0.0, -5.0):
-        tags = {"metrics": packed(records(InvFusion={"matrix": gain}), {"InvFusion"})}
+        tags = {"metrics": packed(records(InvFusion={"matrix": gain}), {"InvFusion", "Palette"})}
         client.create_model_version("invfusion", "file:///nowhere", tags=tags)
     return folder / "mlflow.db"
 
