@@ -14,6 +14,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
+from components.paths import EVALUATION
 from components.progress import FOLDER
 from components.records import Record, read_records
 from invfusion.metrics import METRICS
@@ -21,7 +22,6 @@ from invfusion.metrics import METRICS
 log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
-EVALUATION = Path("reports/evaluation.json")
 MAX_PICTURE_BYTES = 2_000_000
 
 

@@ -7,12 +7,11 @@ from tqdm import tqdm
 
 from components.data.prior import fit_prior
 from components.params import Params
+from components.paths import STAGED
 from invfusion.data.manifest import read_manifest
 from invfusion.data.staging import Progress, stage_dataset
 
 log = logging.getLogger(__name__)
-
-STAGED = Path("artifacts/staged")
 
 
 def stage(params: Params) -> Path:

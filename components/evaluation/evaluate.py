@@ -56,6 +56,7 @@ from components.evaluation.records import file_name, write_costs, write_records
 from components.evaluation.restoring import Restorer
 from components.evaluation.sharing import helpers, is_helper
 from components.params import Params
+from components.paths import DETAILS, EVALUATION, MODELS, STAGED
 from components.progress import Progress
 from components.records import Record
 from invfusion.data import StagedDataset
@@ -65,10 +66,6 @@ from invfusion.measuring import Streams, measure_batch
 
 log = logging.getLogger(__name__)
 
-STAGED = Path("artifacts/staged")
-MODELS = Path("artifacts/models")
-OUTPUT = Path("artifacts/evaluation")
-RECORDS = Path("reports/evaluation.json")
 METRICS = Path("reports/metrics.json")
 COSTS = Path("reports/costs.json")
 NAME = "evaluate"
@@ -85,19 +82,19 @@ def evaluate(params: Params) -> Path:
     """
     plan = columns(params, trained_models(params))
     models = {method.model: MODELS / method.model for column in plan for method in column.methods if method.model}
-    evaluation = prepare(params, plan, models, OUTPUT)
+    evaluation = prepare(params, plan, models, DETAILS)
     if is_helper():
         evaluation.help()
-        return RECORDS
+        return EVALUATION
     with tracking.start_run(params, "evaluate", NAME) as run, helpers(params, "components.evaluation.evaluate"):
         results = evaluation.run()
-        write_records(results.records, RECORDS, METRICS)
+        write_records(results.records, EVALUATION, METRICS)
         write_costs(results.costs, COSTS)
         run.log_metrics({"/".join(r.key): r.value for r in results.records if r.value is not None})
-        run.log_artifact(RECORDS)
+        run.log_artifact(EVALUATION)
     evaluation.restorer.memo.forget_unused(NAME)
-    log.info("%d records in %s", len(results.records), RECORDS)
-    return RECORDS
+    log.info("%d records in %s", len(results.records), EVALUATION)
+    return EVALUATION
 
 
 def prepare(params: Params, plan: Sequence[Column], models: Mapping[str, Path], output: Path) -> "Evaluation":

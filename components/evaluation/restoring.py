@@ -20,11 +20,11 @@ from components.evaluation.methods import Method
 from components.evaluation.sampling import Task, kept, restore_batch
 from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
+from components.paths import STAGED
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
 
 STATE = Path("state/evaluate")
-STAGED = Path("artifacts/staged")
 # An image's principal components take the room of several images, in float: they are kept, and judged, of so many.
 MAX_COMPONENTS = 1000
 OF_COMPONENTS = frozenset({"mean", "components", "stds"})

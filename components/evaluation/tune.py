@@ -17,10 +17,11 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from components import cli
-from components.evaluation.evaluate import MODELS, Evaluation, prepare
+from components.evaluation.evaluate import Evaluation, prepare
 from components.evaluation.judging import OF_DRAWS, Case
 from components.evaluation.methods import Column, columns
 from components.params import UNCONDITIONAL, Params
+from components.paths import MODELS
 from invfusion.errors import ConfigError
 from invfusion.metrics import METRICS, Metric
 

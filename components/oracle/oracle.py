@@ -33,6 +33,7 @@ from components.oracle import report as oracle_report
 from components.oracle.judging import Cell, judge_cell
 from components.oracle.records import Job, Results, in_parallel, write
 from components.params import Params, PriorConfig
+from components.paths import STAGED
 from invfusion.codec import decode
 from invfusion.data import StagedDataset
 from invfusion.errors import ConfigError
@@ -41,7 +42,6 @@ from invfusion.samplers import SAMPLERS, Sampler
 
 log = logging.getLogger(__name__)
 
-STAGED = Path("artifacts/staged")
 RECORDS = Path("reports/oracle.json")
 CURVES = Path("artifacts/oracle/curves.json")
 

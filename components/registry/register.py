@@ -18,6 +18,7 @@ from typing import Any
 from components import cli
 from components.checkpoints import file_digests
 from components.params import Params
+from components.paths import EVALUATION, MODELS
 from components.records import Record, read_records
 from components.registry import MAIN
 from components.registry.gates import Gate, companions, judge, judged, packed
@@ -33,8 +34,6 @@ from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
-MODELS = Path("artifacts/models")
-EVALUATION = Path("reports/evaluation.json")
 SUMMARY = Path("reports/registration.json")
 # What a registered model's own code imports beside the library.
 OF_SERVING = ("mlflow", "pandas")

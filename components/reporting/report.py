@@ -15,6 +15,7 @@ import numpy as np
 
 from components.evaluation.records import file_name
 from components.params import UNCONDITIONAL, Params
+from components.paths import DETAILS, EVALUATION, LOGS, MODELS
 from components.records import Record, available, read_records
 from components.registry.gates import registered_method
 from components.reporting import figures, pictures, tables
@@ -27,10 +28,6 @@ from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
-EVALUATION = Path("reports/evaluation.json")
-DETAILS = Path("artifacts/evaluation")
-MODELS = Path("artifacts/models")
-LOGS = Path("artifacts/logs")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
 

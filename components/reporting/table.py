@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from components import cli, tracking
-from components.evaluation.evaluate import STAGED, Results, prepare
+from components.evaluation.evaluate import Results, prepare
 from components.evaluation.methods import Column, columns
 from components.evaluation.sharing import helpers, is_helper
 from components.params import UNCONDITIONAL, Params
+from components.paths import STAGED
 from components.records import available, by_key
 from components.reporting import figures, pictures, tables, verdicts
 from components.reporting.experiments import Experiment, experiment_names, load_experiment

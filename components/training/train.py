@@ -27,6 +27,7 @@ from components.code import code_digest
 from components.data.prior import staged_prior
 from components.device import n_processes, pick_device, threads_each
 from components.params import Params, RuntimeConfig
+from components.paths import LOGS, MODELS, STAGED
 from components.progress import Progress
 from components.training import identity
 from components.training.grids import SAMPLER, restoration_grid
@@ -52,9 +53,6 @@ from invfusion.training.task import Task
 
 log = logging.getLogger(__name__)
 
-STAGED = Path("artifacts/staged")
-MODELS = Path("artifacts/models")
-LOGS = Path("artifacts/logs")
 STATE = Path("state/train")
 # Launched processes may have to finish a batch and write a checkpoint.
 STOP_S = 60

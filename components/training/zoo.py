@@ -12,6 +12,7 @@ from pathlib import Path
 
 from components import cli
 from components.params import Params, params_from
+from components.paths import MODELS, STAGED
 from components.profiles import merged
 from components.reporting.experiments import Experiment, Model
 from components.training import train
@@ -51,7 +52,7 @@ class Wanted:
     @cached_property
     def fingerprint(self) -> str:
         """Names all that the weights depend on but the length of the training; kept, since training changes them."""
-        dataset = StagedDataset(train.STAGED, "train")
+        dataset = StagedDataset(STAGED, "train")
         return str(train.facts_of(self.params, self.name, self.network, dataset)["fingerprint"])
 
     @property
@@ -106,7 +107,7 @@ class Zoo:
         wanted = self.wanted(name)
         if wanted is None:
             return FOLDER / f"{name} (the model that it starts from is missing)"
-        for folder in (train.MODELS / wanted.name, wanted.home / "model"):
+        for folder in (MODELS / wanted.name, wanted.home / "model"):
             if wanted.is_in(folder):
                 return folder
         if self.trains:
