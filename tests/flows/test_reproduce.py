@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from components.profiles import profile_text
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = {"train@unconditional", "train@palette", "train@invfusion"}
+TRAIN = {"train@unconditional", "train@palette", "train@invfusion", "train@invfusion_g"}
 DISTILL = {"distill@mmse", "distill@nppc"}
 JUDGE = {"evaluate", "report", "register"}
 
