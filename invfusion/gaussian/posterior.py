@@ -89,6 +89,8 @@ class GaussianPosterior:
         """The n unit directions of largest posterior variance (B, n, C, H, W), and deviations along them (B, n).
 
         By subspace iteration: at most `iterations` products with the covariance, fewer where the deviations settle.
+        Each direction's entry of largest magnitude is positive: of the two signs that an eigenvector may have, a network
+        that corrects directions must always meet the same.
         """
         k = min(n + OVERSAMPLING, self.prior_mean.numel())
         start = torch.randn(self.prior_mean.numel(), k, generator=generator(0, "gaussian/subspace"))
@@ -107,7 +109,8 @@ class GaussianPosterior:
             if bool(((variances - found).abs() <= SUBSPACE_TOLERANCE * variances[:, :1]).all()):
                 break
             found = variances
-        images = directions.mT.reshape(self.batch_size, n, *self.image_shape)
+        largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+        images = (directions * largest.sign()).mT.reshape(self.batch_size, n, *self.image_shape)
         return images.float(), variances.clamp(min=0).sqrt().float()
 
     @property

@@ -207,9 +207,10 @@ def test_nppc_starts_from_the_posterior_s_own_directions() -> None:
     with torch.no_grad():
         output = NPPC().sample(with_components(fresh(), 2).eval(), measurement)
     directions, deviations = PRIOR.posterior(measurement).principal_components(2)
-    torch.testing.assert_close(output.stds, deviations, rtol=2e-2, atol=0)
+    # The head of the directions starts slightly off zero: a few per cent of each.
+    torch.testing.assert_close(output.stds, deviations, rtol=5e-2, atol=0)
     torch.testing.assert_close(output.x, PRIOR.posterior(measurement).mean, rtol=0, atol=1e-3)
-    aligned = (output.components * directions).sum((2, 3, 4)).abs()
+    aligned = (output.components * directions).sum((2, 3, 4))
     assert float(aligned.min()) > 0.95
     loss = NPPCLoss()(with_components(shaken(), 2), images(B), Condition(measurement), generator(0, "nppc"))
     loss.per_sample.sum().backward()
