@@ -21,7 +21,7 @@ MLflow runs this file as a script when the model is loaded.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,17 @@ from torch import Tensor
 from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.errors import InvFusionError, ShapeError
 from invfusion.models import load_denoiser
-from invfusion.operators import Measurement, operator_from_spec, spec_from_json
+from invfusion.operators import LinearOperator, Measurement, operator_from_spec, spec_from_json
+from invfusion.operators.combined import Combined
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
 # What one request may ask for in all its rows: images, network passes (images times steps), and the squared row counts
 # of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for; a matrix may have as
-# many rows as the image has numbers.
+# many rows as the image has numbers. Operators made of operators have so many in all.
 MAX_IMAGES = 256
 MAX_PASSES = 2**15
 MAX_SQUARED_ROWS = 2**22
+MAX_PARTS = 16
 MAX_STEPS = 1000
 METHODS = ("sample", "mmse", "nppc")
 
@@ -157,18 +159,27 @@ class Work:
         n_images = len(measurement.y)
         self.n_images += n_images
         self.n_passes += n_images * n_steps
-        rows, n_numbers = 0, math.prod(measurement.operator.image_shape)
-        if measurement.operator.kind == "matrix":
-            rows = measurement.operator.measurement_shape[0]
-        self.squared_rows += n_images // n_samples * rows**2
+        members = list(parts(measurement.operator))
+        matrices = [(m.measurement_shape[0], math.prod(m.image_shape)) for m in members if m.kind == "matrix"]
+        self.squared_rows += n_images // n_samples * sum(rows**2 for rows, _ in matrices)
         for asked, most, what in (
-            (rows, n_numbers, f"rows of a matrix for images of {n_numbers} numbers"),
+            (len(members), MAX_PARTS, "operators within an operator"),
+            *((rows, n, f"rows of a matrix for images of {n} numbers") for rows, n in matrices),
             (self.n_images, MAX_IMAGES, "images"),
             (self.n_passes, MAX_PASSES, "network passes (images times n_steps)"),
             (self.squared_rows, MAX_SQUARED_ROWS, "squared rows of all matrices"),
         ):
             if asked > most:
                 raise ShapeError(f"a request may ask for at most {most} {what}, this one asks for {asked}; split it")
+
+
+def parts(operator: LinearOperator) -> Iterator[LinearOperator]:
+    """What an operator is made of, at any depth; itself where it is made of none."""
+    if not isinstance(operator, Combined):
+        yield operator
+        return
+    for member in operator.operators:
+        yield from parts(member)
 
 
 def check_images(rows: Sequence[Outputs]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from invfusion.errors import ConfigError, ServiceError
 from invfusion.files import replacing
@@ -71,12 +71,16 @@ def _create(database: Path) -> None:
 
 
 def _quiet_environment() -> None:
-    """No telemetry, and a dead server is noticed in seconds rather than minutes. What the user has set stays."""
+    """No telemetry, and a dead server is noticed in seconds rather than minutes. What the user has set stays.
+
+    A server that is gone refuses at once; one that is merely slow, as in its first requests on a busy machine, is given
+    the time.
+    """
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -118,10 +122,10 @@ def _database(uri: str) -> Path | None:
     if not uri.startswith(prefix):
         return None
     path = Path(uri.removeprefix(prefix)).resolve()
-    if unquote(str(path)) != str(path) or "?" in str(path):
+    if "?" in str(path):
         raise ConfigError(
-            f"MLflow cannot keep its files in {path.parent}: it reads '%' before two hexadecimal digits, and '?', as "
-            "parts of an address. Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
+            f"MLflow cannot keep its files in {path.parent}: it reads what follows '?' in their address as options. "
+            "Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
         )
     return path
 

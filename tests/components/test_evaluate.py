@@ -19,8 +19,8 @@ from components.evaluation import judging, measurement_sets, restoring
 from components.evaluation.evaluate import evaluate
 from components.evaluation.measurement_sets import frozen, measure_set
 from components.evaluation.methods import columns
-from components.evaluation.records import file_name
 from components.params import Params
+from components.paths import file_name
 from components.profiles import load_profile
 from invfusion.codec import decode
 from invfusion.data.manifest import MANIFEST

@@ -23,7 +23,15 @@ from components.registry.restoration_model import Work, check_images, read_label
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, ConfigError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
-from invfusion.operators import MatrixOperator, Measurement, spec_to_json
+from invfusion.operators import (
+    Grayscale,
+    LinearOperator,
+    MatrixOperator,
+    Measurement,
+    scaled,
+    spec_to_json,
+    stack,
+)
 from invfusion.rng import generator
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +165,7 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     assert champion(params).number == before.version
 
 
-@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a+b&c;d"])
+@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a%20b", "a+b&c;d"])
 @pytest.mark.usefixtures("echo")
 def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Path.cwd()
@@ -169,7 +177,7 @@ def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monke
     assert step.register(params).is_new
 
 
-@pytest.mark.parametrize("name", ["a%20b", "why?"])
+@pytest.mark.parametrize("name", ["why?", "a?b%20c"])
 def test_a_project_folder_that_mlflow_reads_otherwise_is_refused(
     params: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +322,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds a registered model: untrained weights of the default architecture."""
     import mlflow
 
-    folder = tmp_path_factory.mktemp("registered")
+    folder = tmp_path_factory.mktemp("registered") / "a b%20ü 100% #1"
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -396,6 +405,12 @@ def matrix_request(batch: int, rows: int) -> Measurement:
     return Measurement(torch.zeros(batch, rows), operator, torch.zeros(batch))
 
 
+def hidden(operator: LinearOperator) -> Measurement:
+    """A measurement by an operator that stands within others."""
+    outer = stack(scaled(operator, 2.0), Grayscale((3, 8, 8)))
+    return Measurement(torch.zeros(1, *outer.measurement_shape), outer, torch.zeros(1))
+
+
 def test_the_work_of_a_request_is_bounded() -> None:
     Work().add(matrix_request(256, 128), 1, 100)
     Work().add(matrix_request(1, 2048), 1, 1000)
@@ -407,6 +422,10 @@ def test_the_work_of_a_request_is_bounded() -> None:
     ]:
         with pytest.raises(ShapeError, match=f"at most .* {message}.*split it"):
             Work().add(matrix_request(batch, rows), n_samples, n_steps)
+    with pytest.raises(ShapeError, match="rows of a matrix for images of 192 numbers, this one asks for 193"):
+        Work().add(hidden(MatrixOperator((3, 8, 8), torch.ones(1, 193, 192))), 1, 1)
+    with pytest.raises(ShapeError, match="at most 16 operators within an operator, this one asks for 17"):
+        Work().add(hidden(stack(*[Grayscale((3, 8, 8))] * 16)), 1, 1)
     together = Work()
     together.add(matrix_request(200, 2), 1, 1)
     with pytest.raises(ShapeError, match="at most 256 images, this one asks for 400"):
@@ -433,9 +452,22 @@ def test_the_registered_model_is_served(registered: Any) -> None:
         "/invocations", json={"dataframe_records": [request_for("box_inpainting")], "params": {"method": "nppc"}}
     )
     assert np.array(reply.json()["predictions"]["stds"]).shape == (2, 2)
-    reply = client.post("/invocations", json={"dataframe_records": [{**request, "y": [1.0]}]})
-    assert reply.status_code == 400
-    assert "must hold" in reply.json()["message"]
+    wide = spec_to_json(MatrixOperator((3, 16, 16), torch.ones(1, 6000, 768)).to_spec())
+    refused: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "must hold": ({**request, "y": [1.0]}, {}),
+        "y of 2 operators with measurements": ({**request, "y": [float("nan")] * len(request["y"])}, {}),
+        "sigma_y holds a number that is not finite": ({**request, "sigma_y": [float("nan"), 0.1]}, {}),
+        "at most 768 rows of a matrix": ({"y": [0.0] * 6000, "operator": wide}, {}),
+        "n_samples must be between 1 and 256": (request, {"n_samples": 257}),
+        "a row may ask for 1 to 256 images": (request, {"n_samples": 256}),
+        "n_steps must be between 1 and 1000": (request, {"n_steps": 10**6}),
+        "network passes": (request, {"n_steps": 1000, "n_samples": 128}),
+    }
+    for message, (wrong, settings) in refused.items():
+        body = json.dumps({"dataframe_records": [wrong], "params": settings})
+        reply = client.post("/invocations", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 400, message
+        assert message in reply.json()["message"]
 
 
 PREDICT_ELSEWHERE = """
