@@ -125,7 +125,8 @@ def heartbeat(deployment: Any) -> ReceivedEvent:
 
 
 def test_heartbeats_are_set_wherever_flows_start() -> None:
-    code = "import flows.step; from prefect.settings import get_current_settings as s; print(s().flows.heartbeat_frequency)"
+    setting = "prefect.settings.get_current_settings().flows.heartbeat_frequency"
+    code = f"import flows.step, prefect.settings; print({setting})"
     clean = {name: value for name, value in os.environ.items() if name not in flows.ENVIRONMENT}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "30"
