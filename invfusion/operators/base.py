@@ -528,7 +528,7 @@ class Measurement:
 
     @cached_property
     def image(self) -> Tensor:
-        """(B, C, H, W): what networks see beside their input, `H_pinv_y` for all operators that are this project's own."""
+        """(B, C, H, W): what networks see beside their input: `H_pinv_y`, but for a published operator's."""
         return self.operator.as_image(self.y)
 
     @cached_property

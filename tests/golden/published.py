@@ -1,8 +1,8 @@
 """What published.safetensors holds: numbers that the published networks computed, and how their weights were drawn.
 
-The networks are the published code's (noamelata/InvFusion at 0c4b915) at reduced width, one for each preset and variant;
-none of that code is here. Their weights follow from a seed, so that only inputs and outputs have to be kept: of every
-output each EVERY-th number.
+The networks are the published code's (noamelata/InvFusion at 0c4b915) at reduced width, one for each preset and
+variant; none of that code is here. Their weights follow from a seed, so that only inputs and outputs have to be kept:
+of every output each EVERY-th number.
 """
 
 import json
