@@ -74,7 +74,7 @@ class PublishedBlur(LinearOperator):
     def _aliases(self, spectrum: Tensor) -> Tensor:
         """(..., 2H, 2W) -> (..., s, 2H/s, s, 2W/s)."""
         _, n, m, _ = self.measurement_shape
-        return spectrum.unflatten(-1, (self.stride, m)).unflatten(-3, (self.stride, n))
+        return spectrum.reshape(*spectrum.shape[:-2], self.stride, n, self.stride, m)
 
     def _forward(self, x: Tensor) -> Tensor:
         _, h, w = self.image_shape

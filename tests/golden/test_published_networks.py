@@ -1,6 +1,6 @@
-"""Our networks and the published ones, with equal weights, give equal numbers; see published.py for what is stored."""
+"""Our networks and the published ones, with equal weights, give equal numbers; see published_networks.py."""
 
-import published
+import published_networks as published
 import pytest
 import torch
 
