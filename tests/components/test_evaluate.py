@@ -22,8 +22,8 @@ from components.evaluation.evaluate import evaluate
 from components.evaluation.images import Images
 from components.evaluation.measurement_sets import MeasurementSet, Request, frozen
 from components.evaluation.methods import columns
-from components.evaluation.records import file_name
 from components.params import Params
+from components.paths import file_name
 from components.profiles import load_profile
 from invfusion.codec import decode
 from invfusion.data.manifest import MANIFEST
