@@ -121,10 +121,10 @@ def written(values: Any) -> str:
 
 
 def _path(name: str) -> Path:
-    path = FOLDER / f"{name}.yaml"
-    if not path.exists():
+    # By its name alone: what comes from a form names no other file of this machine.
+    if name not in {BASE, *profile_names()}:
         raise ConfigError(f"unknown profile '{name}'{nearest(name, profile_names())}")
-    return path
+    return FOLDER / f"{name}.yaml"
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from components.registry.register import SUMMARY
 from flows import entry
 from flows.identify import identify
 from flows.repair import repair
-from flows.servers import comes_up, prefect_api, prefect_command, prefect_health
+from flows.servers import comes_up, prefect_api, prefect_command, prefect_environment, prefect_health
 from flows.stages import GRAPH, STAGES, target
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
@@ -199,7 +199,9 @@ def prefect_server() -> Iterator[dict[str, str]]:
     address = f"http://127.0.0.1:{port}"
     command = [*prefect_command("127.0.0.1", port), "--no-services"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with child(command, os.environ, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet) as server:
+    with child(
+        command, {**os.environ, **prefect_environment(address)}, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet
+    ) as server:
         if not comes_up(server, prefect_health(address), SERVER_START_S):
             raise ServiceError(
                 "the temporary Prefect server did not start; run `prefect server start` to see why, "

@@ -71,12 +71,14 @@ def _create(database: Path) -> None:
 
 
 def _quiet_environment() -> None:
-    """No telemetry, and a dead server is noticed in seconds rather than minutes. What the user has set stays.
+    """No telemetry, nothing unpickled, and a dead server noticed in seconds rather than minutes. What the user has
+    set stays.
 
     A server that is gone refuses at once; one that is merely slow, as in its first requests on a busy machine, is given
     the time.
     """
     defaults = {
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
