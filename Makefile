@@ -7,6 +7,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+# What is unpickled could run commands: MLflow does not, and DVC does it from a folder of this project alone.
+export MLFLOW_ALLOW_PICKLE_DESERIALIZATION ?= false
+export DVC_SITE_CACHE_DIR ?= $(abspath .dvc/tmp/site)
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # Spinning threads stall where another process wants a core.
 export OMP_WAIT_POLICY ?= PASSIVE

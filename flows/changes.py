@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from components.params import load_params
+from components.params import load_params, read_text
 from components.profiles import overlay, round_trip, written
 from invfusion.errors import ConfigError
 from invfusion.files import replacing
@@ -71,7 +71,7 @@ def applied(changes: Mapping[str, Any], params: Path) -> Iterator[None]:
 
 def _with_changes(path: Path, changes: Mapping[str, Any]) -> str | None:
     """The text of the parameters with the changes in it; None where they change nothing."""
-    values = round_trip().load(path.read_text())
+    values = round_trip().load(read_text(path))
     return written(values) if overlay(values, changes) else None
 
 

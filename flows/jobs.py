@@ -103,18 +103,30 @@ def reproduce(
     return run_job(lambda _: targets or [], {} if settings is None else filled(settings), force)
 
 
-@flow(name="promote")
-def promote(version: int, why: str, anyway: bool = False) -> None:
-    """Make a registered version the champion where every gate passes; `anyway` goes against failed gates."""
+@flow(name="promote", flow_run_name="promote-{version}")
+def promote(version: int, why: str, who: str = "", expect: int | None = None, anyway: bool = False) -> None:
+    """Make a registered version the champion where every gate passes; `anyway` goes against failed gates.
+
+    who: decides this. expect: the present champion; left empty, the one at the time of asking. Where another promotion
+    came in between, nothing happens.
+    """
     with at_root():
-        promotion.promote(load_params(PARAMS), str(version), why, anyway)
+        promotion.promote(load_params(PARAMS), str(version), decision(why, who, expect), anyway)
 
 
 @flow(name="rollback")
-def rollback(why: str) -> None:
-    """Give the champion's place back to the version that held it before."""
+def rollback(why: str, who: str = "", expect: int | None = None) -> None:
+    """Give the champion's place back to the version that held it before; `who` and `expect` as for promote."""
     with at_root():
-        promotion.rollback(load_params(PARAMS), why)
+        promotion.rollback(load_params(PARAMS), decision(why, who, expect))
+
+
+def decision(why: str, who: str, expect: int | None) -> promotion.Decision:
+    """What was decided by whoever asked for this run, when they asked for it."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(str(flow_run.get_id())))
+    asker = who or (run.created_by.display_value if run.created_by else "") or ""
+    return promotion.Decision(why, asker, None if expect is None else str(expect), run.created)
 
 
 class CancelledError(Exception):

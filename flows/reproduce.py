@@ -23,13 +23,14 @@ from prefect.settings import PREFECT_API_URL
 
 from components import cli, tracking
 from components.children import child
+from components.device import check_device
 from components.params import Params, load_params, read_values
 from components.profiles import load_profile, lost_edits, profile_text
 from components.registry.register import SUMMARY
 from flows import entry
 from flows.identify import identify
 from flows.repair import repair
-from flows.servers import comes_up, prefect_api, prefect_command, prefect_health
+from flows.servers import comes_up, prefect_api, prefect_command, prefect_environment, prefect_health
 from flows.stages import GRAPH, STAGES, target
 from invfusion.data.manifest import RESTORE
 from invfusion.errors import ConfigError, DataError, ServiceError
@@ -75,8 +76,8 @@ def use_profile(name: str, discard_edits: bool = False) -> None:
     if PARAMS.exists() and not discard_edits:
         refuse_to_lose(lost_edits(read_values(PARAMS), name))
     text = profile_text(name)
-    if not PARAMS.exists() or PARAMS.read_text() != text:
-        PARAMS.write_text(text)
+    if not PARAMS.exists() or PARAMS.read_bytes() != text.encode():
+        PARAMS.write_bytes(text.encode())
         log.info("params.yaml is now the profile '%s'", name)
 
 
@@ -121,6 +122,7 @@ def checked_params(profile: str, discard_edits: bool = False) -> Params:
     if profile:
         use_profile(profile, discard_edits)
     params = load_params(PARAMS)
+    check_device(params)
     check_data(params)
     tracking.check_reachable(params)
     entry.check_prefect()
@@ -197,7 +199,9 @@ def prefect_server() -> Iterator[dict[str, str]]:
     address = f"http://127.0.0.1:{port}"
     command = [*prefect_command("127.0.0.1", port), "--no-services"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with child(command, os.environ, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet) as server:
+    with child(
+        command, {**os.environ, **prefect_environment(address)}, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet
+    ) as server:
         if not comes_up(server, prefect_health(address), SERVER_START_S):
             raise ServiceError(
                 "the temporary Prefect server did not start; run `prefect server start` to see why, "

@@ -51,17 +51,17 @@ from components.evaluation.galleries import show, show_measured
 from components.evaluation.images import Images
 from components.evaluation.judging import Case, Judge
 from components.evaluation.measurement_sets import MeasurementSet, Request, frozen, nothing_measured
-from components.evaluation.methods import Column, columns, trained_models
-from components.evaluation.records import file_name, write_costs, write_records
+from components.evaluation.methods import Column, columns
+from components.evaluation.records import write_costs, write_records
 from components.evaluation.restoring import Restorer
 from components.evaluation.sharing import helpers, is_helper
 from components.params import Params
-from components.paths import DETAILS, EVALUATION, MODELS, STAGED
+from components.paths import DETAILS, EVALUATION, MODELS, STAGED, file_name
 from components.progress import Progress
 from components.records import Record
 from invfusion.data import StagedDataset
 from invfusion.degradations import FAMILIES
-from invfusion.errors import CheckpointError, ConfigError, DataError
+from invfusion.errors import CheckpointError, DataError
 from invfusion.measuring import Streams, measure_batch
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,9 @@ def evaluate(params: Params) -> Path:
     Raises:
         CheckpointError: a model that params name has not been trained.
         DataError: the staged split holds too few images.
-        ConfigError: two families of params.evaluate.families have one kind.
         OperatorError: a sampler asks of a family what its operators do not offer.
     """
-    plan = columns(params, trained_models(params))
+    plan = columns(params, params.models)
     models = {method.model: MODELS / method.model for column in plan for method in column.methods if method.model}
     evaluation = prepare(params, plan, models, DETAILS)
     if is_helper():
@@ -109,10 +108,6 @@ def prepare(params: Params, plan: Sequence[Column], models: Mapping[str, Path], 
 
 def check_inputs(params: Params, plan: Sequence[Column], models: Mapping[str, Path], dataset: StagedDataset) -> None:
     """Refuse what cannot work before any work is done."""
-    kinds = [family.kind for family in params.evaluate.families]
-    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    if twice:
-        raise ConfigError(f"evaluate.families lists {', '.join(twice)} more than once; each kind is one column")
     if len(dataset) < 2:
         raise DataError(f"the split '{params.evaluate.split}' has {len(dataset)} images; evaluation needs at least 2")
     for folder in models.values():

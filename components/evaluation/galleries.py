@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from components.evaluation.judging import Case
 from components.evaluation.measurement_sets import MeasurementSet
-from components.evaluation.records import file_name
 from components.evaluation.restoring import OF_COMPONENTS
+from components.paths import file_name
 from invfusion.codec import decode
 
 

@@ -22,7 +22,7 @@ from components.paths import EVALUATION, MODELS
 from components.records import Record, read_records
 from components.registry import MAIN
 from components.registry.gates import Gate, companions, judge, judged, packed
-from components.registry.promotion import PROMOTED, move, present
+from components.registry.promotion import PROMOTED, Decision, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
 from invfusion.errors import CheckpointError, DataError
@@ -101,7 +101,7 @@ def decide(registry: Registry, version: Version, records: list[Record], params: 
     registry.tag(version, {"metrics": packed(records, judged(params)), "measurements": measurements_hash(records)})
     registry.give("challenger", version)
     if all(gate.passed for gate in gates) and not is_champion:
-        move(registry, champion, version.number, PROMOTED, "every gate passed when it was registered")
+        move(registry, champion, version.number, PROMOTED, Decision("every gate passed when it was registered"))
     # Last, so that a crash in between leads to a fresh decision.
     registry.tag(version, {"gates": json.dumps([asdict(gate) for gate in gates]), "decided_on": basis})
     return gates

@@ -71,8 +71,10 @@ def _create(database: Path) -> None:
 
 
 def _quiet_environment() -> None:
-    """No telemetry, and a dead server is noticed in seconds rather than minutes. What the user has set stays."""
+    """No telemetry, nothing unpickled, and a dead server noticed in seconds rather than minutes. What the user has
+    set stays."""
     defaults = {
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

@@ -133,10 +133,11 @@ class Registry:
                     raise
         raise ConfigError(f"models:/{self.name} has no version {number}")
 
-    def describe(self, text: str) -> None:
-        """What the model's page says."""
+    def describe(self, text: str, log: str) -> None:
+        """What the model's page says, and that of its history."""
         with service_errors(self._uri):
             self._client.update_registered_model(self.name, text)
+            self._client.update_registered_model(self._history, log)
 
     def append(self, change: Change) -> Change:
         """Write a change into the history; the store gives it the next number."""
@@ -166,9 +167,8 @@ class Registry:
     def _create_history(self) -> None:
         from mlflow.exceptions import MlflowException
 
-        text = f"Every change of the champion of '{self.name}', one version each. Nothing here is ever changed."
         try:
-            self._client.create_registered_model(self._history, description=text)
+            self._client.create_registered_model(self._history)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

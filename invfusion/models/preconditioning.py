@@ -60,7 +60,7 @@ class EDM(Preconditioning):
         factors = precondition(sigma, self.config.sigma_data)
         images = factors.in_ * x
         if self.config.variant != "unconditional":
-            hint = torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
+            hint = torch.zeros_like(x) if measurement is None else measurement.image.to(x.dtype)
             images = torch.cat((images, hint), dim=1)
         return Surroundings(images, factors.noise, factors.skip * x, factors.out, factors.weight)
 

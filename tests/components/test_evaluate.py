@@ -21,15 +21,15 @@ from components.evaluation import judging, measurement_sets, restoring
 from components.evaluation.evaluate import evaluate
 from components.evaluation.images import Images
 from components.evaluation.measurement_sets import MeasurementSet, Request, frozen
-from components.evaluation.methods import columns, trained_models
-from components.evaluation.records import file_name
+from components.evaluation.methods import columns
 from components.params import Params
+from components.paths import file_name
 from components.profiles import load_profile
 from invfusion.codec import decode
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES, DegradationFamily
-from invfusion.errors import CheckpointError, ConfigError, DataError, OperatorError
+from invfusion.errors import CheckpointError, DataError, OperatorError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
 from invfusion.metrics import METRICS, Metric, Restorations
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
@@ -482,18 +482,10 @@ def test_a_missing_model_is_named(workplace: Path) -> None:
         (component.MODELS / "elsewhere").rename(component.MODELS / "mmse")
 
 
-def test_methods_without_a_trained_model_are_left_out() -> None:
-    base = make_params()
-    alone = base.train.model_copy(update={"models": ["invfusion"], "distilled": {}})
-    params = base.model_copy(update={"train": alone})
-    found = {column.kind: [m.name for m in column.methods] for column in columns(params, trained_models(params))}
+def test_methods_without_a_model_at_hand_are_left_out() -> None:
+    found = {column.kind: [m.name for m in column.methods] for column in columns(make_params(), ["invfusion"])}
     assert found["matrix"] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
     assert found["unconditional"] == ["InvFusion"]
-
-
-def test_one_kind_twice_is_refused(workplace: Path) -> None:
-    with pytest.raises(ConfigError, match="matrix more than once"):
-        evaluate(make_params(families=[FAMILIES["matrix"](), FAMILIES["matrix"](max_rows=4)]))
 
 
 @contextmanager

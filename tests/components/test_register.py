@@ -151,7 +151,7 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     write_records(records(InvFusion=dict.fromkeys(FAMILIES, 1.0)), step.EVALUATION)
     after = step.register(params)
     assert after.is_champion
-    assert promotion.rollback(params, "the new one blurs sevens") == before.version
+    assert promotion.rollback(params, promotion.Decision("the new one blurs sevens")) == before.version
     # Registering again does not undo what a person decided.
     assert not step.register(params).is_champion
     assert champion(params).number == before.version

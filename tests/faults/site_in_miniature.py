@@ -63,6 +63,9 @@ class Site:
         address = f"http://127.0.0.1:{self.prefect}/api{path}"
         request = Request(address, json.dumps(body).encode() if body or method == "POST" else None, method=method)
         request.add_header("content-type", "application/json")
+        if method != "GET":
+            for name, value in self.token().items():
+                request.add_header(name, value)
         for patience in (1, 2, 4, 8, None):
             try:
                 with urlopen(request, timeout=30) as answer:
@@ -73,6 +76,12 @@ class Site:
                     raise
                 time.sleep(patience)
         return None
+
+    def token(self) -> dict[str, str]:
+        """What shows the server that no web page of another site asks."""
+        address = f"http://127.0.0.1:{self.prefect}/api/csrf-token?client=tests"
+        with urlopen(address, timeout=30) as answer:
+            return {"prefect-csrf-client": "tests", "prefect-csrf-token": json.loads(answer.read())["token"]}
 
     def start(self, deployment: str, **parameters: Any) -> str:
         found = self.api("GET", f"/deployments/name/{deployment}/gpu")
