@@ -1,7 +1,7 @@
 """What the Prefect server offers to start: the work pools, a deployment for each job, and the watch over heartbeats.
 
-`python -m flows.deployments` registers all of it with the server at PREFECT_API_URL; doing so again adds what is missing
-and brings forms up to date, and changes nothing that somebody has set.
+`python -m flows.deployments` registers all of it with the server at PREFECT_API_URL; doing so again adds what is
+missing and brings forms up to date, and changes nothing that somebody has set.
 """
 
 import asyncio
