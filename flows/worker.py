@@ -30,7 +30,7 @@ def main() -> None:
     """Work until asked to stop."""
     with entry.clear_ends():
         entry.check_prefect()
-        sweeper = Sweeper()
+        sweeper = Sweeper(POOLS)
         try:
             while True:
                 work(sweeper)
