@@ -44,6 +44,8 @@ from invfusion.training.recipes import RECIPES
 ROOT = "INVFUSION_ROOT"
 # From a cancelled run to the end of its processes, in which a stage writes its checkpoint.
 STOP_S = 12
+# A decision about the champion takes seconds.
+DECISION_S = 600
 # How often a run looks whether it should be running, and how long it leaves its end to its worker.
 LOOK_S = 2.0
 STOPPED_S = 4.0
@@ -104,7 +106,7 @@ def reproduce(
     return run_job(lambda _: targets or [], Wanted(profile, changes, keep, discard_edits), force)
 
 
-@flow(name="promote", flow_run_name="promote-{version}")
+@flow(name="promote", flow_run_name="promote-{version}", timeout_seconds=DECISION_S)
 def promote(version: int, why: str, who: str = "", expect: int | None = None, anyway: bool = False) -> None:
     """Make a registered version the champion where every gate passes; `anyway` goes against failed gates.
 
@@ -115,7 +117,7 @@ def promote(version: int, why: str, who: str = "", expect: int | None = None, an
         promotion.promote(load_params(PARAMS), str(version), decision(why, who, expect), anyway)
 
 
-@flow(name="rollback")
+@flow(name="rollback", timeout_seconds=DECISION_S)
 def rollback(why: str, who: str = "", expect: int | None = None) -> None:
     """Give the champion's place back to the version that held it before; `who` and `expect` as for promote."""
     with at_root():
