@@ -134,7 +134,26 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
     expected = by_key(records())["InvFusion", "matrix", "psnr"]
-    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected.value)
+    assert run.data.metrics["psnr/matrix"] == pytest.approx(expected.value)
+    assert len(run.data.metrics) < 30
+    assert "evaluate.n_images" not in run.data.params
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_version_has_a_page_for_people(params: Any) -> None:
+    result = step.register(params)
+    client = tracking.connect(tracking.tracking_uri(params))
+    version = client.get_model_version(result.name, result.version)
+    assert "| PSNR in dB | doing nothing | this version |" in version.description
+    assert f'load_model("models:/{result.name}/{result.version}")' in version.description
+    assert f"get-artifact?path=restorations.png&run_uuid={version.run_id}" in version.description
+    assert {file.path for file in client.list_artifacts(version.run_id)} >= {"restorations.png", "params.json"}
+    for word in ("strided motion blur", "Gaussian, σ", "| licence | Apache-2.0 |", "network calls", "commit"):
+        assert word in version.description, word
+    change_checkpoint("other")
+    second = step.register(params)
+    page = client.get_model_version(result.name, second.version).description
+    assert f"| this version | champion (version {result.version}) |" in page
 
 
 @pytest.mark.usefixtures("echo")
