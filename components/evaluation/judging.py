@@ -26,7 +26,8 @@ from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
 from components.records import Record
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval, statistic_interval
+from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval
+from invfusion.metrics.tools.bootstrap import interval_around, resampled
 from invfusion.rng import generator
 
 log = logging.getLogger(__name__)
@@ -248,9 +249,10 @@ class Judge:
             exact, values = int(values.isinf().sum()), self._capped(case, metric, values)
             low, high = mean_interval(values, count, draws)
             return {"value": float(values.mean()), "low": low, "high": high, "n_exact": exact}
-        weighted = metric.weighted(values, self._reference(metric))
-        value = weighted(torch.ones(len(values), dtype=torch.float64))
-        low, high = statistic_interval(weighted, value, len(values), min(count, MAX_SET_RESAMPLES), draws)
+        values, reference = values.to(self.networks.device), self._reference(metric)
+        value, weights = metric.number(values, reference), resampled(len(values), min(count, MAX_SET_RESAMPLES), draws)
+        numbers = metric.weighted(values, reference)(weights.to(values.device), None)
+        low, high = interval_around(value, numbers.cpu())
         return {"value": value, "low": low, "high": high, "n_exact": 0}
 
     def _capped(self, case: Case, metric: Metric, values: Tensor) -> Tensor:
@@ -261,7 +263,7 @@ class Judge:
             return None
         if metric.reference not in self.references:
             parts = [metric.reference(part, self.networks) for part in self.true_images.parts()]
-            self.references[metric.reference] = torch.cat(parts)
+            self.references[metric.reference] = torch.cat(parts).to(self.networks.device)
         return self.references[metric.reference]
 
 

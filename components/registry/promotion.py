@@ -208,7 +208,7 @@ def main() -> None:
         change.add_argument("--why", required=True)
         change.add_argument(
             "--expect", metavar="VERSION",
-            help="do nothing where the champion is another; 'none': where there is one; default: the one at the start",
+            help="do nothing where the champion is another ('none': is any); default: that at the command's start",
         )  # fmt: skip
     actions.add_parser("history", help="all changes of the champion")
     with cli.started(command) as options:

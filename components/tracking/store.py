@@ -123,7 +123,7 @@ def _database(uri: str) -> Path | None:
     prefix = "sqlite:///"
     if not uri.startswith(prefix):
         return None
-    path = Path(uri.removeprefix(prefix)).resolve()
+    path = (project(Path.cwd()) / uri.removeprefix(prefix)).resolve()
     # MLflow decodes even plain paths where it loads a model (LocalArtifactRepository), and SQLAlchemy ends one at '?'.
     if unquote(str(path)) != str(path) or "?" in str(path):
         raise ConfigError(
@@ -131,6 +131,14 @@ def _database(uri: str) -> Path | None:
             "parts of an address. Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
         )
     return path
+
+
+def project(folder: Path) -> Path:
+    """The working copy to which a folder belongs: experiments of `dvc exp run --temp` and `--queue`, and jobs, run in
+    copies below its .dvc/tmp that are thrown away."""
+    parts = folder.parts
+    inside = [i for i in range(len(parts)) if parts[i : i + 2] == (".dvc", "tmp")]
+    return Path(*parts[: inside[0]]) if inside else folder
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

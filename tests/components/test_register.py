@@ -1,5 +1,6 @@
 """Registration happens once per checkpoint, the gates decide, and the registered model restores."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from invfusion.operators import (
     spec_to_json,
     stack,
 )
+from invfusion.restoration.pictures import Picture, encoded, read_picture
 from invfusion.rng import generator
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +136,26 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
     expected = by_key(records())["InvFusion", "matrix", "psnr"]
-    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected.value)
+    assert run.data.metrics["psnr/matrix"] == pytest.approx(expected.value)
+    assert len(run.data.metrics) < 30
+    assert "evaluate.n_images" not in run.data.params
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_version_has_a_page_for_people(params: Any) -> None:
+    result = step.register(params)
+    client = tracking.connect(tracking.tracking_uri(params))
+    version = client.get_model_version(result.name, result.version)
+    assert "| PSNR in dB | doing nothing | this version |" in version.description
+    assert f'load_model("models:/{result.name}/{result.version}")' in version.description
+    assert f"get-artifact?path=restorations.png&run_uuid={version.run_id}" in version.description
+    assert {file.path for file in client.list_artifacts(version.run_id)} >= {"restorations.png", "params.json"}
+    for word in ("strided motion blur", "Gaussian, σ", "| licence | Apache-2.0 |", "network calls", "commit"):
+        assert word in version.description, word
+    change_checkpoint("other")
+    second = step.register(params)
+    page = client.get_model_version(result.name, second.version).description
+    assert f"| this version | champion (version {result.version}) |" in page
 
 
 @pytest.mark.usefixtures("echo")
@@ -468,6 +489,39 @@ def test_the_registered_model_is_served(registered: Any) -> None:
         reply = client.post("/invocations", content=body, headers={"content-type": "application/json"})
         assert reply.status_code == 400, message
         assert message in reply.json()["message"]
+
+
+@pytest.mark.slow
+def test_pictures_go_in_and_come_out(registered: Any) -> None:
+    """At their own size, as bytes in Python and as base64 through HTTP."""
+    from mlflow.pyfunc.scoring_server import init
+    from starlette.testclient import TestClient
+
+    image = torch.linspace(-1, 1, 3 * 20 * 26).reshape(1, 3, 20, 26)
+    mask = torch.full_like(image, -1)
+    mask[..., 5:9, 8:20] = 1
+    row = {"picture": encoded(Picture(image)), "mask": encoded(Picture(mask))}
+    (answer,) = registered.predict(row, params={"method": "mmse"})
+    restored = read_picture(base64.b64decode(answer["picture"]), "the answer").image
+    known = mask == -1
+    assert restored.shape == image.shape
+    assert (restored - image)[known].abs().max() < 1e-2
+    assert answer["record"]["operator"]["kind"] == "inpainting"
+    client = TestClient(init(registered))
+    sent = {name: base64.b64encode(content).decode() for name, content in row.items()}
+    reply = client.post("/invocations", json={"dataframe_records": [sent], "params": {"method": "mmse"}})
+    assert reply.json()["predictions"][0]["picture"] == answer["picture"]
+    refused: dict[str, dict[str, Any]] = {
+        "either a picture or the numbers": {**row, "y": [1.0], "operator": "{}"},
+        "state one of mask": {**row, "scale": 2},
+        "'scale'": {"picture": row["picture"], "scale": 99},
+        "the picture": {"picture": b"no picture"},
+    }
+    for message, wrong in refused.items():
+        with pytest.raises(Exception, match=message):
+            registered.predict(wrong)
+    with pytest.raises(Exception, match="y and operator, or a picture"):
+        registered.predict({"sigma_y": [0.1]})
 
 
 PREDICT_ELSEWHERE = """

@@ -1,4 +1,4 @@
-"""Kinds of faults that bug reports told of: each has tests that hold it off, how many there are, and that they pass."""
+"""Kinds of faults that bug reports told of, each with the tests that hold it off: how many, and that they pass."""
 
 import subprocess
 import sys

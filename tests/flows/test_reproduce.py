@@ -227,6 +227,56 @@ def test_compiled_files_make_nothing_stale(finished: Path) -> None:
     assert stale(finished) == set()
 
 
+GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
+
+
+def others_clone(finished: Path, folder: Path, *, with_lock: bool) -> Path:
+    """A clone that finds the results in the DVC remote."""
+    if not (finished / "remote").exists():
+        for arguments in (["remote", "add", "--default", "shared", "remote"], ["push", "--run-cache", "--quiet"]):
+            done = run(finished, "-m", "dvc", *arguments)
+            assert done.returncode == 0, done.stderr
+        text = (finished / ".dvc/config").read_text().replace("../remote", str(finished / "remote"))
+        (finished / ".dvc/config").write_text(text)
+        (finished / ".git/info/exclude").write_text("/remote\n")
+        for arguments in (["add", "-A"], ["commit", "-qm", "the results"]):
+            subprocess.run([*GIT, *arguments], cwd=finished, check=True)
+    subprocess.run(["git", "clone", "-q", str(finished), str(folder)], check=True)
+    if not with_lock:
+        (folder / "dvc.lock").unlink()
+    return folder
+
+
+def results(folder: Path) -> dict[str, str]:
+    """The lock's hashes of all outputs: what a third party would compare."""
+    stages = YAML(typ="safe").load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
+def test_a_second_clone_is_complete_after_a_pull(finished: Path, tmp_path: Path) -> None:
+    second = others_clone(finished, tmp_path / "second", with_lock=True)
+    pulled = run(second, "-m", "dvc", "pull")
+    assert pulled.returncode == 0, pulled.stderr
+    assert stale(second) == set()
+    for name in ("reports/index.html", "reports/metrics.json", "artifacts/logs/palette.csv"):
+        assert (second / name).read_bytes() == (finished / name).read_bytes()
+    edit(second, lambda p: p["evaluate"].update(n_images=9))
+    metrics = json.loads((second / "reports/metrics.json").read_text())
+    (second / "reports/metrics.json").write_text(json.dumps(dict.fromkeys(metrics, 0.0)))
+    differences = run(second, "-m", "dvc", "metrics", "diff", "--json", "HEAD")
+    assert set(json.loads(differences.stdout)["reports/metrics.json"]) <= set(metrics)
+    assert json.loads(differences.stdout)["reports/metrics.json"]
+
+
+def test_a_third_clone_finds_the_results_without_the_lock(finished: Path, tmp_path: Path) -> None:
+    third = others_clone(finished, tmp_path / "third", with_lock=False)
+    done = run(third, "-m", "dvc", "repro", "--pull", "--quiet", "evaluate", "report")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (third / "state/train").exists()
+    ours = results(finished)
+    assert {name: ours[name] for name in results(third)} == results(third)
+
+
 def test_a_lost_registry_is_rebuilt(finished: Path) -> None:
     (finished / "mlflow.db").unlink()
     shutil.rmtree(finished / "mlartifacts")
