@@ -70,8 +70,8 @@ check: setup  ## format, lint, types and layers
 bench: setup  ## measure training, sampling and their parts; brings the tables of docs/performance.md up to date
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-dry-run: setup  ## build the model and one batch of a profile: make dry-run PROFILE=ffhq64
-	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE))
+dry-run: setup  ## try a profile, and say what each stage takes: make dry-run PROFILE=ffhq64 GPU=a40 (without GPU: here)
+	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPU),--gpu $(GPU))
 
 up: setup  ## start Prefect, MLflow and this machine's worker in the background, and say where
 	@$(BIN)/python -m flows.services up

@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_API_URL
 
 from components import cli, tracking
 from components.children import child
+from components.device import check_device
 from components.params import Params, load_params, read_values
 from components.profiles import load_profile, profile_text, refuse_to_lose
 from components.registry.register import SUMMARY
@@ -73,8 +74,8 @@ def use_profile(name: str, discard_edits: bool = False) -> None:
     if PARAMS.exists() and not discard_edits:
         refuse_to_lose(read_values(PARAMS), name)
     text = profile_text(name)
-    if not PARAMS.exists() or PARAMS.read_text() != text:
-        PARAMS.write_text(text)
+    if not PARAMS.exists() or PARAMS.read_bytes() != text.encode():
+        PARAMS.write_bytes(text.encode())
         log.info("params.yaml is now the profile '%s'", name)
 
 
@@ -109,6 +110,7 @@ def checked_params(profile: str, discard_edits: bool = False) -> Params:
     if profile:
         use_profile(profile, discard_edits)
     params = load_params(PARAMS)
+    check_device(params)
     check_data(params)
     tracking.check_reachable(params)
     entry.check_prefect()

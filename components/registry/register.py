@@ -226,10 +226,14 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
         checkpoints=checkpoints,
         main=MAIN,
         columns=[
-            ("y", "array<double>", True),
-            ("operator", "string", True),
+            ("y", "array<double>", False),
+            ("operator", "string", False),
             ("sigma_y", "array<double>", False),
             ("class_labels", "array<long>", False),
+            *((name, "binary", False) for name in ("picture", "mask", "blur")),
+            *((name, "string", False) for name in ("boundary", "filter")),
+            *((name, "double", False) for name in ("blur_sigma", "sigma")),
+            ("scale", "long", False),
         ],
         parameters={
             "method": "sample",

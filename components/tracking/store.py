@@ -72,13 +72,17 @@ def _create(database: Path) -> None:
 
 def _quiet_environment() -> None:
     """No telemetry, nothing unpickled, and a dead server noticed in seconds rather than minutes. What the user has
-    set stays."""
+    set stays.
+
+    A server that is gone refuses at once; one that is merely slow, as in its first requests on a busy machine, is given
+    the time.
+    """
     defaults = {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -120,6 +124,7 @@ def _database(uri: str) -> Path | None:
     if not uri.startswith(prefix):
         return None
     path = (project(Path.cwd()) / uri.removeprefix(prefix)).resolve()
+    # MLflow decodes even plain paths where it loads a model (LocalArtifactRepository), and SQLAlchemy ends one at '?'.
     if unquote(str(path)) != str(path) or "?" in str(path):
         raise ConfigError(
             f"MLflow cannot keep its files in {path.parent}: it reads '%' before two hexadecimal digits, and '?', as "

@@ -230,6 +230,9 @@ def _signature(package: Package) -> Any:
 
     types: dict[str, Any] = {
         "string": DataType.string,
+        "binary": DataType.binary,
+        "double": DataType.double,
+        "long": DataType.long,
         "array<double>": Array(DataType.double),
         "array<long>": Array(DataType.long),
     }

@@ -20,6 +20,8 @@ TRAIN = {"train@unconditional", "train@palette", "train@invfusion", "train@invfu
 DISTILL = {"distill@mmse", "distill@nppc"}
 JUDGE = {"evaluate", "report", "register"}
 
+ODD = "a b ü 100% #1"
+
 pytestmark = pytest.mark.slow
 
 
@@ -83,6 +85,7 @@ def left_behind(folder: Path) -> list[str]:
 
 def make_clone(folder: Path) -> Path:
     """The project's files with small parameters, in a repository of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file() and name != "dvc.lock":
@@ -98,7 +101,8 @@ def make_clone(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_clone(tmp_path_factory.mktemp("clone"))
+    """In a folder whose name tools that speak in addresses may misread."""
+    return make_clone(tmp_path_factory.mktemp("clone") / ODD)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +154,18 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert stale(finished) == set()
 
 
+def without_palette(params: Any) -> None:
+    params["train"]["models"].remove("palette")
+    params["evaluate"]["methods"] = [name for name in params["evaluate"]["methods"] if "Palette" not in name]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         (lambda p: p.update(seed=1), TRAIN | DISTILL | JUDGE),
         (lambda p: p["data"].update(name="other"), {"stage", "report", "register"}),
         (lambda p: p["train"].update(lr=0.123), TRAIN),
-        (lambda p: p["train"]["models"].remove("palette"), {"evaluate"}),
+        (without_palette, {"evaluate", "report"}),
         (lambda p: p["recipes"]["mmse"].update(lr=0.123), {"distill@mmse"}),
         (lambda p: p["recipes"]["indi"].update(epsilon=0.5), set()),
         (
@@ -283,6 +292,25 @@ def test_plain_dvc_repro_needs_no_server_and_leaves_none(finished: Path) -> None
     assert done.returncode == 0, done.stderr[-3000:]
     assert stale(finished) == set()
     assert left_behind(finished) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("evaluate", "split", "evaluate.splitt: unknown key; did you mean 'split'?"),
+        ("report", "gallery_images", "report.gallery_imagess: unknown key; did you mean 'gallery_images'?"),
+        # Of the three keys that dvc.yaml itself is made of, DVC speaks before it starts any stage.
+        ("train", "models", "Could not find 'train.models'"),
+    ],
+)
+def test_plain_dvc_repro_names_a_misspelt_key(finished: Path, section: str, key: str, message: str) -> None:
+    edit(finished, lambda p: p[section].update({f"{key}{key[-1]}": p[section].pop(key)}))
+    done = run(finished, "-m", "dvc", "repro")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    again = run(finished, "-m", "flows.reproduce")
+    assert f"{section}.{key}{key[-1]}: unknown key; did you mean '{key}'?" in again.stderr
 
 
 PLUGIN = """
