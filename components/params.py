@@ -49,6 +49,7 @@ class PriorFitConfig(Config):
 
     form: Form = "coloured"
     rank: int | None = Field(default=None, ge=1)
+    clusters: int = Field(default=1, ge=1)
     floor: float = Field(default=FLOOR, gt=0)
     max_images: int = Field(default=10_000, ge=2)
 
