@@ -1,6 +1,6 @@
 """Images that come in kinds: a mixture of Gaussians with one covariance around each of K centres.
 
-A single Gaussian mistakes the differences between kinds for variance within them. With S the covariance around a centre,
+A single Gaussian mistakes the differences between kinds for variance within them. With S the covariance around each,
 
     p(x) = sum_k w_k N(x; c_k, S),        E[x | x_sigma, y] = sum_k w'_k E_k[x | x_sigma, y],
 
@@ -61,7 +61,7 @@ class Clusters(nn.Module):
         return cls(centres, counts / len(images), kind.fit(images - centres[labels], rank, floor))
 
     def posterior(self, measurement: Measurement | None, batch_size: int | None = None) -> "ClusteredPosterior":
-        """As those of `GaussianPrior`."""
+        """As `GaussianPrior.posterior` and, with None and a batch size, `GaussianPrior.unconditional`."""
         return ClusteredPosterior(self, measurement, batch_size)
 
     def tensors(self) -> dict[str, Tensor]:

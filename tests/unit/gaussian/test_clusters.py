@@ -1,6 +1,7 @@
 """A prior with clusters against the oracle's exact mixture."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.clusters import Clusters
+from invfusion.gaussian.covariance import LowRank
 from invfusion.gaussian.prior import Form
 from invfusion.operators import Measurement
 from invfusion.oracle import GaussianMixture
@@ -33,21 +35,22 @@ def fitted(form: Form = "full") -> GaussianPrior:
 
 def exact(clusters: Clusters) -> GaussianMixture:
     covariance = clusters.covariance
-    factors = covariance.flat_basis * covariance.variances.sqrt()  # type: ignore[operator,union-attr]
+    assert isinstance(covariance, LowRank)
+    factors = covariance.flat_basis * covariance.variances.sqrt()
     return GaussianMixture.of_factors(
         SHAPE,
         clusters.weights,
         clusters.centres.flatten(1),
         factors.expand(K, *factors.shape),
-        covariance.floor.expand(192),  # type: ignore[operator,union-attr]
+        covariance.floor.expand(192),
     )
 
 
 def measured(prior: GaussianPrior, kind: str, sigma_y: float) -> tuple[GaussianMixture, Tensor, Measurement]:
     assert prior.clusters is not None
     law = exact(prior.clusters)
-    settings = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 20}}.get(kind, {})
-    operator = FAMILIES[kind](**settings).sample(B, SHAPE, generator(0, kind))
+    settings: dict[str, Any] = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 20}}
+    operator = FAMILIES[kind](**settings.get(kind, {})).sample(B, SHAPE, generator(0, kind))
     x = law.sample(generators(0, "x", range(B))).float()
     noise = randn(operator.measurement_shape, generators(0, "noise", range(B)))
     return law, x, Measurement.of(x, operator, sigma_y, noise)
@@ -84,7 +87,8 @@ def test_the_evidence_adds_up() -> None:
     assert prior.clusters is not None
     covariance = rows @ law._covariances[0] @ rows.mT + 0.09 * torch.eye(rows.shape[1])
     means = law.means[0] @ rows.mT
-    each = torch.distributions.MultivariateNormal(means, covariance[:, None]).log_prob(measurement.y[:, None].double())
+    y = measurement.y[:, None].double()
+    each = torch.distributions.MultivariateNormal(means, covariance[:, None]).log_prob(y)  # type: ignore[no-untyped-call]
     expected = (each + law.log_weights).logsumexp(1)
     found = prior.refined(measurement, B).log_evidence
     full = rows.abs().sum(2).gt(0).all(1)
@@ -109,7 +113,7 @@ def test_draws_are_of_the_posterior() -> None:
 
 
 def test_what_is_gaussian_stays_so() -> None:
-    _, x, measurement = measured(fitted(), "matrix", 0.0)
+    _, _, measurement = measured(fitted(), "matrix", 0.0)
     plain = GaussianPrior.fit(images(), rank=40)
     assert torch.equal(fitted().posterior(measurement).mean, plain.posterior(measurement).mean)
     assert torch.equal(plain.refined(measurement, B).mean, plain.posterior(measurement).mean)
