@@ -57,6 +57,9 @@ STATE = Path("state/train")
 # Launched processes may have to finish a batch and write a checkpoint.
 STOP_S = 60
 
+# The columns of a curve.
+CURVE = ("nimg", "loss", "lr", "grad_norm")
+
 # They change neither the weights nor what a run would go on to: a longer run continues a shorter one.
 _NOT_DEFINING = {"images", "checkpoint_images", "log_images", "sample_grid_images"}
 
@@ -175,7 +178,7 @@ def _publish(model: Denoiser, places: Places, facts: dict[str, Any]) -> None:
     save_denoiser(model, places.model, facts | versions | {"n_parameters": n_parameters})
     places.log.parent.mkdir(parents=True, exist_ok=True)
     with places.log.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["nimg", "loss", "lr", "grad_norm"], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, CURVE, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(History(places.state / LOG).entries())
 

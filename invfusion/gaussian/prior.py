@@ -1,9 +1,11 @@
 """Gaussian priors of images, and their files."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +23,28 @@ CLUSTERS = "clusters."
 Form = Literal["full", "coloured", "stationary"]
 
 
-class GaussianPrior(nn.Module):
+class Law(Protocol):
+    """Of B images (C, H, W), given what was measured of them."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, C, H, W) float32."""
+        ...
+
+    def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw for each image, row i from generator i: (B, C, H, W) float32."""
+        ...
+
+
+class Prior(nn.Module, ABC):
+    """A law of images that can be conditioned on measurements without a network call."""
+
+    @abstractmethod
+    def law_of(self, shape: Sequence[int], measurement: Measurement | None) -> Law:
+        """The law of images (B, C, H, W), given their measurements where there are any. Raises `ShapeError`."""
+
+
+class GaussianPrior(Prior):
     """N(mean, covariance) over images (C, H, W) in [-1, 1], to be conditioned on measurements.
 
     The covariance has low rank plus a floor, or is stationary, for images too large for a rank. Its tensors are float64
@@ -87,22 +110,31 @@ class GaussianPrior(nn.Module):
 
         Raises `ShapeError` where the operator is for images of another shape.
         """
-        if measurement.operator.image_shape != self.image_shape:
-            raise ShapeError(
-                f"the prior is of images {self.image_shape}, but the operator '{measurement.operator.kind}' acts on "
-                f"images {measurement.operator.image_shape}"
-            )
+        self._check_measures(measurement)
         return GaussianPosterior(self.mean, self.covariance, measurement)
+
+    def law_of(self, shape: Sequence[int], measurement: Measurement | None) -> GaussianPosterior:
+        """`posterior`, or without a measurement the prior itself for B images."""
+        return self.unconditional(shape[0]) if measurement is None else self.posterior(measurement)
 
     def unconditional(self, batch_size: int) -> GaussianPosterior:
         """The prior itself for a batch of images of which nothing is known."""
         return GaussianPosterior(self.mean, self.covariance, None, batch_size)
 
-    def refined(self, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
-        """What is known of the images with their clusters, where there are any: no Gaussian then."""
-        if self.clusters is not None:
-            return self.clusters.posterior(measurement, batch_size)
-        return self.unconditional(batch_size) if measurement is None else self.posterior(measurement)
+    def refined(self, shape: Sequence[int], measurement: Measurement | None) -> GaussianPosterior:
+        """`law_of` with the clusters, where there are any: no Gaussian then."""
+        if self.clusters is None:
+            return self.law_of(shape, measurement)
+        if measurement is not None:
+            self._check_measures(measurement)
+        return self.clusters.posterior(measurement, shape[0])
+
+    def _check_measures(self, measurement: Measurement) -> None:
+        if measurement.operator.image_shape != self.image_shape:
+            raise ShapeError(
+                f"the prior is of images {self.image_shape}, but the operator '{measurement.operator.kind}' acts on "
+                f"images {measurement.operator.image_shape}"
+            )
 
     def check_fits(self, image_shape: tuple[int, int, int], data: str = "") -> None:
         """Raise `ConfigError` where the prior is of images of another shape, or was fitted to other data."""

@@ -87,14 +87,14 @@ def load_weights(denoiser: Denoiser, tensors: Mapping[str, Tensor], source: str)
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     if own != given:
         raise CheckpointError(
-            f"{source}: the weights are of another architecture ({_differences(own, given)}); "
+            f"{source}: the weights are of another architecture ({differences(own, given)}); "
             "load the config.json that was saved with them, or train anew"
         )
     # Fresh memory: tensors mapped from a file may be unaligned, which changes the last bits of matrix products.
     denoiser.load_state_dict({name: t.clone() for name, t in tensors.items()}, assign=True)
 
 
-def _differences(own: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
+def differences(own: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
     wrong = [name for name in own | given if own.get(name) != given.get(name)]
     shown = [f"{n}: {given.get(n, 'missing')} where the model has {own.get(n, 'nothing')}" for n in wrong[:SHOWN_KEYS]]
     rest = len(wrong) - len(shown)

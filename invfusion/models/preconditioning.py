@@ -60,7 +60,7 @@ class EDM(Preconditioning):
         factors = precondition(sigma, self.config.sigma_data)
         images = factors.in_ * x
         if self.config.variant != "unconditional":
-            hint = torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
+            hint = torch.zeros_like(x) if measurement is None else measurement.image.to(x.dtype)
             images = torch.cat((images, hint), dim=1)
         return Surroundings(images, factors.noise, factors.skip * x, factors.out, factors.weight)
 
@@ -109,7 +109,7 @@ class Gaussian(Preconditioning):
         last = self._last
         if last is not None and last[0] is measurement and last[1].batch_size == batch_size:
             return last[1]
-        posterior = self.prior.refined(measurement, batch_size)
+        posterior = self.prior.refined((batch_size, *self.config.image_shape), measurement)
         self._last = measurement, posterior
         return posterior
 

@@ -16,12 +16,13 @@ from invfusion.operators.inpainting import Inpainting
 from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
 from invfusion.operators.null import NullOperator
+from invfusion.operators.published_blur import PublishedBlur
 from invfusion.operators.registry import OPERATORS
 from invfusion.operators.spec import operator_from_spec, spec_from_json, spec_to_json
 
 _MEMBERS: list[type[LinearOperator]] = [
     MaskOperator, Inpainting, StridedConvolution, Blur, Downsampling, Grayscale, Bayer, Fourier, CompressedSensing,
-    MatrixOperator, NullOperator, Composition, Stack, Scaled,
+    MatrixOperator, NullOperator, Composition, Stack, Scaled, PublishedBlur,
 ]  # fmt: skip
 for _member in _MEMBERS:
     OPERATORS.register(_member)
@@ -42,6 +43,7 @@ __all__ = [
     "Measurement",
     "NullOperator",
     "OperatorReport",
+    "PublishedBlur",
     "Scaled",
     "Stack",
     "StridedConvolution",

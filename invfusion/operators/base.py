@@ -246,6 +246,10 @@ class LinearOperator(nn.Module, ABC):
         square = self.norm.square().clamp(min=torch.finfo(self.dtype).tiny)
         return self.H_adjoint(y / aligned(square, y.ndim).to(y.dtype))
 
+    def as_image(self, y: Tensor) -> Tensor:
+        """(B, *M) -> (B, C, H, W): the measurement as networks see it beside their input, `H_pinv` y."""
+        return self.H_pinv(y)
+
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The image nearest to x (B, *K, C, H, W) that is consistent with y: x + H_pinv(y - H x)."""
         return x + self.H_pinv(y - self.H(x))
@@ -521,6 +525,11 @@ class Measurement:
     def H_pinv_y(self) -> Tensor:
         """H_pinv(y), (B, C, H, W): the measurement as an image. Computed once, since networks ask at every call."""
         return self.operator.H_pinv(self.y)
+
+    @cached_property
+    def image(self) -> Tensor:
+        """(B, C, H, W): what networks see beside their input: `H_pinv_y`, but for a published operator's."""
+        return self.operator.as_image(self.y)
 
     @cached_property
     def is_noisy(self) -> bool:

@@ -52,10 +52,15 @@ def test_the_prefect_server_builds() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Weights and state are safetensors and JSON; what torch loads elsewhere it loads as weights alone."""
+    """Weights and state are safetensors and JSON; what torch loads elsewhere it loads as weights alone.
+
+    One module reads pickles that others wrote, by a reader that finds nothing but its own inert names.
+    """
+    reader = ROOT / "invfusion/interop/published.py"
+    assert "pickle.load" not in reader.read_text()
     for folder in ("invfusion", "components", "flows"):
         for path in (ROOT / folder).rglob("*.py"):
             code = path.read_text()
-            assert "import pickle" not in code, path
+            assert "import pickle" not in code or path == reader, path
             assert "allow_pickle=True" not in code, path
             assert all("weights_only=True" in call for call in code.split("torch.load(")[1:]), path

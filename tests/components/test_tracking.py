@@ -75,7 +75,7 @@ def test_a_run_holds_what_was_logged(params: FakeParams, tmp_path: Path) -> None
     assert found.data.tags["version.torch"]
     assert found.inputs.dataset_inputs[0].dataset.digest == "ab" * 16
     files = {path.name.split("+")[0] for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
-    assert files == {"samples", "note.txt"}
+    assert files == {"samples", "note.txt", "params.json"}
     assert not list((tmp_path / "state/tracking").rglob("*.png"))
 
 

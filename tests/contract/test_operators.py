@@ -22,6 +22,7 @@ from invfusion.operators import (
     MatrixOperator,
     Measurement,
     NullOperator,
+    PublishedBlur,
     StridedConvolution,
     check_operator,
     compose,
@@ -91,6 +92,10 @@ EXAMPLES: dict[str, dict[str, Make]] = {
     "scaled": {
         "exact": lambda shape, g: scaled(Fourier(shape, masks(shape, g)), -1.5),
         "iterative": lambda shape, g: scaled(blur("valid")(shape, g), 0.5),
+    },
+    # A stride that divides the shape's sides.
+    "published_blur": {
+        "": lambda shape, g: PublishedBlur(shape, well_conditioned(3, 2, g), stride=2 if shape == SHAPE else 3)
     },
     "downsampling": {filter: downsampling(filter) for filter in get_args(Filter)},
 }

@@ -62,7 +62,7 @@ def measured(prior: GaussianPrior, kind: str, sigma_y: float) -> tuple[GaussianM
 def test_agrees_with_the_oracle(kind: str, sigma_y: float, form: Form) -> None:
     prior = fitted(form)
     law, x, measurement = measured(prior, kind, sigma_y)
-    found, truth = prior.refined(measurement, B), law.given(measurement)
+    found, truth = prior.refined((B, *SHAPE), measurement), law.given(measurement)
     torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.variance.double(), _pixel_variance(truth), rtol=1e-5, atol=1e-9)
     for sigma in (0.01, 0.5, 100.0):
@@ -90,7 +90,7 @@ def test_the_evidence_adds_up() -> None:
     y = measurement.y[:, None].double()
     each = torch.distributions.MultivariateNormal(means, covariance[:, None]).log_prob(y)  # type: ignore[no-untyped-call]
     expected = (each + law.log_weights).logsumexp(1)
-    found = prior.refined(measurement, B).log_evidence
+    found = prior.refined((B, *SHAPE), measurement).log_evidence
     full = rows.abs().sum(2).gt(0).all(1)
     torch.testing.assert_close(found[full], expected[full], rtol=1e-6, atol=1e-6)
 
@@ -103,7 +103,7 @@ def test_draws_are_of_the_posterior() -> None:
     many = measurement.select([row] * n)
     truth = law.given(measurement).rows([row])
     assert float(truth.log_weights.exp().max()) < 0.9
-    draws = prior.refined(many, n).sample(generators(0, "draws", range(n))).double().flatten(1)
+    draws = prior.refined((n, *SHAPE), many).sample(generators(0, "draws", range(n))).double().flatten(1)
     covariance = truth.covariance()[0]
     z = (draws.mean(0) - truth.mean.flatten()) / (covariance.diagonal() / n).sqrt()
     assert float(z.abs().max()) < 5
@@ -116,7 +116,7 @@ def test_what_is_gaussian_stays_so() -> None:
     _, _, measurement = measured(fitted(), "matrix", 0.0)
     plain = GaussianPrior.fit(images(), rank=40)
     assert torch.equal(fitted().posterior(measurement).mean, plain.posterior(measurement).mean)
-    assert torch.equal(plain.refined(measurement, B).mean, plain.posterior(measurement).mean)
+    assert torch.equal(plain.refined((B, *SHAPE), measurement).mean, plain.posterior(measurement).mean)
 
 
 def test_kinds_are_found_in_any_tint() -> None:
@@ -135,7 +135,7 @@ def test_files_keep_the_clusters(tmp_path: Path, form: Form) -> None:
     prior.save(tmp_path / "prior")
     _, _, measurement = measured(prior, "matrix", 0.1)
     loaded = GaussianPrior.load(tmp_path / "prior")
-    assert torch.equal(loaded.refined(measurement, B).mean, prior.refined(measurement, B).mean)
+    assert torch.equal(loaded.refined((B, *SHAPE), measurement).mean, prior.refined((B, *SHAPE), measurement).mean)
     tensors = prior.tensors()
     del tensors["clusters.weights"]
     with pytest.raises(CheckpointError, match="is not made of the tensors"):

@@ -1,0 +1,90 @@
+"""A published training state becomes a model of the pipeline: sampled, evaluated, trained on and registered."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import ARCHITECTURE, PROJECT, make_params, read_json, workplace
+
+from components.evaluation.evaluate import evaluate
+from components.params import Params
+from components.registry.import_checkpoint import import_checkpoint
+from components.registry.register import check_checkpoints
+from components.training.train import LOGS, MODELS, train
+from invfusion.degradations import FAMILIES
+from invfusion.errors import CheckpointError
+from invfusion.models import build_denoiser, load_denoiser
+from invfusion.models.official import official_name
+from invfusion.rng import generator
+from invfusion.samplers import Heun
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
+    """A workplace whose model "invfusion" was imported."""
+    with workplace(tmp_path_factory.mktemp("workplace")):
+        denoiser = build_denoiser(ARCHITECTURE)
+        with torch.no_grad():
+            for parameter in denoiser.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator(0, "shake"))
+        ema = {official_name(name): t for name, t in denoiser.state_dict().items()}
+        torch.save({"state": {"cur_nimg": 640}, "ema": ema}, "training-state-0000640.pt")
+        assert import_checkpoint(Path("training-state-0000640.pt"), "tiny", "invfusion") == MODELS / "invfusion"
+        params = make_params()
+        settings = {
+            "methods": ["H_pinv y", "InvFusion"], "split": "val", "n_images": 8, "n_unconditional": 0,
+            "families": [FAMILIES["box_inpainting"]()], "sampler": Heun(n_steps=2), "bootstrap_resamples": 20,
+            "calibration_images": 0,
+        }  # fmt: skip
+        register = params.register_.model_copy(update={"model": "invfusion"})
+        yield params.model_copy(
+            update={
+                "evaluate": params.evaluate.model_copy(update=settings),
+                "report": params.report.model_copy(update={"gallery_images": 2}),
+                "register_": register,
+            }
+        )
+
+
+def test_where_it_came_from(params: Params) -> None:
+    facts = read_json(MODELS / "invfusion" / "manifest.json")
+    assert (facts["name"], facts["preset"], facts["imported"]["images"]) == ("invfusion", "tiny", 640)
+    assert len(facts["imported"]["sha256"]) == 64
+    assert (LOGS / "invfusion.csv").read_text() == "nimg,loss,lr,grad_norm\n"
+
+
+def test_it_is_evaluated(params: Params) -> None:
+    evaluate(params)
+    records = json.loads(Path("reports/evaluation.json").read_text())
+    assert {r["method"] for r in records if r["metric"] == "psnr"} == {"H_pinv y", "InvFusion"}
+    assert all(r["value"] is not None for r in records if r["metric"] == "psnr")
+
+
+def test_training_goes_on_from_it(params: Params) -> None:
+    assert load_denoiser(train(params, "mmse")).variant == "invfusion"
+
+
+def test_it_can_be_registered(params: Params) -> None:
+    check_checkpoints({"invfusion": MODELS / "invfusion"}, params)
+
+
+def test_nothing_is_written_of_a_wrong_file(params: Params, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="variant 'invfusion', not 'palette'"):
+        import_checkpoint(Path("training-state-0000640.pt"), "tiny", "palette")
+    assert not (MODELS / "palette").exists()
+
+
+def test_on_the_command_line_an_error_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"PK")
+    command = [sys.executable, "-m", "components.registry.import_checkpoint", str(tmp_path / "a.pt")]
+    done = subprocess.run(
+        [*command, "--preset", "ffhq64", "--variant", "invfusion"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "damaged or truncated" in done.stderr
+    assert "Traceback" not in done.stderr
