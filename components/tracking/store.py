@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from invfusion.errors import ConfigError, ServiceError
 from invfusion.files import replacing
@@ -124,10 +124,11 @@ def _database(uri: str) -> Path | None:
     if not uri.startswith(prefix):
         return None
     path = (project(Path.cwd()) / uri.removeprefix(prefix)).resolve()
-    if "?" in str(path):
+    # MLflow decodes even plain paths where it loads a model (LocalArtifactRepository), and SQLAlchemy ends one at '?'.
+    if unquote(str(path)) != str(path) or "?" in str(path):
         raise ConfigError(
-            f"MLflow cannot keep its files in {path.parent}: it reads what follows '?' in their address as options. "
-            "Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
+            f"MLflow cannot keep its files in {path.parent}: it reads '%' before two hexadecimal digits, and '?', as "
+            "parts of an address. Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
         )
     return path
 

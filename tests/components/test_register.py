@@ -186,7 +186,7 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     assert champion(params).number == before.version
 
 
-@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a%20b", "a+b&c;d"])
+@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a+b&c;d"])
 @pytest.mark.usefixtures("echo")
 def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Path.cwd()
@@ -198,7 +198,7 @@ def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monke
     assert step.register(params).is_new
 
 
-@pytest.mark.parametrize("name", ["why?", "a?b%20c"])
+@pytest.mark.parametrize("name", ["a%20b", "why?"])
 def test_a_project_folder_that_mlflow_reads_otherwise_is_refused(
     params: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +343,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds a registered model: untrained weights of the default architecture."""
     import mlflow
 
-    folder = tmp_path_factory.mktemp("registered") / "a b%20ü 100% #1"
+    folder = tmp_path_factory.mktemp("registered") / "a b ü 100% #1"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
