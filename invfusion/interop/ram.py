@@ -84,5 +84,5 @@ def _network(weights: Path, device: str) -> Any:
     try:
         return models.RAM(device=device, pretrained=str(weights)).eval()
     # Whatever torch makes of a wrong file.
-    except Exception as problem:  # noqa: BLE001
+    except Exception as problem:
         raise WeightsUnavailableError(f"{weights} does not hold RAM's weights: {problem}") from problem
