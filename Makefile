@@ -7,6 +7,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+# What is unpickled could run commands: MLflow does not, and DVC does it from a folder of this project alone.
+export MLFLOW_ALLOW_PICKLE_DESERIALIZATION ?= false
+export DVC_SITE_CACHE_DIR ?= $(abspath .dvc/tmp/site)
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # Spinning threads stall where another process wants a core.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -67,8 +70,8 @@ check: setup  ## format, lint, types and layers
 bench: setup  ## measure training, sampling and their parts; brings the tables of docs/performance.md up to date
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-dry-run: setup  ## build the model and one batch of a profile: make dry-run PROFILE=ffhq64
-	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE))
+dry-run: setup  ## try a profile, and say what each stage takes: make dry-run PROFILE=ffhq64 GPU=a40 (without GPU: here)
+	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPU),--gpu $(GPU))
 
 up: setup  ## start Prefect, MLflow and this machine's worker in the background, and say where
 	@$(BIN)/python -m flows.services up

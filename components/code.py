@@ -141,7 +141,7 @@ class _Module:
 
     def __init__(self, sources: Sources, name: str, path: Path) -> None:
         self._sources, self._name, self._is_package = sources, name, path.name == "__init__.py"
-        self._content = _content(path.read_text())
+        self._content = _content(path.read_bytes())
 
     @property
     def digest(self) -> str:
@@ -190,7 +190,7 @@ class _Content:
 
 
 @cache
-def _content(text: str) -> _Content:
+def _content(text: bytes) -> _Content:
     tree: ast.Module = _Bare().visit(ast.parse(text))
     digest = hashlib.sha256(json.dumps(_plain(tree)).encode()).hexdigest()
     imports = tuple(node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))

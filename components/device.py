@@ -5,13 +5,21 @@ import os
 import torch
 
 from components.params import Params
+from invfusion.errors import ConfigError
+
+
+def check_device(params: Params) -> None:
+    """Raise `ConfigError` where this machine lacks the device that `runtime.device` names."""
+    if params.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.device: 'cuda', but PyTorch finds no GPU here: set it to auto or cpu, or see whether the driver "
+            "(`nvidia-smi`) and PyTorch's CUDA (`python -c 'import torch; print(torch.version.cuda)'`) fit together"
+        )
 
 
 def pick_device(name: str) -> torch.device:
     """The device that `runtime.device` names; "auto" is CUDA where there is one. Each process has its own GPU."""
-    if name not in ("auto", "cuda"):
-        return torch.device(name)
-    if name == "auto" and not torch.cuda.is_available():
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)

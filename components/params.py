@@ -6,7 +6,7 @@ and the nearest valid one.
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
@@ -14,7 +14,18 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_m
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from invfusion.degradations import AnyFamily, DegradationFamily
+from components.checks import (
+    device_name,
+    name_problems,
+    noise_problem,
+    pipeline_problems,
+    plain_name,
+    prior_problems,
+    registered_name,
+    twice,
+    unknown_kinds,
+)
+from invfusion.degradations import AnyFamily
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
 from invfusion.gaussian.prior import FLOOR, Form
@@ -27,7 +38,7 @@ from invfusion.plugins import load_plugins
 from invfusion.samplers import AnySampler, Heun
 from invfusion.schema import Config
 from invfusion.training.config import OptimisationConfig, TrainConfig
-from invfusion.training.recipes import RECIPES, Distillation, Recipe
+from invfusion.training.recipes import RECIPES, Recipe
 from invfusion.training.task import Task
 
 # The measurement set that measures nothing, from which images are generated.
@@ -42,6 +53,8 @@ def _known_metric(name: str) -> str:
 
 # A name of `invfusion.metrics.METRICS`.
 MetricName = Annotated[str, AfterValidator(_known_metric)]
+# What may name files, metrics and experiments.
+PlainName = Annotated[str, AfterValidator(plain_name)]
 
 
 class PriorFitConfig(Config):
@@ -57,7 +70,7 @@ class DataConfig(Config):
     """Which dataset: its name, the folder of its shards, the image shape they must hold, and how many samples may be
     left out because they are missing or damaged. gaussian_prior: fitted to its training images; None for none."""
 
-    name: str
+    name: PlainName
     shards: Path
     image_size: int = Field(ge=8, le=1024)
     channels: Literal[3] = 3
@@ -103,6 +116,8 @@ class MethodConfig(Config):
     def _complete(self) -> Self:
         if self.sampler is not None and self.sampler.uses_denoiser and self.model is None:
             raise ValueError(f"the sampler '{self.sampler.kind}' reads out a model: name it under 'model'")
+        kinds = [] if self.restores == "all" else self.restores
+        _refuse([*unknown_kinds("restores", kinds), *twice("restores", kinds), *unknown_kinds("tuned", self.tuned)])
         tunable = () if self.sampler is None else self.sampler.tunable
         for kind, values in self.tuned.items():
             for name in values:
@@ -167,7 +182,7 @@ class GatesConfig(Config):
 class RegisterConfig(Config):
     """The registered model and the gates of its promotion. model: the trained diffusion model that it is."""
 
-    name: str
+    name: Annotated[str, AfterValidator(registered_name)]
     model: str = "invfusion"
     gates: GatesConfig
 
@@ -178,7 +193,7 @@ class PriorConfig(Config):
     n_components: 1 for a Gaussian; rank: of the covariances; floor: the least variance of any direction.
     """
 
-    name: str
+    name: PlainName
     image_size: int = Field(ge=4)
     channels: Literal[1, 3] = 1
     n_components: int = Field(ge=1)
@@ -222,6 +237,7 @@ class OracleConfig(Config):
 class RuntimeConfig(Config):
     """Operational knobs, which change no result but for rounding: no stage depends on them.
 
+    device: auto, cpu or cuda; "auto" is CUDA where there is one. CUDA_VISIBLE_DEVICES chooses among GPUs.
     processes: that share training's batches and evaluation's, each with a GPU of its own. "auto" is one on a GPU; on a
     CPU as many as find a core and a micro-batch, since small networks gain more from processes than from threads.
     workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
@@ -229,7 +245,7 @@ class RuntimeConfig(Config):
     memory in training, for about a third more arithmetic.
     """
 
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(device_name)] = "auto"
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     workers: int = Field(default=0, ge=0)
     draw_threads: int = Field(default=1, ge=0)
@@ -276,35 +292,15 @@ class Params(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        for name in self.evaluate.methods:
-            if name not in self.methods:
-                raise ValueError(f"evaluate.methods: unknown method '{name}'{nearest(name, self.methods)}")
-        _check_models(self.train)
-        self._check_prior()
+        _refuse(name_problems(self, reserved=UNCONDITIONAL))
+        _refuse(prior_problems(self))
         image_shape = self.denoiser_config().image_shape
         trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
         for family in (*trained, *self.evaluate.families):
             family.check(image_shape)
-        _check_noise(self.noise, "noise", trained)
-        _check_noise(self.evaluate.noise, "evaluate.noise", self.evaluate.families)
+        _refuse(noise_problem(self.noise, "noise", trained))
+        _refuse(noise_problem(self.evaluate.noise, "evaluate.noise", self.evaluate.families))
         return self
-
-    def _check_prior(self) -> None:
-        """A model or method that needs the Gaussian prior is refused where none is fitted."""
-        if self.data.gaussian_prior is not None:
-            return
-        gaussian = [name for name in self.train.models if self.architecture(name).preconditioning == "gaussian"]
-        for name in gaussian:
-            raise ValueError(
-                f"train.models: '{name}' needs the images' Gaussian prior; set data.gaussian_prior, as "
-                "profiles/base.yaml does, or model.preconditioning to edm"
-            )
-        for name in self.evaluate.methods:
-            method = self.methods[name]
-            if method.model is None and method.sampler is not None and "prior" in method.sampler.requires:
-                raise ValueError(
-                    f"evaluate.methods: '{name}' needs the images' Gaussian prior; set data.gaussian_prior"
-                )
 
     def architecture(self, name: str) -> DenoiserConfig:
         """Of a model with fresh weights."""
@@ -350,34 +346,9 @@ class Params(Config):
         return everywhere if is_same else config
 
 
-def _check_models(train: TrainConfig) -> None:
-    """Each model has a recipe and stands where it belongs, and what it starts from is trained and fit for it."""
-    known = {is_distilled: _names(is_distilled) for is_distilled in (False, True)}
-    for name in train.models:
-        if name not in known[False]:
-            raise ValueError(f"train.models: unknown model '{name}'{nearest(name, known[False])}")
-    for name, start in train.distilled.items():
-        if name not in known[True]:
-            raise ValueError(f"train.distilled: unknown model '{name}'{nearest(name, known[True])}")
-        recipe = RECIPES[name]
-        if start not in train.models:
-            raise ValueError(f"train.distilled.{name}: '{start}' is not among train.models {train.models}")
-        if not (issubclass(recipe, Distillation) and recipe.can_start_from(RECIPES[start])):
-            raise ValueError(f"train.distilled.{name}: '{start}' is no model that {recipe.label} can start from")
-
-
-def _names(is_distilled: bool) -> list[str]:
-    return [name for name, recipe in RECIPES.items() if (recipe.starts_from is not None) == is_distilled]
-
-
-def _check_noise(noise: AnyNoise, key: str, families: Sequence[DegradationFamily]) -> None:
-    unfit = [family for family in families if noise.needs_nonnegative and not family.is_nonnegative]
-    bad = dict.fromkeys(str(family.model_dump()["kind"]) for family in unfit)
-    if bad:
-        raise ValueError(
-            f"{key}: '{noise.kind}' noise is defined for operators without negative entries; "
-            f"leave out {', '.join(bad)}, or choose kind: gaussian"
-        )
+def _refuse(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise ValueError("\n".join(found))
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -386,11 +357,14 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         ConfigError: the file is missing, is not YAML, or any key or value is wrong; the message lists all of them.
     """
-    params = params_from(read_values(path), str(path))
-    # An experiment of a table, which registers nothing, may leave the method out.
-    model = params.register_.model
-    if not any(method.model == model and method.sampler is None for method in params.methods.values()):
-        raise ConfigError(f"{path}: register.model: no method samples '{model}' by evaluate.sampler")
+    return pipeline_from(read_values(path), str(path))
+
+
+def pipeline_from(values: Mapping[str, Any], source: str) -> Params:
+    """`params_from` for the pipeline itself, which trains the models of its methods and registers one of them."""
+    params = params_from(values, source)
+    if problems := pipeline_problems(params):
+        raise _wrong(source, problems)
     return params
 
 
@@ -398,14 +372,29 @@ def read_values(path: Path | str) -> dict[str, Any]:
     """The content of a YAML file of sections. Raises `ConfigError` where it is missing or not YAML."""
     path = Path(path)
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the project's root, or name a params file") from None
+        values = YAML(typ="safe", pure=True).load(read_text(path))
     except YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid parameters: its values are nested too deeply") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
     return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises `ConfigError` where it is missing, or no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the project's root, or name a params file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 text (byte {error.object[error.start]:#x} at {error.start}); save it as UTF-8, in an "
+            "editor or by `iconv -t utf-8`"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def params_from(values: Mapping[str, Any], source: str) -> Params:
@@ -415,8 +404,11 @@ def params_from(values: Mapping[str, Any], source: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{source}: {error.error_count()} wrong parameter(s)\n{problems}") from None
+        raise _wrong(source, [line for problem in error.errors() for line in _explain(problem).splitlines()]) from None
+
+
+def _wrong(source: str, problems: Sequence[str]) -> ConfigError:
+    return ConfigError("\n  ".join([f"{source}: {len(problems)} wrong parameter(s)", *problems]))
 
 
 def _explain(problem: Any) -> str:

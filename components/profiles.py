@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 
 from components import cli
-from components.params import Params, params_from, read_values
+from components.params import Params, pipeline_from, read_text, read_values
 from invfusion.errors import ConfigError
 from invfusion.names import nearest
 
@@ -32,7 +32,7 @@ def profile_names() -> list[str]:
 
 def load_profile(name: str = DEFAULT) -> Params:
     """The parameters of a profile. Raises `ConfigError` where there is none, or where it is not valid."""
-    return params_from(profile_values(name), str(_path(name)))
+    return pipeline_from(profile_values(name), str(_path(name)))
 
 
 def profile_values(name: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def profile_values(name: str) -> dict[str, Any]:
 
 def profile_text(name: str) -> str:
     """The file that params.yaml becomes: the base's comments, the profile's values."""
-    values, changes = (round_trip().load(_path(one).read_text()) for one in (BASE, name))
+    values, changes = (round_trip().load(read_text(_path(one))) for one in (BASE, name))
     overlay(values, changes)
     values.yaml_set_start_comment(
         f"One experiment, profiles/{name}.yaml over profiles/{BASE}.yaml. Every scientific value of the pipeline\n"
@@ -63,6 +63,16 @@ def lost_edits(values: Mapping[str, Any], name: str) -> dict[str, str]:
     _, edited = edits(values)
     changed = differences(profile_values(name), values)
     return {key: change for key, change in edited.items() if key in changed}
+
+
+def refuse_to_lose(values: Mapping[str, Any], name: str) -> None:
+    """Raise `ConfigError` that names the edits of params.yaml which a profile would take the place of, if any."""
+    if lost := lost_edits(values, name):
+        lines = "\n".join(f"  {key}: {change}" for key, change in lost.items())
+        raise ConfigError(
+            f"the profile would take the place of values that you have changed in params.yaml:\n{lines}\n"
+            "Put them into a file of your own under profiles/ to keep them, or say --discard-edits (make: DISCARD=1)"
+        )
 
 
 def overlay(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> bool:
@@ -121,16 +131,17 @@ def written(values: Any) -> str:
 
 
 def _path(name: str) -> Path:
-    path = FOLDER / f"{name}.yaml"
-    if not path.exists():
+    # By its name alone: what comes from a form names no other file of this machine.
+    if name not in {BASE, *profile_names()}:
         raise ConfigError(f"unknown profile '{name}'{nearest(name, profile_names())}")
-    return path
+    return FOLDER / f"{name}.yaml"
 
 
 def main() -> None:
     command = cli.parser(__doc__, params=False)
     command.add_argument("name", nargs="?", default=DEFAULT)
     with cli.started(command) as options:
+        load_profile(options.name)
         sys.stdout.write(profile_text(options.name))
 
 

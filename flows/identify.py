@@ -12,6 +12,7 @@ from typing import Any
 
 from components import cli
 from components.code import code_of, sources
+from components.device import check_device
 from components.params import Params
 from components.training.identity import identity
 from flows.stages import STAGES
@@ -67,6 +68,8 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "
 
 def main() -> None:
     with cli.started(cli.parser(__doc__)) as options:
+        # Plain `dvc repro` runs this before anything else.
+        check_device(options.params)
         identify(options.params)
 
 

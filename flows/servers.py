@@ -1,5 +1,6 @@
 """Servers that this project starts: Prefect's command, and waiting until one answers."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,17 @@ from urllib.request import urlopen
 def prefect_command(host: str, port: int | str) -> list[str]:
     """What starts Prefect's server."""
     return [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+
+
+def prefect_environment(address: str) -> dict[str, str]:
+    """What Prefect's server at an address is started with: pages of other sites can neither read from it nor have it do
+    anything, even in the browser of somebody who may. What the user has set wins.
+    """
+    protection = {
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": address,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+    }
+    return {name: os.environ.get(name, value) for name, value in protection.items()}
 
 
 def prefect_api(address: str) -> str:

@@ -21,7 +21,7 @@ import psutil
 from components import cli, tracking
 from components.params import Params, load_params
 from flows import entry
-from flows.servers import answers, comes_up, prefect_api, prefect_command, prefect_health, stays_up
+from flows.servers import answers, comes_up, prefect_api, prefect_command, prefect_environment, prefect_health, stays_up
 from invfusion.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def services(params: Params) -> list[Service]:
 def _prefect(_: Params) -> Service:
     at = _address("PREFECT_PORT", "4200")
     host, port = at.removeprefix("http://").rsplit(":", 1)
-    environment = {**_client(), "PREFECT_UI_API_URL": prefect_api(at)}
+    environment = {**_client(), **prefect_environment(at), "PREFECT_UI_API_URL": prefect_api(at)}
     return Service("prefect", prefect_command(host, port), environment, at, prefect_health(at))
 
 

@@ -4,6 +4,7 @@
 where that dies, and ends with its runs on SIGTERM or Ctrl-C; they write checkpoints first.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -18,7 +19,9 @@ from flows.records import FOLDER, Sweeper, ended
 
 log = logging.getLogger(__name__)
 
-POOL = "gpu"
+# One run at a time for each device; and short jobs that compute nothing.
+POOL, REGISTRY = "gpu", "registry"
+POOLS = (POOL, REGISTRY)
 SWEEP_S = 3.0
 RESTART_S = 3.0
 
@@ -27,7 +30,7 @@ def main() -> None:
     """Work until asked to stop."""
     with entry.clear_ends():
         entry.check_prefect()
-        sweeper = Sweeper()
+        sweeper = Sweeper(POOLS)
         try:
             while True:
                 work(sweeper)
@@ -39,9 +42,10 @@ def main() -> None:
 
 
 def work(sweeper: Sweeper) -> None:
-    """Run Prefect's worker until it ends, looking after runs meanwhile."""
-    with child(command(), environment(), STOP_S) as worker:
-        while worker.poll() is None:
+    """Run Prefect's workers, one for each pool, until one ends, looking after runs meanwhile."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(child(command(pool), environment(), STOP_S)) for pool in POOLS]
+        while all(worker.poll() is None for worker in workers):
             sweep(sweeper)
             time.sleep(SWEEP_S)
 
@@ -61,19 +65,12 @@ def wait_for_runs() -> None:
         time.sleep(0.2)
 
 
-def command() -> list[str]:
-    """Prefect's process worker, with one run at a time for each device of this host."""
-    limit = max(len(leases.slots()), 1)
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    return [
-        *worker,
-        "--name",
-        f"{socket.gethostname()}-{os.getpid()}",
-        "--limit",
-        str(limit),
-        "--install-policy",
-        "never",
-    ]
+def command(pool: str) -> list[str]:
+    """Prefect's process worker for a pool, with one run at a time for each device of this host."""
+    limit = max(len(leases.slots()), 1) if pool == POOL else 1
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    name = f"{socket.gethostname()}-{pool}-{os.getpid()}"
+    return [*worker, "--name", name, "--limit", str(limit), "--install-policy", "never"]
 
 
 def environment() -> dict[str, str]:
@@ -83,9 +80,9 @@ def environment() -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
         ROOT: str(root),
-        leases.SLOTS: ",".join(leases.slots() or ["0"]),
+        leases.SLOTS: ",".join(leases.slots() or ([] if leases.is_scheduled() else ["0"])),
     }
-    return {"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", **os.environ, **paths}
+    return {"PREFECT_WORKER_QUERY_SECONDS": "2", **os.environ, **paths}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Members by name, where an unknown name is refused with the nearest one."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -47,7 +48,7 @@ def unknown(noun: str, name: object, known: Iterable[str]) -> str:
     """The message that refuses a name: with the nearest of the known ones, or with all of them."""
     valid = list(known)
     near = _closest(str(name), valid)
-    hint = "" if near is None else f"did you mean '{near}'? "
+    hint = "" if near is None else f"did you mean '{near}'?{_odd(str(name), near)} "
     return f"unknown {noun} '{str(name)[:80]}': {hint}valid are {', '.join(valid)}"
 
 
@@ -55,7 +56,14 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest of the known ones, or else all of them."""
     valid = list(known)
     near = _closest(wrong, valid)
-    return f"; valid are {', '.join(valid)}" if near is None else f"; did you mean '{near}'?"
+    return f"; valid are {', '.join(valid)}" if near is None else f"; did you mean '{near}'?{_odd(wrong, near)}"
+
+
+def _odd(wrong: str, near: str) -> str:
+    """What a reader cannot see: letters of other scripts that look alike, and spaces without width."""
+    odd = dict.fromkeys(c for c in wrong if not c.isascii() and c not in near)
+    names = [unicodedata.name(c, f"U+{ord(c):04X}") for c in odd]
+    return f" It holds {', '.join(names)}." if names else ""
 
 
 def _closest(wrong: str, valid: Iterable[str]) -> str | None:

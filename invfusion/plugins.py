@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticKnownError
 
 from invfusion.errors import ConfigError
-from invfusion.names import Registry
+from invfusion.names import Registry, nearest
 
 GROUP = "invfusion.plugins"
 
@@ -43,12 +43,19 @@ def _load(module: str, name: str) -> None:
             ) from None
         raise ConfigError(
             f"the plug-in '{name}' is not here: put {module.replace('.', '/')}.py into {here}, or install the package "
-            "that holds it"
+            f"that holds it{_meant(name)}"
         ) from None
     except Exception as problem:
         raise ConfigError(f"the plug-in '{name}' fails on import: {type(problem).__name__}: {problem}") from problem
     finally:
         sys.path.remove(here)
+
+
+def _meant(name: str) -> str:
+    """The nearest of the modules in the working directory and of the entry points, if any is near."""
+    here = [path.stem for path in Path.cwd().glob("*.py")] + [entry.name for entry in entry_points(group=GROUP)]
+    hint = nearest(name, here)
+    return hint if "did you mean" in hint else ""
 
 
 def accepts_plugins(registry: Registry[Any], base: type[BaseModel], *others: str) -> WrapValidator:

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.arithmetic import attention_flops, matmul_flops, matmul_peak
+from benchmarks.arithmetic import matmul_flops, matmul_peak
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement
 from benchmarks.records import Record, compared, milliseconds, rounded
 from benchmarks.setting import MIXTURE, VARIANTS, Setting
 from benchmarks.timing import Timing, interleaved
 from invfusion.models import Denoiser, Variant, compile_network, lower_precision
+from invfusion.models.flops import attention_flops
 from invfusion.training.config import Precision
 from invfusion.training.distributed import Processes
 from invfusion.training.ema import EMA

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from components.records import listed
 from invfusion.codec import decode
-from invfusion.metrics import Restorations, coverage, cumulative, spread_and_error
-from invfusion.metrics.tools.calibration import at_stake, ranks_of_truth
+from invfusion.metrics import Restorations, cumulative, spread_and_error
+from invfusion.metrics.tools.calibration import ranks_at_stake, tarp_of_draws, within
 
 LEVELS = torch.linspace(0, 1, 41, dtype=torch.float64)
 # Pixels are grouped by predicted deviation into so many groups of one size.
@@ -21,13 +21,17 @@ N_GROUPS = 12
 def curves_of_draws(restored: Restorations) -> dict[str, Any]:
     """TARP's curve and the coverage of central intervals over LEVELS, and how reliable the predicted deviation is."""
     draws, truth = restored.need("draws"), restored.need("truth")
-    of_distance, of_pixels = ranks_of_truth(draws, truth, restored.random())
-    uncertain = at_stake(draws, truth)
-    predicted, actual = spread_and_error(decode(draws), decode(truth))
+    n_within, n = torch.zeros(len(LEVELS), dtype=torch.long), 0
+    spreads: list[tuple[Tensor, Tensor]] = []
+    for i, (uncertain, of_pixels) in enumerate(ranks_at_stake(draws, truth, restored.random())):
+        n_within, n = n_within + within(of_pixels, LEVELS), n + len(of_pixels)
+        predicted, actual = spread_and_error(decode(draws[i : i + 1]), decode(truth[i : i + 1]))
+        # Of a hundred large images all pixels are kept, to be sorted: in single precision.
+        spreads.append((predicted[0, uncertain].float(), actual[0, uncertain].float()))
     return {
-        "tarp": listed(cumulative(of_distance, LEVELS)),
-        "coverage": listed(coverage(of_pixels[uncertain], LEVELS)),
-        **reliability(predicted[uncertain], actual[uncertain]),
+        "tarp": listed(cumulative(tarp_of_draws(draws, truth, restored.random()), LEVELS)),
+        "coverage": listed(n_within / max(n, 1)),
+        **reliability(*(torch.cat(part) for part in zip(*spreads, strict=True))),
     }
 
 

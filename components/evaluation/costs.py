@@ -40,12 +40,13 @@ class Meter:
         if self.device.type == "cuda":
             self.peak_memory = torch.cuda.max_memory_allocated(self.device) / MIB
         else:
-            self.peak_memory = _resident_peak()
+            self.peak_memory = resident("VmHWM")
 
 
-def _resident_peak() -> float:
+def resident(what: str = "VmRSS") -> float:
+    """MiB of memory that this process holds, or held at most ("VmHWM"); nan where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return math.nan
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), math.nan)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:")), math.nan)

@@ -17,10 +17,8 @@ artifacts/evaluation/
    scores/<degradation>/<method>.safetensors: {metric: (n,) float64} for each metric that is a mean over images, in the
       order of the frozen set's images; NaN where an image diverged, or where it is not among the metric's images. Of
       equal images and noise for all methods, so the values of two methods can be compared in pairs.
-   measurements/<degradation>.json and .safetensors: the frozen set that every method sees (`MeasurementSet.save`).
-      json: {degradation, family, seed, split, noise, image_shape, images_sha256, keys, groups: [{kind, attributes,
-      indices}], sha256}. Samples whose operators cannot share a batch (another stride, say) lie in different groups;
-      group g has the tensors `g/y`, `g/sigma_y` and `g/operator/<tensor>`.
+   measurements/<degradation>.json and .npy: the frozen set that every method sees (see `measurement_sets`). Samples
+      whose operators cannot share a batch (another stride, say) lie in different groups.
    restorations/<degradation>/<method>.safetensors: the first params.report.gallery_images images, also of "truth" and
       "measured" (H_pinv y). `images` uint8 (g, C, H, W), `diverged` bool (g,); with further draws `draws` uint8
       (g, d, C, H, W) and `std` float32 (g, C, H, W) over `images` and `draws`, in [-1, 1] units; with principal
@@ -37,7 +35,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,22 +44,24 @@ import torch
 from safetensors.torch import save_file
 
 from components import cli, tracking
+from components.code import code_digest
 from components.data.prior import staged_prior
 from components.device import pick_device
 from components.evaluation.galleries import show, show_measured
+from components.evaluation.images import Images
 from components.evaluation.judging import Case, Judge
-from components.evaluation.measurement_sets import MeasurementSet, frozen, measure_set, nothing_measured
-from components.evaluation.methods import Column, columns, trained_models
-from components.evaluation.records import file_name, write_costs, write_records
+from components.evaluation.measurement_sets import MeasurementSet, Request, frozen, nothing_measured
+from components.evaluation.methods import Column, columns
+from components.evaluation.records import write_costs, write_records
 from components.evaluation.restoring import Restorer
 from components.evaluation.sharing import helpers, is_helper
 from components.params import Params
-from components.paths import DETAILS, EVALUATION, MODELS, STAGED
+from components.paths import DETAILS, EVALUATION, MODELS, STAGED, file_name
 from components.progress import Progress
 from components.records import Record
 from invfusion.data import StagedDataset
 from invfusion.degradations import FAMILIES
-from invfusion.errors import CheckpointError, ConfigError, DataError
+from invfusion.errors import CheckpointError, DataError
 from invfusion.measuring import Streams, measure_batch
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,9 @@ def evaluate(params: Params) -> Path:
     Raises:
         CheckpointError: a model that params name has not been trained.
         DataError: the staged split holds too few images.
-        ConfigError: two families of params.evaluate.families have one kind.
         OperatorError: a sampler asks of a family what its operators do not offer.
     """
-    plan = columns(params, trained_models(params))
+    plan = columns(params, params.models)
     models = {method.model: MODELS / method.model for column in plan for method in column.methods if method.model}
     evaluation = prepare(params, plan, models, DETAILS)
     if is_helper():
@@ -102,17 +101,13 @@ def prepare(params: Params, plan: Sequence[Column], models: Mapping[str, Path], 
     dataset = StagedDataset(STAGED, params.evaluate.split)
     check_inputs(params, plan, models, dataset)
     restorer = Restorer(params, pick_device(params.runtime.device), models)
-    positions = choose_images(dataset.keys, params.evaluate.n_images)
-    judge = Judge.find(params, restorer.memo, restorer.device, lambda: dataset.read(positions))
-    return Evaluation(restorer, judge, dataset, positions, tuple(plan), output)
+    images = Images.of_split(dataset, choose_images(dataset.keys, params.evaluate.n_images))
+    judge = Judge.find(params, restorer.memo, restorer.device, images)
+    return Evaluation(restorer, judge, images, tuple(plan), output)
 
 
 def check_inputs(params: Params, plan: Sequence[Column], models: Mapping[str, Path], dataset: StagedDataset) -> None:
     """Refuse what cannot work before any work is done."""
-    kinds = [family.kind for family in params.evaluate.families]
-    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    if twice:
-        raise ConfigError(f"evaluate.families lists {', '.join(twice)} more than once; each kind is one column")
     if len(dataset) < 2:
         raise DataError(f"the split '{params.evaluate.split}' has {len(dataset)} images; evaluation needs at least 2")
     for folder in models.values():
@@ -151,16 +146,15 @@ class Results:
 
 @dataclass
 class Evaluation:
-    """All cells of one evaluation. Only one measurement set is in memory at a time.
+    """All cells of one evaluation. What is in memory does not grow with the number of images.
 
-    positions: of the images in the dataset; plan: the columns; output: a folder for scores and restorations, and for
-    the measurement sets unless `kept_sets` has them.
+    plan: the columns; output: a folder for scores and restorations, and for the measurement sets unless `kept_sets` has
+    them.
     """
 
     restorer: Restorer
     judge: Judge
-    dataset: StagedDataset
-    positions: Sequence[int]
+    images: Images
     plan: tuple[Column, ...]
     output: Path
     kept_sets: Path | None = None
@@ -175,8 +169,6 @@ class Evaluation:
             shutil.rmtree(self.output / folder, ignore_errors=True)
         for column in self.plan:
             measured = self.measured(column)
-            if self.kept_sets is None:
-                measured.save(self.output / "measurements")
             show_measured(self.output / "restorations", measured, n_shown)
             results.measurements[measured.degradation] = measured.sha256
             index[measured.degradation] = {"keys": list(measured.keys[:n_shown]), "methods": []}
@@ -202,16 +194,15 @@ class Evaluation:
     def measured(self, column: Column) -> MeasurementSet:
         """The measurements of one column."""
         params = self.restorer.params
-        chosen, seed = params.evaluate, params.seed
+        chosen, own = params.evaluate, self.output / "measurements"
         if column.family is None:
-            shape, n_classes = self.dataset.image_shape, params.model.n_classes
-            return nothing_measured(chosen.n_unconditional, shape, FAMILIES["null"](), seed, n_classes)
-        keys = [self.dataset.keys[i] for i in self.positions]
-        images, labels = self.dataset.read(self.positions), self.dataset.labels[self.positions]
-        settings: dict[str, Any] = {"seed": seed, "noise": chosen.noise, "split": chosen.split}
-        if self.kept_sets is None:
-            return measure_set(column.family, keys, images, labels, **settings)
-        return frozen(self.kept_sets, column.family, keys, images, labels, **settings)
+            null, n_classes = FAMILIES["null"](), params.model.n_classes
+            return nothing_measured(own, chosen.n_unconditional, self.images.shape, null, params.seed, n_classes)
+        request = Request(column.family, params.seed, chosen.noise, chosen.split)
+        if self.kept_sets is not None:
+            return frozen(self.kept_sets, request, self.images)
+        code = code_digest(type(column.family).__module__, type(chosen.noise).__module__, "invfusion.measuring")
+        return frozen(own, replace(request, code=code), self.images, name=column.kind)
 
     def _cell(self, case: Case, results: Results) -> None:
         """Judge one set of restorations; write its scores and what is shown of it, and add the rest to the results."""

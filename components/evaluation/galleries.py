@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from components.evaluation.judging import Case
 from components.evaluation.measurement_sets import MeasurementSet
-from components.evaluation.records import file_name
 from components.evaluation.restoring import OF_COMPONENTS
+from components.paths import file_name
 from invfusion.codec import decode
 
 
@@ -15,8 +15,10 @@ def show_measured(folder: Path, measured: MeasurementSet, n_shown: int) -> None:
     """Write the first true images of a set, and their measurements as images."""
     folder = folder / measured.degradation
     folder.mkdir(parents=True, exist_ok=True)
-    if measured.truth is not None:
-        save_file({"images": measured.truth[:n_shown].contiguous()}, folder / "truth.safetensors")
+    if measured.has_truth:
+        save_file(
+            {"images": measured.images.read(range(min(n_shown, len(measured.images))))}, folder / "truth.safetensors"
+        )
         save_file({"images": measured.as_images(n_shown)}, folder / "measured.safetensors")
 
 

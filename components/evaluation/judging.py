@@ -6,7 +6,7 @@ by the values and how it is made. So a new metric, or an edit of one, computes i
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from components.code import code_digest
 from components.evaluation.calibration import curves_of_components, curves_of_draws
+from components.evaluation.images import Images
 from components.evaluation.measurement_sets import MeasurementSet
 from components.evaluation.methods import Method
 from components.evaluation.records import Cell, Summary, record, unavailable
@@ -25,7 +26,8 @@ from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
 from components.records import Record
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval, statistic_interval
+from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval
+from invfusion.metrics.tools.bootstrap import interval_around, resampled
 from invfusion.rng import generator
 
 log = logging.getLogger(__name__)
@@ -69,28 +71,24 @@ class Case:
     @property
     def has_draws(self) -> bool:
         """Whether there are repeated draws whose spread means something."""
-        return self.measured.truth is not None and self.method.claims_posterior and self.method.extra_draws > 0
+        return self.measured.has_truth and self.method.claims_posterior and self.method.extra_draws > 0
 
 
 @dataclass
 class Judge:
-    """Turns cases into records. missing: why a metric cannot be computed on this machine; true_images: uint8
-    (N, C, H, W), to which sets are compared.
+    """Turns cases into records. missing: why a metric cannot be computed on this machine; true_images: to which sets
+    are compared.
     """
 
     params: Params
     memo: Memo
     networks: Networks
-    true_images: Callable[[], Tensor]
+    true_images: Images
     missing: Mapping[str, str]
     references: dict[Any, Tensor] = field(default_factory=dict)
 
-    @cached_property
-    def reference_digest(self) -> str:
-        return hashlib.sha256(self.true_images().numpy().tobytes()).hexdigest()
-
     @classmethod
-    def find(cls, params: Params, memo: Memo, device: torch.device, true_images: Callable[[], Tensor]) -> "Judge":
+    def find(cls, params: Params, memo: Memo, device: torch.device, true_images: Images) -> "Judge":
         """A judge with all that this machine can compute; a missing weight file is said, never replaced."""
         networks = Networks(params.evaluate.weights_dir, params.data.image_size, str(device))
         missing = {}
@@ -101,7 +99,7 @@ class Judge:
             except WeightsUnavailableError as error:
                 missing[metric.name] = str(error)
                 log.info("%s is unavailable: %s", metric.name, error)
-        return cls(params, memo, networks, cache(true_images), missing)
+        return cls(params, memo, networks, true_images, missing)
 
     def metrics(self, case: Case) -> list[Metric]:
         """Those that mean something for a case, whether they can be computed or not."""
@@ -130,7 +128,7 @@ class Judge:
     def curves(self, case: Case) -> Iterator[dict[str, Any]]:
         """How far the uncertainty that a method states can be trusted, as curves."""
         head = {"degradation": case.cell.degradation, "method": case.cell.method}
-        if case.measured.truth is not None and "components" in case.restored.names:
+        if case.measured.has_truth and "components" in case.restored.names:
             yield head | curves_of_components(self.values(case, METRICS["nppc_std_ratio"])[1])
         if case.has_draws and (n := self.params.evaluate.calibration_images):
             images, restorations = self._draws(case)
@@ -155,7 +153,7 @@ class Judge:
     # Which metrics a case has.
 
     def _offered(self, case: Case) -> set[Need]:
-        has_truth, is_judged = case.measured.truth is not None, self.params.evaluate.calibration_images > 0
+        has_truth, is_judged = case.measured.has_truth, self.params.evaluate.calibration_images > 0
         offers: dict[Need, bool] = {
             "truth": has_truth,
             "residual": has_truth,
@@ -219,10 +217,10 @@ class Judge:
         return sound, self._restorations(case, sound.tolist(), {"images": draws[sound, 0], "draws": draws[sound]})
 
     def _restorations(self, case: Case, images: list[int], tensors: Tensors) -> Restorations:
-        truth, degradation = case.measured.truth, case.measured.degradation
+        measured, degradation = case.measured, case.measured.degradation
         return Restorations(
-            truth=None if truth is None else truth[images],
-            n_measured=case.measured.n_measured[images],
+            truth=measured.images.read(images) if measured.has_truth else None,
+            n_measured=measured.n_measured[images],
             networks=self.networks,
             # The same draws for all methods, so that they can be compared.
             random=lambda: generator(self.params.seed, "evaluate/calibration", degradation),
@@ -239,7 +237,7 @@ class Judge:
             "values": identity(self._values_facts(case, metric)),
             "code": code_digest("invfusion.metrics.base", "invfusion.metrics.tools.bootstrap", *modules),
             "resamples": self.params.evaluate.bootstrap_resamples,
-            "reference": self.reference_digest if metric.reference else None,
+            "reference": self.true_images.sha256 if metric.reference else None,
         }
         return self.memo.data(facts, lambda: self._summarised(case, metric, values))
 
@@ -251,9 +249,10 @@ class Judge:
             exact, values = int(values.isinf().sum()), self._capped(case, metric, values)
             low, high = mean_interval(values, count, draws)
             return {"value": float(values.mean()), "low": low, "high": high, "n_exact": exact}
-        weighted = metric.weighted(values, self._reference(metric))
-        value = weighted(torch.ones(len(values), dtype=torch.float64))
-        low, high = statistic_interval(weighted, value, len(values), min(count, MAX_SET_RESAMPLES), draws)
+        values, reference = values.to(self.networks.device), self._reference(metric)
+        value, weights = metric.number(values, reference), resampled(len(values), min(count, MAX_SET_RESAMPLES), draws)
+        numbers = metric.weighted(values, reference)(weights.to(values.device), None)
+        low, high = interval_around(value, numbers.cpu())
         return {"value": value, "low": low, "high": high, "n_exact": 0}
 
     def _capped(self, case: Case, metric: Metric, values: Tensor) -> Tensor:
@@ -263,7 +262,8 @@ class Judge:
         if metric.reference is None:
             return None
         if metric.reference not in self.references:
-            self.references[metric.reference] = metric.reference(self.true_images(), self.networks)
+            parts = [metric.reference(part, self.networks) for part in self.true_images.parts()]
+            self.references[metric.reference] = torch.cat(parts).to(self.networks.device)
         return self.references[metric.reference]
 
 

@@ -1,6 +1,5 @@
 """The methods of an evaluation: what params.methods describes, on one kind of measurements."""
 
-import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -8,8 +7,6 @@ from components.params import UNCONDITIONAL, MethodConfig, Params
 from invfusion.degradations import DegradationFamily
 from invfusion.names import kind_of
 from invfusion.samplers import Heun, Sampler
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,12 +92,3 @@ def _extra_draws(params: Params, method: Method, kind: str) -> int:
         return 0
     judged = method.claims_posterior and params.evaluate.calibration_images > 0
     return max(method.extra_draws, params.evaluate.calibration_draws - 1 if judged else 0)
-
-
-def trained_models(params: Params) -> list[str]:
-    """The models that params train; methods that need others are left out."""
-    found = params.models
-    for name in params.evaluate.methods:
-        if (model := params.methods[name].model) not in (None, *found):
-            log.info("%s is left out: its model '%s' is neither in train.models nor in train.distilled", name, model)
-    return found

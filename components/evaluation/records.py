@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,11 +39,6 @@ def record(cell: Cell, metric: str, summary: Summary, n: int) -> Record:
 def unavailable(cell: Cell, metric: str, reason: str) -> Record:
     """One record of a number that could not be computed."""
     return Record(metric=metric, **asdict(cell), value=None, low=None, high=None, unavailable=reason)
-
-
-def file_name(method: str) -> str:
-    """A method's name as a file's: "Palette MMSE" is palette_mmse."""
-    return re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
 
 
 def write_records(records: Sequence[Record], flat: Path, nested: Path) -> None:

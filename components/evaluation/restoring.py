@@ -23,6 +23,7 @@ from components.params import Params
 from components.paths import STAGED
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
+from invfusion.operators import OPERATORS
 
 STATE = Path("state/evaluate")
 # An image's principal components take the room of several images, in float: they are kept, and judged, of so many.
@@ -174,14 +175,14 @@ class Restorer:
 
     @torch.inference_mode()
     def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> Tensors:
-        measurement = batch.measurement.to(self.device)
+        measurement = frozen.measurement(batch.indices).to(self.device)
         denoiser = self._source(method)
-        keys, labels = [frozen.keys[i] for i in batch.indices], frozen.labels[list(batch.indices)]
+        keys, labels = [frozen.keys[i] for i in batch.indices], frozen.images.labels[list(batch.indices)]
         task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate
         with Meter(self.device) as meter:
             output = restore_batch(method.sampler, denoiser, task, seed=self.params.seed, guidance=settings.guidance)
         rows = [row for row, job in enumerate(_jobs(batch, "images")) if job in _jobs(batch, "components")]
-        projects = method.is_generative and frozen.truth is not None and not frozen.is_noisy
+        projects = method.is_generative and frozen.has_truth and not frozen.is_noisy
         result = kept(output, measurement, projects=projects, rows=rows)
         result |= {"nfe": torch.tensor(output.nfe), "seconds": torch.tensor(meter.seconds, dtype=torch.float64)}
         result["peak_memory"] = torch.tensor(meter.peak_memory, dtype=torch.float64)
@@ -189,7 +190,7 @@ class Restorer:
 
     def _facts(self, method: Method, frozen: MeasurementSet) -> dict[str, object]:
         """What restorations depend on: another model, set, setting or code means other entries."""
-        operators = {type(group.measurement.operator).__module__ for group in frozen.groups}
+        operators = {OPERATORS[group.kind].__module__ for group in frozen.groups}
         code = ("components.evaluation.sampling", *operators, *code_of(method.sampler))
         return {
             "code": code_digest(*sorted(code)),

@@ -8,8 +8,12 @@ promotions that begin at once, the one that is numbered first holds and the othe
 import getpass
 import logging
 import socket
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+
+import psutil
 
 from components import cli
 from components.params import Params
@@ -21,18 +25,35 @@ log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 PROMOTED, ROLLED_BACK, BY_HAND = "promoted", "rolled back", "moved by hand"
-SHOWN = 50
 
 
-def promote(params: Params, number: str, why: str, anyway: bool = False) -> list[Gate]:
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided: why, and looking at which champion.
+
+    who: "" for the user of this process. expect: the champion's version, "" for none; None for the one that there was
+    at the time `asked`, or for any where that is None too.
+    """
+
+    why: str
+    who: str = ""
+    expect: str | None = None
+    asked: datetime | None = None
+
+    def author(self) -> str:
+        return self.who or f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def promote(params: Params, number: str, decision: Decision, anyway: bool = False) -> list[Gate]:
     """Make a version the champion where every gate passes, or `anyway`; returns the gates.
 
     Raises:
-        ConfigError: a gate fails, there is no such version, or another promotion came first.
+        ConfigError: a gate fails, there is no such version, or the champion is another than the person saw.
         ServiceError: MLflow does not answer.
     """
     registry = Registry(params, params.register_.name)
     champion = present(registry)
+    check_expected(registry, champion, decision)
     version = registry.version(number)
     if champion is not None and champion.number == number:
         raise ConfigError(f"models:/{registry.name}/{number} is the champion already")
@@ -40,24 +61,43 @@ def promote(params: Params, number: str, why: str, anyway: bool = False) -> list
     failed = [f"{gate.name}: {gate.reason}" for gate in gates if not gate.passed]
     if failed and not anyway:
         raise ConfigError(f"models:/{registry.name}/{number} stays a challenger\n  " + "\n  ".join(failed))
-    move(registry, champion, number, PROMOTED, why + (f" (against: {'; '.join(failed)})" if failed else ""))
+    why = decision.why + (f" (against: {'; '.join(failed)})" if failed else "")
+    move(registry, champion, number, PROMOTED, replace(decision, why=why))
     return gates
 
 
-def rollback(params: Params, why: str) -> str:
+def rollback(params: Params, decision: Decision) -> str:
     """Give `champion` back to the version that held it before the present one; returns that version's number.
 
     Raises:
-        ConfigError: there is none, or another promotion came first.
+        ConfigError: there is none, or the champion is another than the person saw.
     """
     registry = Registry(params, params.register_.name)
     champion = present(registry)
+    check_expected(registry, champion, decision)
     line = succession(valid(registry.history()))
     if len(line) < 2 or not line[-2]:
         raise ConfigError(f"models:/{registry.name} has no earlier champion to go back to")
     registry.version(line[-2])
-    move(registry, champion, line[-2], ROLLED_BACK, why)
+    move(registry, champion, line[-2], ROLLED_BACK, decision)
     return line[-2]
+
+
+def check_expected(registry: Registry, champion: Version | None, decision: Decision) -> None:
+    """Raise `ConfigError` where the champion is not the one that the person decided about."""
+    number = champion.number if champion else ""
+    changes = valid(registry.history())
+    expected = decision.expect
+    if expected is None and decision.asked is not None:
+        seen = [change.after for change in changes if datetime.fromisoformat(change.when) < decision.asked]
+        expected = seen[-1] if seen else ""
+    if expected is None or expected == number:
+        return
+    newest = f": {log_line(changes[-1])}" if changes else ""
+    raise ConfigError(
+        f"models:/{registry.name}: the champion is version {number or 'none'}, and was {expected or 'none'} when this "
+        f"was decided{newest}. Look at it, and decide again with --expect {number or 'none'}"
+    )
 
 
 def present(registry: Registry) -> Version | None:
@@ -68,20 +108,19 @@ def present(registry: Registry) -> Version | None:
         conclude(registry)
         holder = registry.holder(CHAMPION)
     elif number != (known[-1].after if known else ""):
-        move(registry, Version(known[-1].after, {}) if known else None, number, BY_HAND, "found so")
+        move(registry, Version(known[-1].after, {}) if known else None, number, BY_HAND, Decision("found so"))
     return holder
 
 
-def move(registry: Registry, before: Version | None, after: str, action: str, why: str) -> None:
+def move(registry: Registry, before: Version | None, after: str, action: str, decision: Decision) -> None:
     """Write the change into the history, and carry it out if it holds there.
 
     Raises:
         ConfigError: another change came first.
     """
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    when = datetime.now(UTC).isoformat(timespec="microseconds")
     start = before.number if before else ""
-    entry = registry.append(Change(0, action, start, after, who, when, why))
+    entry = registry.append(Change(0, action, start, after, decision.author(), when, decision.why))
     if entry.number not in {change.number for change in valid(registry.history())}:
         registry.close(entry, "refused: another change came first")
         raise ConfigError(
@@ -89,7 +128,7 @@ def move(registry: Registry, before: Version | None, after: str, action: str, wh
             f"{after or 'none'}) did not happen; look at the new champion and decide again"
         )
     conclude(registry)
-    log.info("models:/%s@champion: version %s -> %s, %s: %s", registry.name, start or "none", after, action, why)
+    log.info("models:/%s@champion: %s", registry.name, log_line(entry))
 
 
 def conclude(registry: Registry) -> None:
@@ -103,7 +142,12 @@ def conclude(registry: Registry) -> None:
             break
     if not newest.is_done:
         registry.close(newest, "done")
-    registry.describe(history_table(registry.history()))
+    changes = registry.history()
+    registry.describe(
+        f"**Champion**: version {newest.after or 'none'}, since {newest.when} ({newest.who}: {newest.why}).\n\n"
+        f"Every change stands in the log of `{registry.name}-history`.",
+        history_log(changes),
+    )
 
 
 def valid(changes: Sequence[Change]) -> list[Change]:
@@ -126,36 +170,58 @@ def succession(changes: Sequence[Change]) -> list[str]:
     return line
 
 
-def history_table(changes: Sequence[Change]) -> str:
-    """Who, when, why, from and to, newest first, as MLflow's page of the model shows it."""
+def history_log(changes: Sequence[Change]) -> str:
+    """A line for each change, the newest first."""
     holding = {change.number for change in valid(changes)}
-    head = "**Champions** (all of it: the versions of the registered model with `-history` behind its name)\n\n"
-    rows = [
-        f"| {c.number} | {c.when} | {c.who} | {c.before or 'none'} → {c.after or 'none'} "
-        f"| {c.action if c.number in holding else 'refused'} | {c.why.replace('|', '/')} |"
-        for c in sorted(changes, key=lambda c: -c.number)[:SHOWN]
+    lines = [
+        f"* {log_line(change)}{'' if change.number in holding else ' (refused)'}"
+        for change in sorted(changes, key=lambda change: -change.number)
     ]
-    return head + "| # | when | who | versions | what | why |\n|---|---|---|---|---|---|\n" + "\n".join(rows)
+    return "\n".join(lines) or "nobody has been champion yet"
+
+
+def log_line(change: Change) -> str:
+    """When, what, who and why."""
+    return (
+        f"{change.when}: {change.action}, version {change.before or 'none'} → {change.after or 'none'}, "
+        f"by {change.who}: {' '.join(change.why.split())}"
+    )
+
+
+def started() -> datetime:
+    """When this process began, to a hundredth of a second; psutil's own answer may be off by a second."""
+    since_boot = psutil.Process().create_time() - psutil.boot_time()
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot
+    return datetime.fromtimestamp(time.time() - age, UTC)
 
 
 def main() -> None:
     """Promote a version, roll the last promotion back, or show the history."""
+    asked = started()
     command = cli.parser(main.__doc__)
     actions = command.add_subparsers(dest="action", required=True)
     promotion = actions.add_parser("promote", help="make a version the champion")
     promotion.add_argument("version")
-    promotion.add_argument("--why", required=True)
     promotion.add_argument("--anyway", action="store_true", help="against failed gates; the history names them")
-    actions.add_parser("rollback", help="the former champion again").add_argument("--why", required=True)
+    back = actions.add_parser("rollback", help="the former champion again")
+    for change in (promotion, back):
+        change.add_argument("--why", required=True)
+        change.add_argument(
+            "--expect", metavar="VERSION",
+            help="do nothing where the champion is another ('none': is any); default: that at the command's start",
+        )  # fmt: skip
     actions.add_parser("history", help="all changes of the champion")
     with cli.started(command) as options:
         params = options.params
+        if options.action == "history":
+            log.info("%s", history_log(Registry(params, params.register_.name).history()))
+            return
+        expect = "" if options.expect == "none" else options.expect
+        decision = Decision(options.why, expect=expect, asked=asked)
         if options.action == "promote":
-            promote(params, options.version, options.why, options.anyway)
-        elif options.action == "rollback":
-            rollback(params, options.why)
+            promote(params, options.version, decision, options.anyway)
         else:
-            log.info("%s", history_table(Registry(params, params.register_.name).history()))
+            rollback(params, decision)
 
 
 if __name__ == "__main__":

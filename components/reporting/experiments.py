@@ -4,17 +4,17 @@ An experiment changes the parameters at hand: with params.yaml it runs at the sc
 profile of the paper at the paper's. How each method samples stands in params.methods, once for all experiments.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from components.checks import plain_name, twice
 from components.params import UNCONDITIONAL, MetricName, Params, params_from, read_values
 from components.profiles import merged
 from invfusion.degradations import FAMILIES
 from invfusion.errors import ConfigError
-from invfusion.names import unknown
+from invfusion.names import nearest, unknown
 from invfusion.schema import Config
 from invfusion.training.recipes import RECIPES
 
@@ -23,10 +23,20 @@ MAIN_FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix")
 # ImageNet's settings in the paper, for any dataset with classes.
 LABEL_DROPOUT, GUIDANCE = 0.1, 2.0
 
-# What MLflow takes as a name.
-NAME = re.compile(r"[\w\-. :/]+")
 
-Kind = Annotated[str, Field(pattern="|".join(f"^{kind}$" for kind in (*FAMILIES, UNCONDITIONAL)))]
+def _known_kind(kind: str) -> str:
+    if kind not in (*FAMILIES, UNCONDITIONAL):
+        raise ValueError(unknown("degradation family", kind, (*FAMILIES, UNCONDITIONAL)))
+    return kind
+
+
+def _known_model(name: str) -> str:
+    if name not in RECIPES:
+        raise ValueError(unknown("trained model", name, RECIPES))
+    return name
+
+
+Kind = Annotated[str, AfterValidator(_known_kind)]
 
 
 class Row(Config):
@@ -45,7 +55,7 @@ class Row(Config):
 class Model(Config):
     """A model that is trained for the experiment: by which recipe, and the parameters that differ."""
 
-    train: Annotated[str, Field(pattern="|".join(f"^{name}$" for name in RECIPES))]
+    train: Annotated[str, AfterValidator(_known_model)]
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -91,14 +101,16 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _rows_are_known(self) -> Self:
         for name in self.names:
-            if not NAME.fullmatch(name):
-                raise ValueError(
-                    f"the row '{name}' has a name that the record of runs refuses: letters, numbers, _-. :/"
-                )
-        for claim in self.claims:
-            for name in (claim.better, *claim.than):
+            plain_name(name)
+        for problem in (*twice("groups", self.names), *twice("families", self.families)):
+            raise ValueError(problem)
+        for key, names in (("rows", self.rows), ("claims", [n for c in self.claims for n in (c.better, *c.than)])):
+            for name in names:
                 if name not in self.names:
-                    raise ValueError(f"a claim is about the row '{name}', which the experiment does not have")
+                    raise ValueError(f"{key}: the experiment has no row '{name}'{nearest(name, self.names)}")
+        for name, row in self.rows.items():
+            if row.model not in (None, *self.models, *RECIPES):
+                raise ValueError(f"rows.{name}: {unknown('model', row.model, [*self.models, *RECIPES])}")
         return self
 
     @property
@@ -144,7 +156,7 @@ class Experiment(Config):
         row = self.row(name)
         if row.method not in params.methods:
             raise ConfigError(
-                f"experiment '{self.title}': params.methods has no '{row.method}'; describe it there, with its sampler"
+                f"experiment '{self.title}': params.methods has no '{row.method}'{nearest(row.method, params.methods)}"
             )
         method = params.methods[row.method].model_dump(mode="json")
         if row.model is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from components.evaluation.records import file_name
+from components.paths import file_name
 from components.reporting import figures, tables
 from components.reporting.figures import Tiles
 

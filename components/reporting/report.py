@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from components.evaluation.records import file_name
 from components.params import UNCONDITIONAL, Params
-from components.paths import DETAILS, EVALUATION, LOGS, MODELS
+from components.paths import DETAILS, EVALUATION, LOGS, MODELS, file_name
 from components.records import Record, available, read_records
 from components.registry.gates import registered_method
 from components.reporting import figures, pictures, tables

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.evaluation.records import file_name
+from components.paths import file_name
 from components.records import Record, by_key
 from components.reporting import tables
 from components.reporting.experiments import ClaimConfig

@@ -1,25 +1,27 @@
-"""Validate a profile without data: build its models, and run one training step's arithmetic on each degradation.
+"""Validate a profile without data: build its models, run one training step's arithmetic on each degradation, and
+account for time, memory and disk of every stage.
 
-`python -m components.training.dry_run --profile ffhq64` says what would be trained, and fails within seconds where it
-could not.
+`python -m components.training.dry_run --profile ffhq64` says what would be trained, what each stage takes on this
+machine and what does not fit; with `--gpu a40`, on one GPU of that kind.
 """
 
 import logging
 import time
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from components import cli
+from components import account, cli
+from components.account import Line, Machine, Step, families
 from components.params import Params, load_params
 from components.profiles import load_profile
 from components.training.train import network
-from invfusion.degradations import DegradationFamily, Mixture
+from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import Condition
 from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
+from invfusion.models.flops import forward_flops
 from invfusion.rng import generator, generators, randn
 from invfusion.training.task import Task
 
@@ -29,8 +31,9 @@ log = logging.getLogger(__name__)
 STAND_IN = 17
 
 
-def dry_run(params: Params, batch_size: int = 1) -> None:
-    """Build every model, and run the largest that is given measurements forward and backward on each family.
+def dry_run(params: Params, batch_size: int = 1, gpu: str = "") -> list[Line]:
+    """Build every model, run the largest that is given measurements forward and backward on each family, and log what
+    all stages take: on this machine, or on one GPU of a kind. Returns the account.
 
     Raises:
         InvFusionError: the model, the operators or the loss do not fit together.
@@ -46,42 +49,57 @@ def dry_run(params: Params, batch_size: int = 1) -> None:
         log.info("%-13s %11s parameters", name, f"{sizes[name]:,}")
     measured = {name: task for name in sizes if (task := params.task(name)).degradation is not None}
     if not measured:
-        return
+        return []
     largest = max(measured, key=lambda name: sizes[name])
     denoiser, task = network(params, largest, prior=stand_in), measured[largest]
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
     assert task.degradation is not None
-    for family in families(task.degradation):
-        _one_step(task, denoiser, x, family)
+    steps = [_one_step(task, denoiser, x, family) for family in families(task.degradation)]
+    speed = account.BACKWARD * forward_flops(denoiser.config) * batch_size / min(seconds for seconds, _ in steps)
+    machine = Machine.named(gpu) if gpu else Machine.this(speed, x.device)
+    step = Step(denoiser.config, max(kept for _, kept in steps) / batch_size)
+    lines = account.account(params, sizes, step)
+    for row in account.table(lines, machine):
+        log.info(row)
+    return lines
 
 
-def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
-    """The members of a mixture, or the family itself."""
-    return degradation.members if isinstance(degradation, Mixture) else [degradation]
-
-
-def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> None:
-    start = time.perf_counter()
+def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> tuple[float, float]:
+    """One step's seconds, drawing aside, and the bytes that it kept for the backward pass."""
     streams = Streams("dry-run/operator", "dry-run/noise")
     measurement = measure_batch(x, family, task.noise, 0, task.seed, streams)
-    output = task.loss(denoiser, x, Condition(measurement), generator(task.seed, "dry-run/loss"))
+    weights = {parameter.data_ptr() for parameter in denoiser.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    start = time.perf_counter()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = task.loss(denoiser, x, Condition(measurement), generator(task.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
     torch.autograd.backward(loss)
+    seconds = time.perf_counter() - start
     log.info(
         "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
-        len(x), measurement.operator.kind, tuple(measurement.y.shape), loss.item(), time.perf_counter() - start,
+        len(x), measurement.operator.kind, tuple(measurement.y.shape), loss.item(), seconds,
     )  # fmt: skip
+    return seconds, float(sum(kept.values()))
 
 
 def main() -> None:
     command = cli.parser(__doc__, params=False)
     command.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
     command.add_argument("--batch-size", type=int, default=1)
+    command.add_argument("--gpu", default="", choices=["", *account.GPUS], help="account for one GPU of this kind")
     with cli.started(command) as options:
         params = load_profile(options.profile) if options.profile else load_params()
         name = options.profile or "params.yaml"
         log.info("%s is valid: %d training images at %d px", name, params.train.images, params.data.image_size)
-        dry_run(params, options.batch_size)
+        dry_run(params, options.batch_size, options.gpu)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,33 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
 from invfusion.errors import ConfigError
+from invfusion.names import kind_of
 from invfusion.operators.base import LinearOperator
 from invfusion.schema import Config
 
 
 class DegradationFamily(Config, ABC):
-    """A distribution over linear operators. All randomness comes from the CPU generator that is handed in."""
+    """A distribution over linear operators. All randomness comes from the CPU generator that is handed in.
+
+    law_version: counts up whenever other operators come of the same settings and generator, so that measurements that
+    were kept under an earlier one are not taken for new ones.
+    """
+
+    law_version: ClassVar[int] = 1
 
     @property
     def is_nonnegative(self) -> bool:
         """Whether every operator maps images without negative values to measurements without."""
         return True
+
+    def law_versions(self) -> dict[str, int]:
+        """The version of the law of each family that is drawn from, by kind."""
+        return {kind_of(self): self.law_version}
 
     @abstractmethod
     def sample(self, batch_size: int, image_shape: Sequence[int], generator: torch.Generator) -> LinearOperator:

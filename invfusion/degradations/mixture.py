@@ -63,6 +63,9 @@ class Mixture(DegradationFamily):
     def is_nonnegative(self) -> bool:
         return all(member.is_nonnegative for member in self.members)
 
+    def law_versions(self) -> dict[str, int]:
+        return {kind: version for member in self.members for kind, version in member.law_versions().items()}
+
     def check(self, image_shape: Sequence[int]) -> None:
         for member in self.members:
             member.check(image_shape)

@@ -89,8 +89,8 @@ class GaussianPosterior:
         """The n unit directions of largest posterior variance (B, n, C, H, W), and deviations along them (B, n).
 
         By subspace iteration: at most `iterations` products with the covariance, fewer where the deviations settle.
-        Each direction's entry of largest magnitude is positive: of the two signs that an eigenvector may have, a network
-        that corrects directions must always meet the same.
+        Each direction's entry of largest magnitude is positive: a network that corrects directions must always meet the
+        same of the two signs that an eigenvector may have.
         """
         k = min(n + OVERSAMPLING, self.prior_mean.numel())
         start = torch.randn(self.prior_mean.numel(), k, generator=generator(0, "gaussian/subspace"))

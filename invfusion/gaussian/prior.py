@@ -1,9 +1,11 @@
 """Gaussian priors of images, and their files."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,7 +20,28 @@ FLOOR = (2 / 255) ** 2
 Form = Literal["full", "coloured", "stationary"]
 
 
-class GaussianPrior(nn.Module):
+class Law(Protocol):
+    """Of B images (C, H, W), given what was measured of them."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, C, H, W) float32."""
+        ...
+
+    def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw for each image, row i from generator i: (B, C, H, W) float32."""
+        ...
+
+
+class Prior(nn.Module, ABC):
+    """A law of images that can be conditioned on measurements without a network call."""
+
+    @abstractmethod
+    def law_of(self, shape: Sequence[int], measurement: Measurement | None) -> Law:
+        """The law of images (B, C, H, W), given their measurements where there are any. Raises `ShapeError`."""
+
+
+class GaussianPrior(Prior):
     """N(mean, covariance) over images (C, H, W) in [-1, 1], to be conditioned on measurements.
 
     The covariance has low rank plus a floor, or is stationary, for images too large for a rank. Its tensors are float64
@@ -83,6 +106,10 @@ class GaussianPrior(nn.Module):
                 f"images {measurement.operator.image_shape}"
             )
         return GaussianPosterior(self.mean, self.covariance, measurement)
+
+    def law_of(self, shape: Sequence[int], measurement: Measurement | None) -> GaussianPosterior:
+        """`posterior`, or without a measurement the prior itself for B images."""
+        return self.unconditional(shape[0]) if measurement is None else self.posterior(measurement)
 
     def unconditional(self, batch_size: int) -> GaussianPosterior:
         """The prior itself for a batch of images of which nothing is known."""

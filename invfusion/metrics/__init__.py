@@ -38,7 +38,6 @@ from invfusion.metrics.tools.frechet import (
     frechet_distance,
     frechet_distance_from,
     kernel_distance,
-    kernel_distance_from,
 )
 from invfusion.metrics.tools.lpips import LPIPS
 from invfusion.metrics.tools.residual import squared_residual
@@ -85,7 +84,6 @@ __all__ = [
     "frechet_distance",
     "frechet_distance_from",
     "kernel_distance",
-    "kernel_distance_from",
     "mean_interval",
     "pixel_features",
     "projected",

@@ -15,7 +15,8 @@ from invfusion.errors import ShapeError
 Need = Literal["truth", "samples", "residual", "projected", "forecast", "draws", "components"]
 
 Network = TypeVar("Network")
-Weighted = Callable[[Tensor], float]
+# How often each image counts (R, n), and each of the reference's (R, m) or None for once, float64 -> R numbers (R,).
+Weighted = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Metric:
     posterior mean does not); "residual"; "projected"; "components"; "draws", at least two of each image; "forecast",
     draws, or of a point estimate its one image.
     values: (n, ...) float, one row per image. Without a `statistic` they are (n,), and their mean is reported; else
-    `statistic(values, reference)` is the number as a function of how often each image counts, (n,) weights.
+    `statistic(values, reference)` is the number as a function of how often each image counts, see `Weighted`.
     reference: features of true images uint8 (N, C, H, W), (N, d), to which a statistic compares.
     source: names what `values` computes; metrics of one source and module share their values.
     loader: makes the network that the metric needs, or says why it cannot; weights: the name of its file.
@@ -131,10 +132,15 @@ class Metric:
         return short(scaled) if self.decimals is None else f"{scaled:.{self.decimals}f}"
 
     def weighted(self, values: Tensor, reference: Tensor | None = None) -> Weighted:
-        """The metric of values (n, ...) as a function of how often each image counts, (n,) float64."""
+        """The metric of values (n, ...) as a function of how often each image counts."""
         if self.statistic is not None:
             return self.statistic(values, reference)
-        return lambda weights: float(weights @ values.double() / weights.sum())
+        return lambda weights, _: weights @ values.double() / weights.sum(1)
+
+    def number(self, values: Tensor, reference: Tensor | None = None) -> float:
+        """The metric of values (n, ...), each image counted once."""
+        once = torch.ones(1, len(values), dtype=torch.float64, device=values.device)
+        return float(self.weighted(values, reference)(once, None))
 
     def capped(self, values: Tensor, image_shape: tuple[int, ...]) -> Tensor:
         """Values (any shape) with the ceiling in place of infinite ones."""

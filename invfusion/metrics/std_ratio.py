@@ -10,8 +10,9 @@ from invfusion.metrics.tools.calibration import spread_and_error, std_ratio
 
 def spread_and_error_of(restored: Restorations) -> Tensor:
     """The predicted variance and the squared error of the draws' mean, summed over pixels: (n, 2) float64."""
-    parts = spread_and_error(decode(restored.need("draws")), decode(restored.need("truth")))
-    return torch.stack([part.flatten(1).sum(1) for part in parts], dim=1)
+    pairs = zip(torch.split(restored.need("draws"), 1), torch.split(restored.need("truth"), 1), strict=True)
+    sums = [[part.sum() for part in spread_and_error(decode(draws), decode(truth))] for draws, truth in pairs]
+    return torch.tensor(sums, dtype=torch.float64)
 
 
 STD_RATIO = Metric(

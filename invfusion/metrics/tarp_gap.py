@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from invfusion.metrics.base import Metric, Restorations
-from invfusion.metrics.tools.calibration import ranks_of_truth, uniformity_gap
+from invfusion.metrics.tools.calibration import tarp_of_draws, uniformity_gap
 
 
 def tarp(restored: Restorations) -> Tensor:
     """TARP's rank of each truth among its draws, (n,) float64, uniform in [0, 1] for calibrated draws."""
-    return ranks_of_truth(restored.need("draws"), restored.need("truth"), restored.random())[0]
+    return tarp_of_draws(restored.need("draws"), restored.need("truth"), restored.random())
 
 
 # The distance of TARP's curve from the diagonal.
@@ -18,6 +18,6 @@ TARP_GAP = Metric(
     better="lower",
     needs=frozenset({"truth", "draws"}),
     values=tarp,
-    statistic=lambda ranks, _: lambda weights: uniformity_gap(ranks, weights),
+    statistic=lambda ranks, _: lambda weights, _: weights.new_tensor([uniformity_gap(ranks, w) for w in weights]),
     calibration="gap",
 )

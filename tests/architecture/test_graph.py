@@ -212,7 +212,7 @@ class TestChangedValues:
             ({"model": {"preset": "small64"}}, WITH_FRESH_WEIGHTS),
             ({"runtime": {"workers": 1}, "report": {"gallery_images": 3}}, set()),
         ],
-        ids=str,
+        ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
     )
     def test_a_value_makes_stale_the_models_that_it_changes(
         self, unchanged: dict[str, Any], values: dict[str, Any], expected: set[str]

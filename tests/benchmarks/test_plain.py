@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.arithmetic import attention_flops, matmul_flops
+from benchmarks.arithmetic import matmul_flops
 from benchmarks.document import PERFORMANCE, TABLES, render
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_operator, plain_sample
 from benchmarks.setting import BATCHES, MIXTURE, Setting
@@ -16,6 +16,7 @@ from benchmarks.timing import interleaved
 from invfusion import rng
 from invfusion.models import Variant, build_denoiser, denoiser_config
 from invfusion.models.attention import neighbourhood_mask
+from invfusion.models.flops import attention_flops
 from invfusion.operators.base import Measurement
 from invfusion.operators.masks import MaskOperator
 from invfusion.samplers import Heun

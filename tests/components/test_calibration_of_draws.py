@@ -23,7 +23,7 @@ def case(spread: float = 1.0, shown: slice = slice(None)) -> Restorations:
 
 
 def number(metric: str, restored: Restorations) -> float:
-    return METRICS[metric].weighted(METRICS[metric].values(restored))(torch.ones(N, dtype=torch.float64))
+    return METRICS[metric].number(METRICS[metric].values(restored))
 
 
 def test_draws_of_the_right_law_are_calibrated() -> None:

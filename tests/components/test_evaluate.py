@@ -6,31 +6,35 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components import tracking
 from components.code import Sources
 from components.evaluation import evaluate as component
 from components.evaluation import judging, measurement_sets, restoring
 from components.evaluation.evaluate import evaluate
-from components.evaluation.measurement_sets import frozen, measure_set
-from components.evaluation.methods import columns, trained_models
-from components.evaluation.records import file_name
+from components.evaluation.images import Images
+from components.evaluation.measurement_sets import MeasurementSet, Request, frozen
+from components.evaluation.methods import columns
 from components.params import Params
+from components.paths import file_name
 from components.profiles import load_profile
 from invfusion.codec import decode
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
-from invfusion.degradations import FAMILIES
-from invfusion.errors import CheckpointError, ConfigError, DataError, OperatorError
+from invfusion.degradations import FAMILIES, DegradationFamily
+from invfusion.errors import CheckpointError, DataError, OperatorError
+from invfusion.measuring import NOISELESS, Streams, measure_batch
 from invfusion.metrics import METRICS, Metric, Restorations
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
-from invfusion.noise import GaussianNoise, PoissonNoise
-from invfusion.operators import MatrixOperator, operator_from_spec
+from invfusion.noise import AnyNoise, GaussianNoise, PoissonNoise
+from invfusion.operators import LinearOperator, MatrixOperator
 from invfusion.rng import generator
 from invfusion.samplers import DDNM, DDRM, Heun, SampleOutput
 
@@ -259,22 +263,20 @@ def test_nested_metrics_hold_the_available_numbers(workplace: Path, records: lis
 def test_frozen_measurements_can_be_read_back(workplace: Path) -> None:
     folder = workplace / "artifacts/evaluation/measurements"
     facts = json.loads((folder / "strided_motion_blur.json").read_text())
-    tensors = load_file(folder / "strided_motion_blur.safetensors")
-    seen = []
-    for g, group in enumerate(facts["groups"]):
-        prefix = f"{g}/operator/"
-        spec = {
-            "kind": group["kind"],
-            "image_shape": facts["image_shape"],
-            "attributes": group["attributes"],
-            "tensors": {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)},
-        }
-        keys = [facts["keys"][i] for i in group["indices"]]
-        x = decode(PIXELS[[KEYS.index(key) for key in keys]])
-        torch.testing.assert_close(operator_from_spec(spec).H(x), tensors[f"{g}/y"])
-        seen += group["indices"]
+    values = torch.from_numpy(np.load(folder / "strided_motion_blur.npy"))
+    streams = Streams("evaluate/strided_motion_blur", "evaluate/strided_motion_blur/noise")
+    place = {i: group["measurement_shape"] for group in facts["groups"] for i in group["indices"]}
+    start = 0
+    for i, key in enumerate(facts["keys"]):
+        x = decode(PIXELS[[KEYS.index(key)]])
+        drawn = measure_batch(x, FAMILIES["strided_motion_blur"](strides=(2, 4)), NOISELESS, key, 0, streams)
+        n = torch.Size(place[i]).numel()
+        assert values[start] == 0, "sigma_y"
+        assert torch.equal(values[start + 1 : start + 1 + n].view(1, *place[i]), drawn.y)
+        start += 1 + n
+    assert start == len(values)
     assert len(facts["groups"]) == 2, "two strides"
-    assert sorted(seen) == list(range(N))
+    assert len(facts["operators_sha256"]) == N
 
 
 def test_restorations_to_show(workplace: Path) -> None:
@@ -480,22 +482,42 @@ def test_a_missing_model_is_named(workplace: Path) -> None:
         (component.MODELS / "elsewhere").rename(component.MODELS / "mmse")
 
 
-def test_methods_without_a_trained_model_are_left_out() -> None:
-    base = make_params()
-    alone = base.train.model_copy(update={"models": ["invfusion"], "distilled": {}})
-    params = base.model_copy(update={"train": alone})
-    found = {column.kind: [m.name for m in column.methods] for column in columns(params, trained_models(params))}
+def test_methods_without_a_model_at_hand_are_left_out() -> None:
+    found = {column.kind: [m.name for m in column.methods] for column in columns(make_params(), ["invfusion"])}
     assert found["matrix"] == ["H_pinv y", "InvFusion", "InvFusion MMSE"]
     assert found["unconditional"] == ["InvFusion"]
 
 
-def test_one_kind_twice_is_refused(workplace: Path) -> None:
-    with pytest.raises(ConfigError, match="matrix more than once"):
-        evaluate(make_params(families=[FAMILIES["matrix"](), FAMILIES["matrix"](max_rows=4)]))
+@contextmanager
+def largest_tensors() -> Iterator[list[int]]:
+    """The number of entries of each tensor that any operation gives within the block."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(part.numel() for part in (result,) if isinstance(part, torch.Tensor))
+            return result
+
+    sizes: list[int] = []
+    with Watch():
+        yield sizes
 
 
-def test_a_further_draw_adds_batches_and_leaves_the_others() -> None:
-    measured = measure_set(FAMILIES["strided_motion_blur"](strides=(2, 4)), KEYS, PIXELS, LABELS, seed=0)
+def images_of(pixels: torch.Tensor = PIXELS, rows: range = range(N)) -> Images:
+    chosen = list(rows)
+    keys, labels = tuple(KEYS[i] for i in chosen), LABELS[chosen]
+    return Images(keys, labels, tuple(pixels.shape[1:]), lambda wanted: pixels[chosen][list(wanted)])
+
+
+BLUR = FAMILIES["strided_motion_blur"](strides=(2, 4))
+
+
+def measured_in(folder: Path, images: Images | None = None, noise: AnyNoise = NOISELESS) -> MeasurementSet:
+    return frozen(folder, Request(BLUR, seed=0, noise=noise), images or images_of())
+
+
+def test_a_further_draw_adds_batches_and_leaves_the_others(tmp_path: Path) -> None:
+    measured = measured_in(tmp_path)
 
     def jobs(n_repeated: int, n_extra: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [(b.indices, b.draws) for b in measured.batches(3, range(n_repeated), n_extra)]
@@ -509,18 +531,14 @@ def test_a_further_draw_adds_batches_and_leaves_the_others() -> None:
     assert drawn == [(i, d) for i in range(4) for d in (1, 2)]
 
 
-def test_a_measurement_depends_on_its_key_alone() -> None:
-    family = FAMILIES["strided_motion_blur"](strides=(2, 4))
-    whole = measure_set(family, KEYS, PIXELS, LABELS, seed=0, noise=GaussianNoise(sigma_y=0.1))
-    part = measure_set(family, KEYS[5:7], PIXELS[5:7], LABELS[5:7], seed=0, noise=GaussianNoise(sigma_y=0.1))
-
-    def of(frozen, key: str) -> torch.Tensor:
-        i = frozen.keys.index(key)
-        group = next(g for g in frozen.groups if i in g.indices)
-        return group.measurement.y[group.indices.index(i)]
-
-    for key in KEYS[5:7]:
-        assert torch.equal(of(whole, key), of(part, key))
+def test_a_measurement_depends_on_its_key_alone(tmp_path: Path) -> None:
+    noise = GaussianNoise(sigma_y=0.1)
+    whole = measured_in(tmp_path, noise=noise)
+    part = measured_in(tmp_path, images_of(rows=range(5, 7)), noise)
+    for i in (5, 6):
+        ours, theirs = whole.measurement([i]), part.measurement([i - 5])
+        assert torch.equal(ours.y, theirs.y)
+        assert torch.equal(ours.operator.kernel, theirs.operator.kernel)
 
 
 def test_costs_are_told_for_every_cell(workplace: Path, records: list[dict]) -> None:
@@ -593,37 +611,95 @@ def test_an_operator_without_a_pseudo_inverse_is_refused_before_any_work(
 
 
 class TestFrozenSets:
-    FAMILY = FAMILIES["strided_motion_blur"](strides=(2, 4))
-
-    def test_it_is_read_back_not_drawn_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_read_back_not_measured_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise = GaussianNoise(sigma_y=0.1)
-        made = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=noise)
-        monkeypatch.setattr(measurement_sets, "measure_set", lambda *_, **__: pytest.fail("drawn again"))
-        found = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=noise)
+        made = measured_in(tmp_path, noise=noise)
+        monkeypatch.setattr(measurement_sets, "measure_batch", lambda *_: pytest.fail("measured again"))
+        found = measured_in(tmp_path, noise=noise)
         assert found.sha256 == made.sha256
-        for ours, theirs in zip(found.groups, made.groups, strict=True):
-            assert ours.indices == theirs.indices
-            assert torch.equal(ours.measurement.y, theirs.measurement.y)
+        assert found.is_noisy
+        for ours, theirs in zip(found.batches(5, (), 0), made.batches(5, (), 0), strict=True):
+            assert ours == theirs
+            mine, other = found.measurement(ours.indices), made.measurement(theirs.indices)
+            assert torch.equal(mine.y, other.y)
+            assert torch.equal(mine.sigma_y, torch.full((len(ours.indices),), 0.1))
             x = decode(PIXELS[list(ours.indices)])
-            assert torch.equal(ours.measurement.operator.H(x), theirs.measurement.operator.H(x))
+            assert torch.equal(mine.operator.H(x), other.operator.H(x))
+            assert float((mine.y - mine.operator.H(x)).std()) == pytest.approx(0.1, rel=0.2)
 
     def test_other_noise_or_images_are_another_set(self, tmp_path: Path) -> None:
-        frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
-        frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0, noise=PoissonNoise(peak=9))
-        frozen(tmp_path, self.FAMILY, KEYS, PIXELS.flip(-1), LABELS, seed=0)
+        made = [
+            measured_in(tmp_path),
+            measured_in(tmp_path, noise=PoissonNoise(peak=9)),
+            measured_in(tmp_path, images_of(PIXELS.flip(-1))),
+        ]
+        assert len({measured.sha256 for measured in made}) == 3
         assert len(list(tmp_path.glob("*.json"))) == 3
 
+    def test_another_version_of_the_law_is_another_set(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = measured_in(tmp_path)
+        monkeypatch.setattr(type(BLUR), "law_version", 7)
+        assert measured_in(tmp_path).sha256 != made.sha256
+
+    def test_a_law_that_changed_without_saying_so_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def otherwise(family: DegradationFamily, **settings: Any) -> LinearOperator:
+            operator = sample(family, **settings)
+            return operator.with_tensors({"kernel": operator.kernel.flip(-1)})
+
+        measured_in(tmp_path)
+        sample = type(BLUR).sample
+        monkeypatch.setattr(type(BLUR), "sample", otherwise)
+        with pytest.raises(DataError, match="'image-003' is not the one that it was measured with"):
+            measured_in(tmp_path).measurement([3])
+
+    def test_what_another_machine_rounds_otherwise_is_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def rounded(family: DegradationFamily, **settings: Any) -> LinearOperator:
+            operator = sample(family, **settings)
+            return operator.with_tensors({"kernel": operator.kernel * (1 + 1e-6)})
+
+        made = measured_in(tmp_path)
+        sample = type(BLUR).sample
+        monkeypatch.setattr(type(BLUR), "sample", rounded)
+        assert torch.equal(measured_in(tmp_path).measurement([3]).y, made.measurement([3]).y)
+
     def test_a_changed_file_is_refused(self, tmp_path: Path) -> None:
-        made = frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
-        (path,) = tmp_path.glob("*.safetensors")
-        tensors = load_file(path)
-        tensors["0/y"][0, 0, 0, 0] += 0.1
-        save_file(tensors, path)
+        made = measured_in(tmp_path)
+        (path,) = tmp_path.glob("*.npy")
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
         with pytest.raises(DataError, match="not those that were written"):
-            frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
-        path.write_bytes(b"nothing")
+            measured_in(tmp_path)
+        path.unlink()
         with pytest.raises(DataError, match="cannot be read"):
-            frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0)
+            measured_in(tmp_path)
+        (facts,) = tmp_path.glob("*.json")
+        facts.write_text(facts.read_text().replace('"seed": 0', '"seed": 1'))
+        with pytest.raises(DataError, match="not those that were written"):
+            measured_in(tmp_path)
         for file in tmp_path.iterdir():
             file.unlink()
-        assert frozen(tmp_path, self.FAMILY, KEYS, PIXELS, LABELS, seed=0).sha256 == made.sha256
+        assert measured_in(tmp_path).sha256 == made.sha256
+
+    def test_sets_of_the_earlier_layout_are_named_and_left(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        old = tmp_path / "strided_motion_blur-0123456789ab.safetensors"
+        old.write_bytes(b"matrices")
+        measured_in(tmp_path)
+        assert old.name in caplog.text
+        assert old.read_bytes() == b"matrices"
+
+    def test_what_is_in_memory_does_not_grow_with_the_images(self, tmp_path: Path) -> None:
+        """A set of 64 matrices of 128 rows would take 25 MB; of all of it, one is there at a time."""
+        family = FAMILIES["matrix"](min_rows=128, max_rows=128)
+        shape = (3, 16, 16)
+        keys = tuple(f"image-{i}" for i in range(64))
+        blank = Images(keys, torch.zeros(64), shape, lambda i: torch.zeros(len(i), *shape, dtype=torch.uint8))
+        with largest_tensors() as sizes:
+            frozen(tmp_path, Request(family, seed=0), blank).measurement([1, 2, 3])
+        assert max(sizes) <= 3 * 128 * 768

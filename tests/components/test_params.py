@@ -1,11 +1,14 @@
 """A wrong params.yaml gives one error that names the key and the nearest valid one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from components.params import load_params
-from components.profiles import profile_text
+from components.device import check_device
+from components.params import load_params, pipeline_from
+from components.profiles import merged, profile_text, profile_values
 from invfusion.errors import ConfigError
 
 DEFAULT = profile_text("digits16")
@@ -57,7 +60,7 @@ WRONG = [
         "{nppcc: invfusion, nppc",
         "unknown model 'nppcc'; did you mean 'nppc'?",
     ),
-    ("{mmse: invfusion_g, nppc", "{unrolled_ddrm: unconditional, nppc", None),
+    ("{mmse: invfusion_g, nppc", "{unrolled_ddrm: unconditional, mmse: invfusion_g, nppc", None),
     (
         "{mmse: invfusion_g, nppc",
         "{mmse: unconditional, nppc",
@@ -96,3 +99,142 @@ def test_numbers_are_read_as_yaml_1_2(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(DEFAULT.replace("lr: 2.0e-3", "lr: 5e-5", 1))
     assert load_params(path).train.lr == 5e-5
+
+
+VALUES = profile_values("digits16")
+METHODS, FAMILIES = VALUES["evaluate"]["methods"], VALUES["evaluate"]["families"]
+MODELS = VALUES["train"]["models"]
+CYRILLIC = "P\N{CYRILLIC SMALL LETTER A}lette"
+NO_NAME = "cannot name files and metrics"
+NO_MODEL = "cannot name a registered model"
+
+
+def of_method(name: str, **changes: Any) -> dict[str, Any]:
+    return {"methods": {name: changes}}
+
+
+def evaluated(*names: str) -> dict[str, Any]:
+    return {"evaluate": {"methods": [*METHODS, *names]}}
+
+
+# What is known before any training, by what of the default experiment is changed.
+KNOWN_BEFORE: list[tuple[dict[str, Any], str]] = [
+    (of_method("NPPC", restores=["box_inpaintng"]), "methods.NPPC: restores: unknown degradation family "
+     "'box_inpaintng': did you mean 'box_inpainting'?"),
+    (of_method("NPPC", restores=["matrix", "matrix"]), "methods.NPPC: restores: 'matrix' stands there 2 times"),
+    (of_method("NPPC", restores="al"), "methods.NPPC.restores"),
+    (of_method("DDIM", restores=["Matrix"], model="palette"), "did you mean 'matrix'?"),
+    (of_method("DPS", tuned={"matrx": {"zeta": 1.0}}), "methods.DPS: tuned: unknown degradation family 'matrx'"),
+    (of_method("DPS", tuned={"matrix": {"zetta": 1.0}}), "tuned.matrix: 'zetta' is no setting"),
+    ({"evaluate": {"families": [*FAMILIES, {"kind": "matrix", "max_rows": 4}]}}, "evaluate.families: 'matrix' stands "
+     "there 2 times; each kind is one column"),
+    ({"oracle": {"families": [{"kind": "null"}, {"kind": "null"}]}}, "oracle.families: 'null' stands there 2 times"),
+    ({"oracle": {"priors": [VALUES["oracle"]["priors"][0]] * 2}}, "oracle.priors: 'mixture' stands there 2 times"),
+    ({"oracle": {"sigma_y": [0.1, 0.1]}}, "oracle.sigma_y: '0.1' stands there 2 times"),
+    (evaluated("DDRM"), "evaluate.methods: 'DDRM' stands there 2 times"),
+    (evaluated("ddrm"), "evaluate.methods: unknown method 'ddrm'; did you mean 'DDRM'?"),
+    (evaluated("Palette "), "evaluate.methods: unknown method 'Palette '; did you mean 'Palette'?"),
+    (evaluated(CYRILLIC), "did you mean 'Palette'? It holds CYRILLIC SMALL LETTER A."),
+    (evaluated("Palette\u200b"), "did you mean 'Palette'? It holds ZERO WIDTH SPACE."),
+    (evaluated("InDI"), "'InDI' needs the model 'indi', which is not trained: put 'indi' into train.models, or take "
+     "'InDI' out of evaluate.methods"),
+    (evaluated("Unrolled DDRM"), "put 'unrolled_ddrm' into train.distilled"),
+    (of_method("palette", model="palette"), "'Palette' and 'palette' would write their pictures into one file"),
+    (of_method("H pinv (y)", model="palette"), NO_NAME),
+    (of_method("H pinv-y"), "'H_pinv y' and 'H pinv-y' would write their pictures into one file, h_pinv_y: rename one"),
+    (of_method("\N{GREEK SMALL LETTER PI}\N{GREEK SMALL LETTER SIGMA}"), "needs a letter from a to z or a digit"),
+    *((of_method(name), NO_NAME) for name in ("a/b", "..", "", " DDRM", "DDRM ", "a|b", "a\nb", "x" * 101)),
+    (of_method("DDRM", model="uncondtional"), "methods.DDRM.model: unknown trained model 'uncondtional': did you mean "
+     "'unconditional'?"),
+    (of_method("DDRM", model="palette"), "methods.DDRM: the sampler 'ddrm' uses the measurement itself and needs an"),
+    (of_method("Palette", model="unconditional"), "methods.Palette: the sampler 'heun' leaves the measurement to the"),
+    (of_method("NPPC", model="mmse"), "methods.NPPC: the sampler 'nppc' needs principal components, 'mmse' has none"),
+    (of_method("MMSE", sampler={"kind": "heun", "n_steps": 8}), "methods.MMSE: 'mmse' is no diffusion model, so the "
+     "sampler 'heun' cannot read it out; take 'mmse'"),
+    (of_method("Wiener", model="palette"), "the sampler 'wiener' needs a Gaussian prior, 'palette' has none"),
+    ({"train": {"models": [*MODELS, "palette"]}}, "train.models: 'palette' stands there 2 times"),
+    ({"train": {"models": [*MODELS, "mmse"]}}, "'mmse'; it starts from another model: put it under train.distilled"),
+    ({"train": {"distilled": {"palette": "invfusion"}}}, "it starts from fresh weights: put it into train.models"),
+    ({"train": {"distilled": {"mmse": "invfusionG"}}}, "train.distilled.mmse: 'invfusionG' is not among train.models"),
+    ({"train": {"distilled": {"mmse": "invfusion_G"}}}, "; did you mean 'invfusion_g'?"),
+    *(({"register": {"name": name}}, NO_MODEL) for name in ("a/b", "a:b", "a.b", "a%b", "a'b", 'a"b', "", " a", "a@b")),
+    ({"register": {"name": "invfusion-history"}}, "is kept for the history of the model 'invfusion'"),
+    ({"register": {"model": "invfusionn"}}, "register.model: unknown trained model 'invfusionn': did you"),
+    ({"register": {"model": "palette"}}, "register.model: 'palette' is no InvFusion model; choose one of invfusion, "),
+    ({"register": {"model": "mmse"}}, "register.model: 'mmse' is no InvFusion model"),
+    ({"register": {"gates": {"max_calibration_gapp": 1}}}, "max_calibration_gapp: unknown key; did you mean"),
+    ({"tune": {"metric": "PSNR"}}, "unknown metric 'PSNR': did you mean 'psnr'?"),
+    ({"data": {"name": "a/b"}}, NO_NAME),
+    ({"model": {"preset": "Digits16"}}, "did you mean 'digits16'?"),
+    ({"plugins": ["my_opz"]}, "the plug-in 'my_opz' is not here"),
+    ({"runtime": {"device": "mps"}}, "runtime.device: 'mps' has no double precision"),
+    ({"runtime": {"device": "cuda:7"}}, "choose cuda, and the GPU by CUDA_VISIBLE_DEVICES=7 in the environment"),
+    ({"runtime": {"device": "Cuda"}}, "'Cuda' is no device; valid are auto, cpu, cuda"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), KNOWN_BEFORE, ids=[message for _, message in KNOWN_BEFORE])
+def test_names_are_checked_before_any_work(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        pipeline_from(merged(VALUES, changes), "params.yaml")
+    assert message in str(error.value)
+
+
+def test_all_wrong_names_are_told_at_once() -> None:
+    changes = merged(evaluated("ddrm", "DDNN"), {"train": {"models": ["palete", "invfusion_g"]}})
+    with pytest.raises(ConfigError, match=r"params.yaml: 3 wrong parameter\(s\)\n  evaluate.*\n  evaluate.*\n  train"):
+        pipeline_from(merged(VALUES, changes), "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["a b", "InvFusion_2", "f\N{LATIN SMALL LETTER U WITH DIAERESIS}r"])
+def test_ordinary_names_pass(name: str) -> None:
+    changes = {"register": {"name": name}, "data": {"name": f"{name}.v2"}} | of_method(f"{name}: mine")
+    assert pipeline_from(merged(VALUES, changes), "params.yaml").register_.name == name
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32"])
+def test_a_file_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(DEFAULT.replace("# ", "# \N{LATIN SMALL LETTER U WITH DIAERESIS} ", 1).encode(encoding))
+    with pytest.raises(ConfigError, match=r"params\.yaml: not (UTF-8 text \(byte 0x|valid YAML)"):
+        load_params(path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(DEFAULT.encode("utf-8-sig"))
+    load_params(path)
+
+
+@pytest.mark.parametrize("content", ["[" * 20_000, "a: &a [*a]", "- a", "", "seed: 0\x00"], ids=["deep", *"abcd"])
+def test_a_file_that_holds_no_parameters_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+        load_params(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("latin", "NAME = 'f\xfcr'\n".encode("latin-1")),
+    ("utf16", "import torch".encode("utf-16")),
+    ("exits", b"raise RuntimeError('no')"),
+])  # fmt: skip
+def test_a_plugin_that_python_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(f"broken_{name}.py").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"the plug-in 'broken_{name}' fails on import"):
+        pipeline_from(merged(VALUES, {"plugins": [f"broken_{name}"]}), "params.yaml")
+    with pytest.raises(ConfigError, match=f"is not here.*did you mean 'broken_{name}'"):
+        pipeline_from(merged(VALUES, {"plugins": [f"brokn_{name}"]}), "params.yaml")
+
+
+def test_a_gpu_that_is_not_there_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = pipeline_from(merged(VALUES, {"runtime": {"device": "cuda"}}), "params.yaml")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"runtime\.device: 'cuda', but PyTorch finds no GPU here: set it to auto"):
+        check_device(params)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_device(params)

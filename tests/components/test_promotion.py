@@ -1,10 +1,11 @@
 """One champion at a time, a history that only grows, and a way back."""
 
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from fake_evaluation import records
 
 from components import tracking
 from components.params import GatesConfig
-from components.profiles import load_profile
+from components.profiles import load_profile, profile_text
 from components.registry import promotion
 from components.registry.gates import packed
+from components.registry.promotion import Decision
 from invfusion.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -60,62 +62,78 @@ def lines(params: Any) -> list[tuple[str, str, str]]:
 
 
 def test_who_when_and_why_are_kept_and_shown(params: Any) -> None:
-    promotion.promote(params, "1", "the first")
-    promotion.promote(params, "2", "sharper | better")
+    promotion.promote(params, "1", Decision("the first"))
+    promotion.promote(params, "2", Decision("sharper | better"))
     (first, second) = registry(params).history()
     assert (first.before, first.after, second.before, second.after) == ("", "1", "1", "2")
     assert second.why == "sharper | better"
     assert "@" in second.who
     assert second.when.startswith("20")
     assert second.is_done
-    page = registry(params)._client.get_registered_model("invfusion").description
-    assert "| 1 → 2 | promoted | sharper / better |" in page
-    assert page.index("1 → 2") < page.index("none → 1")
+    client = registry(params)._client
+    assert "**Champion**: version 2" in client.get_registered_model("invfusion").description
+    lines = client.get_registered_model("invfusion-history").description.splitlines()
+    assert ["1 → 2" in lines[0], "none → 1" in lines[1]] == [True, True]
+    assert lines[0].endswith(": sharper | better")
+
+
+def test_a_decision_about_another_champion_is_refused(params: Any) -> None:
+    asked = datetime.now(UTC)
+    promotion.promote(params, "1", Decision("the first", asked=asked))
+    with pytest.raises(ConfigError, match=r"champion is version 1, and was none when this was decided: .*the first"):
+        promotion.promote(params, "2", Decision("asked at the same time", asked=asked))
+    with pytest.raises(ConfigError, match="--expect 1"):
+        promotion.promote(params, "2", Decision("a mistake", expect="3"))
+    promotion.promote(params, "2", Decision("seen", who="ada", expect="1"))
+    with pytest.raises(ConfigError, match=r"version 2, and was 1.*by ada: seen"):
+        promotion.rollback(params, Decision("too late", expect="1"))
+    promotion.promote(params, "3", Decision("later", asked=datetime.now(UTC)))
+    assert [change.who for change in registry(params).history()][1] == "ada"
 
 
 def test_each_rollback_goes_one_step_back(params: Any) -> None:
     for number in ("1", "2", "3"):
-        promotion.promote(params, number, "newer")
-    assert [promotion.rollback(params, "worse"), promotion.rollback(params, "worse")] == ["2", "1"]
+        promotion.promote(params, number, Decision("newer"))
+    assert [promotion.rollback(params, Decision("worse")), promotion.rollback(params, Decision("worse"))] == ["2", "1"]
     assert champion(params) == "1"
     with pytest.raises(ConfigError, match="no earlier champion"):
-        promotion.rollback(params, "worse")
-    promotion.promote(params, "3", "mended")
-    assert promotion.rollback(params, "not mended") == "1"
+        promotion.rollback(params, Decision("worse"))
+    promotion.promote(params, "3", Decision("mended"))
+    assert promotion.rollback(params, Decision("not mended")) == "1"
     assert len(lines(params)) == 7
 
 
 def test_a_failed_gate_stops_a_promotion_unless_somebody_takes_it_upon_himself(params: Any) -> None:
-    promotion.promote(params, "1", "the first")
+    promotion.promote(params, "1", Decision("the first"))
     with pytest.raises(ConfigError, match=r"stays a challenger\n  gain over Palette on matrix: -2.50 dB"):
-        promotion.promote(params, "4", "I like it")
+        promotion.promote(params, "4", Decision("I like it"))
     assert champion(params) == "1"
-    promotion.promote(params, "4", "for a demonstration", anyway=True)
+    promotion.promote(params, "4", Decision("for a demonstration"), anyway=True)
     assert champion(params) == "4"
     assert "gain over the champion on matrix: -5.00 dB" in registry(params).history()[-1].why
 
 
 def test_versions_that_cannot_be_promoted_are_named(params: Any) -> None:
-    promotion.promote(params, "1", "the first")
+    promotion.promote(params, "1", Decision("the first"))
     with pytest.raises(ConfigError, match="is the champion already"):
-        promotion.promote(params, "1", "again")
+        promotion.promote(params, "1", Decision("again"))
     with pytest.raises(ConfigError, match="has no version 9"):
-        promotion.promote(params, "9", "a typo")
+        promotion.promote(params, "9", Decision("a typo"))
 
 
 def test_an_alias_moved_by_hand_enters_the_history(params: Any) -> None:
-    promotion.promote(params, "1", "the first")
+    promotion.promote(params, "1", Decision("the first"))
     registry(params).give("champion", tracking.Version("3", {}))
-    promotion.promote(params, "2", "better")
+    promotion.promote(params, "2", Decision("better"))
     assert lines(params) == [("promoted", "", "1"), ("moved by hand", "1", "3"), ("promoted", "3", "2")]
 
 
 def test_a_crash_between_history_and_alias_is_made_good(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    promotion.promote(params, "1", "the first")
+    promotion.promote(params, "1", Decision("the first"))
     with monkeypatch.context() as patch:
         patch.setattr(promotion, "conclude", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            promotion.promote(params, "2", "better")
+            promotion.promote(params, "2", Decision("better"))
     assert champion(params) == "1"
     holder = promotion.present(registry(params))
     assert holder is not None
@@ -123,38 +141,21 @@ def test_a_crash_between_history_and_alias_is_made_good(params: Any, monkeypatch
     assert len(lines(params)) == 2
 
 
-def _promote(folder: str, number: str, meeting: Any, answers: Any) -> None:
-    os.chdir(folder)
-    before = promotion.judge
-
-    def judge(*arguments: Any) -> Any:
-        meeting.wait(60)  # both have seen the same champion now
-        return before(*arguments)
-
-    promotion.judge = judge  # type: ignore[assignment]
-    try:
-        promotion.promote(settings(), number, f"by process {number}")
-        answers.put(SimpleNamespace(number=number, won=True, said=""))
-    except ConfigError as error:
-        answers.put(SimpleNamespace(number=number, won=False, said=str(error)))
-
-
 @pytest.mark.slow
-def test_of_two_promotions_at_once_one_wins(params: Any, tmp_path: Path) -> None:
-    promotion.promote(params, "1", "the first")
-    context = multiprocessing.get_context("spawn")
-    meeting, answers = context.Barrier(2), context.Queue()
-    both = [context.Process(target=_promote, args=(str(tmp_path), n, meeting, answers)) for n in ("2", "3")]
-    for process in both:
-        process.start()
-    found = [answers.get(timeout=120) for _ in both]
-    for process in both:
-        process.join(60)
-    (winner,) = (answer for answer in found if answer.won)
-    (loser,) = (answer for answer in found if not answer.won)
-    assert champion(params) == winner.number
-    assert "came first" in loser.said
-    changes = registry(params).history()
-    assert [change.before for change in changes] == ["", "1", "1"]
-    assert [change.number for change in promotion.valid(changes)] == [1, 2]
-    assert changes[-1].outcome.startswith("refused")
+def test_of_four_commands_started_together_one_wins(params: Any, tmp_path: Path) -> None:
+    promotion.promote(params, "1", Decision("the first"))
+    text = profile_text("digits16").replace("model: invfusion_g", "model: invfusion")
+    (tmp_path / "params.yaml").write_text(text)
+    command = [sys.executable, "-m", "components.registry.promotion", "promote"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    four = [
+        subprocess.Popen(
+            [*command, number, "--why", f"{n}", "--anyway"], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for n, number in enumerate(("2", "3", "2", "3"))
+    ]
+    said = [process.communicate(timeout=240)[1] for process in four]
+    assert sorted(process.returncode for process in four) == [0, 1, 1, 1], said
+    refused = [text for text, process in zip(said, four, strict=True) if process.returncode]
+    assert all("came first" in text or "when this was decided" in text for text in refused)
+    assert len(promotion.valid(registry(params).history())) == 2

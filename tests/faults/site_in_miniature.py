@@ -63,6 +63,9 @@ class Site:
         address = f"http://127.0.0.1:{self.prefect}/api{path}"
         request = Request(address, json.dumps(body).encode() if body or method == "POST" else None, method=method)
         request.add_header("content-type", "application/json")
+        if method != "GET":
+            for name, value in self.token().items():
+                request.add_header(name, value)
         for patience in (1, 2, 4, 8, None):
             try:
                 with urlopen(request, timeout=30) as answer:
@@ -73,6 +76,12 @@ class Site:
                     raise
                 time.sleep(patience)
         return None
+
+    def token(self) -> dict[str, str]:
+        """What shows the server that no web page of another site asks."""
+        address = f"http://127.0.0.1:{self.prefect}/api/csrf-token?client=tests"
+        with urlopen(address, timeout=30) as answer:
+            return {"prefect-csrf-client": "tests", "prefect-csrf-token": json.loads(answer.read())["token"]}
 
     def start(self, deployment: str, **parameters: Any) -> str:
         found = self.api("GET", f"/deployments/name/{deployment}/gpu")
@@ -104,13 +113,18 @@ class Site:
 
     def progress(self, name: str) -> int:
         with contextlib.suppress(OSError, ValueError):
-            return int(json.loads((self.folder / f"state/progress/{name}.json").read_text())["done"])
+            return int(json.loads(self.newest(f"progress/{name}.json").read_text())["done"])
         return 0
+
+    def newest(self, pattern: str) -> Path:
+        """Of a job's state, which lies apart where its parameters are others than the working copy's."""
+        found = [path for state in ("state", "state/variants/*") for path in self.folder.glob(f"{state}/{pattern}")]
+        return max(found, key=lambda path: path.stat().st_mtime, default=self.folder / "state" / pattern)
 
     def trained(self, name: str) -> int:
         """The image count of the newest checkpoint."""
-        found = sorted((self.folder / "state/train" / name).glob("checkpoint-*"))
-        return int(found[-1].name.split("-")[1]) if found else 0
+        newest = self.newest(f"train/{name}/checkpoint-*").name
+        return int(newest.split("-")[1]) if newest[-1].isdigit() else 0
 
     def service(self, name: str) -> psutil.Process:
         return psutil.Process(json.loads((self.folder / f"state/services/{name}.json").read_text())["pid"])

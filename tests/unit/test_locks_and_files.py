@@ -22,8 +22,16 @@ held.acquire()
 print("held", flush=True)
 time.sleep(60)
 """
-# A child that was forked off, as a data loader forks its workers off, does not keep the lock.
-FORK = "child = os.fork()\nif child == 0: time.sleep(60)\nprint(child, flush=True)"
+# A child that was forked off, as a data loader forks its workers off, and has begun to run, does not keep the lock.
+FORK = """
+begun, begins = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(begins, b".")
+    time.sleep(60)
+os.read(begun, 1)
+print(child, flush=True)
+"""
 
 
 @contextlib.contextmanager

@@ -19,6 +19,11 @@ def resamples(n: int, count: int, generator: torch.Generator) -> Iterator[Tensor
         yield torch.bincount(drawn, minlength=n).double()
 
 
+def resampled(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of them at once, (count, n) float64."""
+    return torch.stack(list(resamples(n, count, generator)))
+
+
 def mean_interval(values: Tensor, count: int, generator: torch.Generator) -> Interval:
     """95% percentile bootstrap interval of the mean of values (n,) over n images."""
     if values.ndim != 1 or len(values) == 0:
@@ -36,6 +41,11 @@ def statistic_interval(
     values is laid around `value`. It says how much the number varies at this n, not how far its own bias carries it.
     """
     values = torch.tensor([statistic(w) for w in resamples(n, count, generator)], dtype=torch.float64)
+    return interval_around(value, values)
+
+
+def interval_around(value: float, values: Tensor) -> Interval:
+    """The spread of resampled values (R,) laid around `value`; see `statistic_interval`."""
     low, high = _quantiles(values - values.mean())
     return value + low, value + high
 

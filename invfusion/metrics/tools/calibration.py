@@ -6,13 +6,14 @@ mean samples that vary too little; too many in the middle, too much; more on one
 2018 (simulation-based calibration), Lemos et al. 2023 (TARP, which in the limit of many references is sufficient too).
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from invfusion.codec import decode
 from invfusion.errors import ShapeError
+from invfusion.metrics.base import Weighted
 
 # A pixel counts only where a draw differs from the truth by more than two grey levels.
 AT_STAKE = 2.5 / 127.5
@@ -39,10 +40,16 @@ def tarp_ranks(samples: Tensor, truth: Tensor, references: Tensor, generator: to
     Source: TARP, Algorithm 1.
     """
     b = len(truth)
-    anchor = references.double().reshape(b, 1, -1)
-    of_samples = torch.cdist(anchor, samples.double().flatten(2))[:, 0]
-    of_truth = torch.linalg.vector_norm(truth.double().reshape(b, -1) - anchor[:, 0], dim=1)
+    of_samples, of_truth = _distances(
+        samples.double().flatten(2), truth.double().reshape(b, -1), references.double().reshape(b, -1)
+    )
     return ranks(of_samples, of_truth, generator)
+
+
+def _distances(samples: Tensor, truth: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """To references (*B, J), of samples (*B, S, J) and truth (*B, J): (*B, S) and (*B)."""
+    of_truth: Tensor = torch.linalg.vector_norm(truth - reference, dim=-1)
+    return torch.cdist(reference.unsqueeze(-2), samples).squeeze(-2), of_truth
 
 
 def projected(x: Tensor, directions: Tensor) -> Tensor:
@@ -54,9 +61,13 @@ def projected(x: Tensor, directions: Tensor) -> Tensor:
 
 def coverage(uniform: Tensor, levels: Tensor) -> Tensor:
     """How often the central interval of each level (L,) holds the truth, (L,): the share of ranks within it."""
+    return within(uniform, levels) / max(uniform.numel(), 1)
+
+
+def within(uniform: Tensor, levels: Tensor) -> Tensor:
+    """How many ranks lie in the central interval of each level (L,), (L,) long."""
     distance = (uniform.flatten().double() - 0.5).abs().sort().values
-    n_within = torch.searchsorted(distance, levels.double() / 2, right=True)
-    return n_within / max(len(distance), 1)
+    return torch.searchsorted(distance, levels.double() / 2, right=True)
 
 
 def cumulative(uniform: Tensor, levels: Tensor) -> Tensor:
@@ -89,14 +100,30 @@ def spread_and_error(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return values.var(dim=1) * (1 + 1 / n), (values.mean(dim=1) - truth.double()).square()
 
 
-def ranks_of_truth(draws: Tensor, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Of draws (n, S, C, H, W) and truth (n, C, H, W), uint8: TARP's ranks (n,), and those of pixels (n, C, H, W).
+def tarp_of_draws(draws: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """TARP's ranks (n,) of draws (n, S, C, H, W) and truth (n, C, H, W), uint8.
 
-    TARP's reference for an image is the truth of the next one.
+    The reference for an image is the truth of the one before it.
     """
-    samples, x = decode(draws), decode(truth)
-    of_distance = tarp_ranks(samples, x, x.roll(1, 0), generator)
-    return of_distance, ranks(samples, x, generator)
+    x = decode(truth)
+    distances = [
+        _distances(decode(own).double().flatten(1), true.double().flatten(), anchor.double().flatten())
+        for own, true, anchor in zip(draws, x, x.roll(1, 0), strict=True)
+    ]
+    of_samples, of_truth = (torch.stack(part) for part in zip(*distances, strict=True))
+    return ranks(of_samples, of_truth, generator)
+
+
+def ranks_at_stake(draws: Tensor, truth: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image by image, which pixels (C, H, W) bool are uncertain, and the truth's ranks there; the same draws and truth.
+
+    One image at a time, as a hundred large ones would take gigabytes.
+    """
+    # TARP's ranks are drawn first, so that all that is drawn stands in one order.
+    torch.rand(len(truth), generator=generator, dtype=torch.float64)
+    for own, true in zip(torch.split(draws, 1), torch.split(truth, 1), strict=True):
+        found, uncertain = ranks(decode(own), decode(true), generator)[0], at_stake(own, true)[0]
+        yield uncertain, found[uncertain]
 
 
 def at_stake(draws: Tensor, truth: Tensor) -> Tensor:
@@ -104,6 +131,6 @@ def at_stake(draws: Tensor, truth: Tensor) -> Tensor:
     return (decode(draws) - decode(truth)[:, None]).abs().amax(1) > AT_STAKE
 
 
-def std_ratio(values: Tensor, _: Tensor | None = None) -> Callable[[Tensor], float]:
-    """Predicted over actual deviation, of variances and squared errors (n, 2), as a function of weights (n,)."""
-    return lambda weights: float(((weights @ values[:, 0]) / (weights @ values[:, 1])).sqrt())
+def std_ratio(values: Tensor, _: Tensor | None = None) -> Weighted:
+    """Predicted over actual deviation, of variances and squared errors (n, 2), as a function of weights."""
+    return lambda weights, _: ((weights @ values[:, 0]) / (weights @ values[:, 1])).sqrt()

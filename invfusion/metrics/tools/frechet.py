@@ -5,12 +5,17 @@ They are called FID and KID only where the features are Inception's (`features.I
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from invfusion.errors import ShapeError
+from invfusion.metrics.base import Weighted
+
+# Rows of a kernel that are in memory at once: ten thousand images' whole kernel takes 0.8 GB.
+PART = 512
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,29 @@ def frechet_distance_from(reference: FeatureStatistics) -> Callable[[FeatureStat
     return distance
 
 
-def frechet(values: Tensor, reference: Tensor | None) -> Callable[[Tensor], float]:
-    """The Frechet distance of features (n, d) to reference features (N, d) as a function of the weights of the former.
+def frechet(values: Tensor, reference: Tensor | None) -> Weighted:
+    """The Frechet distance of features (n, d) to reference features (m, d), as a function of both sides' weights.
 
     Raises:
         ShapeError: there is no reference.
     """
-    distance = frechet_distance_from(FeatureStatistics.of(_there(reference)))
-    return lambda weights: distance(FeatureStatistics.of(values, weights))
+    there = _there(reference)
+    as_it_is = cache(lambda: frechet_distance_from(FeatureStatistics.of(there)))
+
+    def one(w: Tensor, v: Tensor | None) -> float:
+        distance = as_it_is() if v is None else frechet_distance_from(FeatureStatistics.of(there, v))
+        return distance(FeatureStatistics.of(values, w))
+
+    def distances(weights: Tensor, of_reference: Tensor | None = None) -> Tensor:
+        others = [None] * len(weights) if of_reference is None else of_reference
+        return weights.new_tensor([one(w, v) for w, v in zip(weights, others, strict=True)])
+
+    return distances
 
 
-def kernel(values: Tensor, reference: Tensor | None) -> Callable[[Tensor], float]:
+def kernel(values: Tensor, reference: Tensor | None) -> Weighted:
     """The kernel distance likewise, of features (n, d) and (m, d)."""
-    return kernel_distance_from(_there(reference), values)
+    return kernel_distances(values, _there(reference))
 
 
 def kernel_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> float:
@@ -88,28 +103,39 @@ def kernel_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> floa
     With `weights` (n,), image i of `a` counts so often, and pairs of an image with itself stay out. Around 0, also
     below, for sets of one distribution. Source: Binkowski et al. (KID), on the whole sets instead of random subsets.
     """
-    return kernel_distance_from(b, a)(weights)
+    w = torch.ones(len(a), dtype=torch.float64, device=a.device) if weights is None else weights.double()
+    return float(kernel_distances(a, b)(w[None], None))
 
 
-def kernel_distance_from(reference: Tensor, features: Tensor) -> Callable[[Tensor | None], float]:
-    """The kernel distance of (m, d) and (n, d) as a function of the weights (n,) of `features`; kernels are kept."""
+def kernel_distances(features: Tensor, reference: Tensor) -> Weighted:
+    """The kernel distance of (n, d) and (m, d) as a function of the weights of both sides, a part of the kernel at a
+    time."""
     a, b = features.double(), reference.double()
     _need_two(len(a))
     _need_two(len(b))
-    aa, ab, bb = _kernel(a, a), _kernel(a, b).mean(1), _kernel(b, b)
-    within_b = (bb.sum() - bb.trace()) / (len(b) * (len(b) - 1))
 
-    def distance(weights: Tensor | None) -> float:
-        w = a.new_ones(len(a)) if weights is None else weights.double()
-        pairs = w @ aa @ w - w.square() @ aa.diagonal()
-        within_a = pairs / (w.sum().square() - w.square().sum())
-        return float(within_a + within_b - 2 * (w @ ab) / w.sum())
+    def distances(weights: Tensor, of_reference: Tensor | None = None) -> Tensor:
+        w, v = weights.double(), a.new_ones(1, len(b)) if of_reference is None else of_reference.double()
+        return _within(a, w) + _within(b, v) - 2 * _across(a, b, w, v) / (w.sum(1) * v.sum(1))
 
-    return distance
+    return distances
+
+
+def _within(a: Tensor, w: Tensor) -> Tensor:
+    """Of weights (R, n), the mean kernel (R,) between features (n, d) of different images."""
+    own = torch.cat([_kernel(part[:, None], part[:, None])[:, 0, 0] for part in torch.split(a, PART)])
+    pairs = _across(a, a, w, w) - w.square() @ own
+    return pairs / (w.sum(1).square() - w.square().sum(1))
+
+
+def _across(a: Tensor, b: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The sum of w_i v_j k(a_i, b_j), (R,), of weights (R, n) and (R or 1, m)."""
+    parts = zip(torch.split(a, PART), torch.split(w, PART, dim=1), strict=True)
+    return torch.stack([(u * (_kernel(part, b) @ v.T).T).sum(1) for part, u in parts]).sum(0)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1).pow(3)
+    return (a @ b.mT / a.shape[-1] + 1).pow(3)
 
 
 def _matrix_root(matrix: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""Peak memory of a whole evaluation at a profile's own number of images and size, with a tiny network.
+
+    python -m benchmarks.evaluation_memory ffhq64
+
+Random images are staged in a scratch folder, and each method of METHODS restores every family of the profile with one
+step. What is printed is the most memory that the process held, over what it held with the models loaded, in MiB.
+"""
+
+import argparse
+import contextlib
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from components.evaluation import evaluate as component
+from components.evaluation.costs import resident
+from components.evaluation.methods import columns
+from components.params import Params
+from components.paths import MODELS, STAGED
+from components.profiles import load_profile
+from invfusion.data.manifest import MANIFEST
+from invfusion.data.staged import StagedManifest, StagedShard
+from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
+from invfusion.rng import generator
+from invfusion.samplers import Heun
+
+METHODS = ("Palette", "Unconditional")
+SHARD = 1000
+# Of a network whose activations take next to nothing.
+WIDTH, PATCH = 48, 16
+# Seconds between two looks at the memory.
+PERIOD = 0.05
+
+log = logging.getLogger("benchmarks")
+
+
+def tiny(params: Params, n_images: int | None) -> Params:
+    """The profile with one step per image, and at most so many images."""
+    n = n_images or params.evaluate.n_images
+    changes = {
+        "methods": [name for name in METHODS if name in params.methods],
+        "sampler": Heun(n_steps=1),
+        "n_images": n,
+        "n_unconditional": min(n, params.evaluate.n_unconditional),
+    }
+    return params.model_copy(
+        update={
+            "evaluate": params.evaluate.model_copy(update=changes),
+            "runtime": params.runtime.model_copy(update={"processes": 1, "device": "cpu"}),
+        }
+    )
+
+
+def stage_noise(params: Params) -> None:
+    """Random smooth images as the staged test split."""
+    n, size = params.evaluate.n_images, params.data.image_size
+    (STAGED / "test").mkdir(parents=True)
+    names = []
+    for first in range(0, n, SHARD):
+        names.append(f"test-{first // SHARD:06d}")
+        count = min(SHARD, n - first)
+        draws = generator(params.seed, "memory/images", first)
+        coarse = torch.randint(256, (count, 3, size // 8, size // 8), dtype=torch.uint8, generator=draws)
+        images = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        np.save(STAGED / "test" / f"{names[-1]}.npy", images.numpy())
+        keys = [f"image-{first + i:06d}" for i in range(count)]
+        labels = [i % max(params.model.n_classes, 1) for i in range(count)]
+        sidecar = StagedShard(source="", source_sha256="", pixels_sha256="", keys=keys, labels=labels)
+        (STAGED / "test" / f"{names[-1]}.json").write_text(sidecar.model_dump_json())
+    manifest = StagedManifest(
+        name="noise",
+        image_size=size,
+        channels=3,
+        class_names=[],
+        n_samples={"test": n},
+        digests={"test": ""},
+        shards={"test": names},
+    )
+    (STAGED / MANIFEST).write_text(manifest.model_dump_json())
+
+
+def save_models(params: Params) -> None:
+    """Untrained networks under the names of the profile's models."""
+    config = DenoiserConfig(
+        image_size=params.data.image_size, patch_size=PATCH, levels=(LevelConfig(width=WIDTH, depth=1),),
+        head_dim=WIDTH // 2, mapping_width=16, mapping_hidden=16, mapping_depth=1, n_classes=params.model.n_classes,
+    )  # fmt: skip
+    for variant in ("unconditional", "palette"):
+        save_denoiser(build_denoiser(config, seed=0, variant=variant), MODELS / variant, {})
+
+
+def held() -> float:
+    """MiB of this process's own memory: without pages of mapped files, which the system drops when it needs room."""
+    return resident("RssAnon") + resident("RssShmem")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[float]]:
+    """The memory held at every look within the block."""
+    seen, ended = [held()], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(PERIOD):
+            seen[0] = max(seen[0], held())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def run(profile: str, n_images: int | None, folder: Path) -> dict[str, Any]:
+    """The figures of one profile."""
+    params = tiny(load_profile(profile), n_images)
+    with contextlib.chdir(folder):
+        stage_noise(params)
+        save_models(params)
+        plan = columns(params, ["unconditional", "palette"])
+        models = {m.model: MODELS / m.model for column in plan for m in column.methods if m.model}
+        evaluation = component.prepare(params, plan, models, Path("artifacts/evaluation"))
+        for name in models:
+            evaluation.restorer.denoiser(name)
+        before, start = held(), time.perf_counter()
+        with watched() as peak:
+            evaluation.run()
+        return {
+            "profile": profile,
+            "images": params.evaluate.n_images,
+            "pixels": params.data.image_size,
+            "families": [column.kind for column in plan],
+            "methods": list(params.evaluate.methods),
+            "held_before_mib": round(before),
+            "peak_over_models_mib": round(max(peak) - before),
+            "seconds": round(time.perf_counter() - start),
+        }
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("profile")
+    command.add_argument("--images", type=int, help="instead of the profile's own number")
+    options = command.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folder = Path(tempfile.mkdtemp(prefix="evaluation-memory-"))
+    try:
+        print(run(options.profile, options.images, folder), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
