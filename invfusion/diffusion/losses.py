@@ -95,8 +95,8 @@ class ConsistencyLoss(Config):
     Two points of one image with one noise, at sigma and at r < sigma, must have the same estimate; that at r is the
     target, and the image itself where r = 0: |D(x_sigma) - D(x_r)| / (sigma - r), the norm a root mean square with
     `smoothing` below it. ln sigma ~ N(P_mean, P_std^2), and r draws nearer to sigma from stage to stage, each of
-    `stage_images` images: r = sigma max(0, 1 - 2^-(stage + 1) (1 + 8 / (1 + e^sigma))). The first stages are a diffusion
-    model's own training at low noise. Source: Geng et al. 2024 (arXiv 2406.14548), sections 3 and 4.
+    `stage_images` images: r = sigma max(0, 1 - 2^-(stage + 1) (1 + 8 / (1 + e^sigma))). The first stages are a
+    diffusion model's own training at low noise. Source: Geng et al. 2024 (arXiv 2406.14548), sections 3 and 4.
     """
 
     kind: Literal["consistency"] = "consistency"
