@@ -539,6 +539,6 @@ def test_the_model_brings_its_own_code(registry: str, tmp_path: Path) -> None:
     """It loads in another process, in a working directory far from the project."""
     request = json.dumps(request_for("patch_inpainting"))
     command = [sys.executable, "-c", PREDICT_ELSEWHERE, registry, request]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.splitlines()[0] == "(2, 3, 16, 16)", done.stderr
     assert "code/invfusion" in done.stdout.splitlines()[1]
