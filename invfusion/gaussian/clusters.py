@@ -43,7 +43,9 @@ class Clusters(nn.Module):
         Raises `ConfigError` without scikit-learn, or with fewer than two images for each cluster.
         """
         if not 2 <= n <= len(images) // 2:
-            raise ConfigError(f"{len(images)} images form 2 to {len(images) // 2} clusters, not {n}")
+            raise ConfigError(
+                f"{len(images)} images form 2 to {len(images) // 2} clusters, not {n}; ask for fewer or add images"
+            )
         try:
             from sklearn.cluster import KMeans
         except ImportError:
