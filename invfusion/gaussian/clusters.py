@@ -86,7 +86,7 @@ class ClusteredPosterior(GaussianPosterior):
         return self._total_variance(*self._given_measurement, self._nothing, system).float()
 
     def denoise_with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """As a Gaussian's: E[x | x_sigma, y], and the mean posterior variance of a pixel."""
+        """E[x | x_sigma, y] for x_sigma (B, C, H, W), sigma (B,) or (); and the mean variance of a pixel, (B,)."""
         p, system = self._at(x, sigma)
         weights, means = self._clusters_given(x.double(), p, system)
         return _mixed(weights, means).float(), self._total_variance(weights, means, p, system).float()
