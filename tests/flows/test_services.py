@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from prefect.states import Completed, Pending, Running
+from prefect.states import Completed, Pending, Running, Suspended
 
 from flows import entry, records, services
 from flows.services import Note, Service
@@ -135,7 +135,9 @@ class FakePrefect:
         self.state = state
 
 
-@pytest.mark.parametrize(("state", "final"), [(Running(), "CRASHED"), (Completed(), "COMPLETED")])
+@pytest.mark.parametrize(
+    ("state", "final"), [(Running(), "CRASHED"), (Completed(), "COMPLETED"), (Suspended(), "PAUSED")]
+)
 def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any, final: str
 ) -> None:
