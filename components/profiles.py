@@ -65,6 +65,16 @@ def lost_edits(values: Mapping[str, Any], name: str) -> dict[str, str]:
     return {key: change for key, change in edited.items() if key in changed}
 
 
+def refuse_to_lose(values: Mapping[str, Any], name: str) -> None:
+    """Raise `ConfigError` that names the edits of params.yaml which a profile would take the place of, if any."""
+    if lost := lost_edits(values, name):
+        lines = "\n".join(f"  {key}: {change}" for key, change in lost.items())
+        raise ConfigError(
+            f"the profile would take the place of values that you have changed in params.yaml:\n{lines}\n"
+            "Put them into a file of your own under profiles/ to keep them, or say --discard-edits (make: DISCARD=1)"
+        )
+
+
 def overlay(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> bool:
     """Put changes into nested values, in place; whether anything differs now.
 

@@ -17,11 +17,14 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 from components import cli
-from components.params import Params, load_params
+from components.params import Params, load_params, read_values
 from components.tracking import masked
 from flows import leases
+from flows.identify import FOLDER as IDENTITY
 from flows.pages import shown
-from invfusion.errors import InvFusionError, ServiceError
+from flows.stages import GRAPH, STAGES
+from invfusion.errors import ConfigError, InvFusionError, ServiceError
+from invfusion.locks import holder, lock
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ Result = TypeVar("Result")
 SERVER_TIMEOUT_S = 5
 # Names the file to which every finished step adds a line {"stage", "seconds"}.
 TIMINGS = "INVFUSION_TIMINGS"
+# A lock for each step that runs.
+RUNNING = Path("state/running")
 # Set where a Prefect run exists already that this process works for: it then opens none of its own.
 JOB = "INVFUSION_JOB"
 # The steps that this process has finished.
@@ -56,6 +61,8 @@ def step(
     settings = load_params(params)
     stage = os.environ.get("DVC_STAGE", component.__name__)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(stage))
+        stack.enter_context(unchanged(stage))
         stack.enter_context(shown(own_run()))
         if devices is not None:
             stack.enter_context(leases.hold(devices(settings), stage))
@@ -67,6 +74,55 @@ def step(
         with Path(file).open("a") as timings:
             timings.write(json.dumps(entry) + "\n")
     return result
+
+
+@contextlib.contextmanager
+def _alone(stage: str) -> Iterator[None]:
+    """Jobs of equal parameters share their state: each finds there what the one before it left."""
+    held = lock(RUNNING / f"{stage}.lock")
+    try:
+        held.acquire(blocking=False)
+    except TimeoutError:
+        log.info("%s waits: process %s is making the same", stage, holder(RUNNING / f"{stage}.lock"))
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
+def unchanged(stage: str) -> Iterator[None]:
+    """DVC writes down what a stage was made from when it has ended: that must be what it was made from.
+
+    Raises:
+        ConfigError: parameters or the identity of the code changed meanwhile. DVC then takes the stage for stale.
+    """
+    before = basis(stage) if "DVC_STAGE" in os.environ else {}
+    yield
+    changed = {key: value for key, value in before.items() if basis(stage)[key] != value}
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} changed while '{stage}' ran, so DVC must not note its results as made from what is "
+            "there now. Run it again: what it had computed is used where it still fits"
+        )
+
+
+def basis(stage: str) -> dict[str, Any]:
+    """What DVC notes of a stage beside data: the parameters that dvc.yaml names, and the identity of its code."""
+    name, _, member = stage.rpartition(":")[2].partition("@")
+    graph = read_values(STAGES[name].graph if name in STAGES else GRAPH)["stages"].get(name, {})
+    values = read_values("params.yaml")
+    found = {key: _at(values, key) for key in graph.get("params", ())}
+    identity = IDENTITY / ("train" if member else name) / member
+    path = identity.with_name(f"{identity.name}.json")
+    return found | {str(path): path.read_text() if path.exists() else None}
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def own_run() -> str | None:

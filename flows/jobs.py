@@ -14,14 +14,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from uuid import UUID
 
 from prefect import Flow, flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from pydantic import BaseModel
@@ -30,11 +32,11 @@ from components.children import child
 from components.params import Params, load_params
 from components.registry import promotion
 from flows import entry, records
-from flows.changes import applied, changes_of, filled
+from flows.changes import changes_of, filled
 from flows.pages import shown
-from flows.repair import repair
-from flows.reproduce import PARAMS, dvc_command, dvc_environment, stale, use_profile
+from flows.reproduce import dvc_command, dvc_environment
 from flows.stages import STAGES, Stage, target
+from flows.workspaces import PARAMS, Wanted, workspace
 from invfusion.errors import ServiceError
 from invfusion.training.recipes import RECIPES
 
@@ -42,12 +44,11 @@ from invfusion.training.recipes import RECIPES
 ROOT = "INVFUSION_ROOT"
 # From a cancelled run to the end of its processes, in which a stage writes its checkpoint.
 STOP_S = 12
-# DVC refuses a path that another job of this working copy is using.
-BUSY = ("is busy", "Unable to acquire lock")
-RETRY_S = 10
-# How often a run looks whether it was cancelled, and how long it leaves that to its worker.
+# A decision about the champion takes seconds.
+DECISION_S = 600
+# How often a run looks whether it should be running, and how long it leaves its end to its worker.
 LOOK_S = 2.0
-CANCEL_S = 4.0
+STOPPED_S = 4.0
 
 
 def form_of(*sections: str) -> type[BaseModel]:
@@ -59,14 +60,15 @@ def form_of(*sections: str) -> type[BaseModel]:
 def job_of(stage: Stage) -> Flow[..., Any]:
     """The flow that brings a stage up to date: for a model where the stage trains each, and with its form filled in."""
 
-    def job(settings: BaseModel | None = None, force: bool = False, **chosen: str) -> State | None:
-        changes = {} if settings is None else filled(settings)
-        return run_job(lambda params: [target(params, stage.name, *chosen.values())], changes, force)
+    def job(settings: BaseModel | None = None, keep: bool = False, force: bool = False, **chosen: str) -> State | None:
+        wanted = Wanted(changes={} if settings is None else filled(settings), keeps=keep)
+        return run_job(lambda params: [target(params, stage.name, *chosen.values())], wanted, force)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("force", kind, default=False, annotation=bool)]
     if stage.form:
         form: Any = form_of(*stage.form) | None
+        parameters.insert(0, inspect.Parameter("keep", kind, default=False, annotation=bool))
         parameters.insert(0, inspect.Parameter("settings", kind, default=None, annotation=form))
     if stage.each:
         parameters.insert(0, inspect.Parameter(stage.each, kind, annotation=Literal[tuple(RECIPES)]))
@@ -89,21 +91,22 @@ else:
 @flow(name="reproduce")
 def reproduce(
     profile: str = "",
-    discard_edits: bool = False,
     settings: ParamsChanges | None = None,
+    keep: bool = False,
+    discard_edits: bool = False,
     targets: list[str] | None = None,
     force: bool = False,
 ) -> State | None:
-    """Rerun whatever is stale, end to end; `profile` is a name under profiles/ to put in place of params.yaml first,
-    which is refused where values that somebody has changed there would be lost, unless `discard_edits`.
+    """Rerun whatever is stale, end to end, with the values of a profile (a name under profiles/) where one is named.
+
+    keep: parameters and results of a profile or of settings come into the working copy; this is refused where values
+    that somebody has changed in params.yaml would be lost, unless `discard_edits`.
     """
-    with at_root():
-        if profile:
-            use_profile(profile, discard_edits)
-    return run_job(lambda _: targets or [], {} if settings is None else filled(settings), force)
+    changes = {} if settings is None else filled(settings)
+    return run_job(lambda _: targets or [], Wanted(profile, changes, keep, discard_edits), force)
 
 
-@flow(name="promote", flow_run_name="promote-{version}")
+@flow(name="promote", flow_run_name="promote-{version}", timeout_seconds=DECISION_S)
 def promote(version: int, why: str, who: str = "", expect: int | None = None, anyway: bool = False) -> None:
     """Make a registered version the champion where every gate passes; `anyway` goes against failed gates.
 
@@ -114,7 +117,7 @@ def promote(version: int, why: str, who: str = "", expect: int | None = None, an
         promotion.promote(load_params(PARAMS), str(version), decision(why, who, expect), anyway)
 
 
-@flow(name="rollback")
+@flow(name="rollback", timeout_seconds=DECISION_S)
 def rollback(why: str, who: str = "", expect: int | None = None) -> None:
     """Give the champion's place back to the version that held it before; `who` and `expect` as for promote."""
     with at_root():
@@ -129,33 +132,50 @@ def decision(why: str, who: str, expect: int | None) -> promotion.Decision:
     return promotion.Decision(why, asker, None if expect is None else str(expect), run.created)
 
 
-class CancelledError(Exception):
-    """Somebody asked for the end of this run, and its worker did not pass that on."""
+class StoppedError(Exception):
+    """The run is in a state in which nothing should go on, and its worker did not say so."""
+
+    def __init__(self, state: State | None) -> None:
+        super().__init__(str(state))
+        self.state = state
 
 
-def run_job(targets_of: Callable[[Params], Sequence[str]], changes: Mapping[str, Any], force: bool) -> State | None:
-    """Run `dvc repro` under the Prefect run of this process; returns its final state where that is "cancelled".
+def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force: bool) -> State | None:
+    """Run `dvc repro` under the Prefect run of this process, in a workspace of its own; returns its final state where
+    that is "cancelled".
 
     targets_of: of the parameters, once they are changed.
 
     Raises:
         InvFusionError: the changes are not valid, or a stage failed.
         SystemExit: the worker is gone. A checkpoint is written then, as when the run is cancelled.
+        Pause, Abort: the run was suspended, or has come to another end. Likewise.
     """
     run_id, worker = str(flow_run.get_id()), os.getppid()
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_root())
-        stack.enter_context(applied(changes, PARAMS))
-        targets = targets_of(load_params(PARAMS))
-        stack.enter_context(shown(run_id, [re.split("[@:]", target)[-1] for target in targets]))
         records.keep(run_id)
+        place = stack.enter_context(workspace(run_id, wanted))
+        targets = targets_of(place.params)
+        stack.enter_context(shown(run_id, [re.split("[@:]", target)[-1] for target in targets]))
         try:
-            code = _repro(targets, ["--force"] if force else [], worker)
-        except CancelledError:
-            return Cancelled(message="the run looked for itself and found that it was cancelled")
+            code = _follow(dvc_command([*(["--force"] if force else []), *targets]), worker)
+        except StoppedError as stopped:
+            return _end_as(stopped.state)
+        if not code:
+            place.keep(wanted)
     if code:
         raise ServiceError(f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log")
     return None
+
+
+def _end_as(state: State | None) -> State:
+    """The run's final state, or what ends it in the state that it has."""
+    if state is not None and state.is_cancelling():
+        return Cancelled(message="the run looked for itself and found that it was cancelled")
+    if state is not None and state.is_paused():
+        raise Pause(state=state)
+    raise Abort("the run has come to another end")
 
 
 @contextlib.contextmanager
@@ -165,81 +185,70 @@ def at_root() -> Iterator[None]:
         yield
 
 
-def _repro(targets: Sequence[str], options: Sequence[str], worker: int) -> int:
-    """Run DVC, beside other jobs of this working copy where it can, after them where it must wait for what they make.
-
-    DVC locks all that comes before a target, even what is up to date; so where only the target itself is stale, it is
-    run alone.
-    """
-    while True:
-        repair()
-        alone = ["--single-item"] if len(targets) == 1 and stale(targets) == set(targets) else []
-        code, is_busy = _follow(dvc_command([*options, *alone, *targets]), worker)
-        if not (code and is_busy):
-            return code
-        get_run_logger().info("another job of this working copy is making what this one needs: trying again")
-        time.sleep(RETRY_S)
-
-
-def _follow(command: Sequence[str], worker: int) -> tuple[int, bool]:
-    """Run a command with its output in the run's log; returns its exit code, and whether DVC found a path in use."""
+def _follow(command: Sequence[str], worker: int) -> int:
+    """Run a command with its output in the run's log; returns its exit code."""
     quiet = {"TQDM_DISABLE": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": ""}
-    environment = {**dvc_environment(), **quiet, entry.JOB: "1"}
+    # The workspace's own code comes before the working copy's, and with it vanish DVC's notes about its files.
+    here = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))}
+    here["DVC_SITE_CACHE_DIR"] = str(Path(".dvc/tmp/site").absolute())
+    environment = {**dvc_environment(), **quiet, **here, entry.JOB: "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    seen: list[bool] = []
     with child(command, environment, STOP_S, **pipes) as process:
-        arguments = (process.stdout, get_run_logger(), seen)
-        reader = threading.Thread(target=_log_lines, args=arguments, daemon=True)
+        reader = threading.Thread(target=_log_lines, args=(process.stdout, get_run_logger()), daemon=True)
         reader.start()
-        cancellation = Cancellation()
+        watch = Watch()
         while (code := process.poll()) is None:
             _end_with(worker)
-            cancellation.check()
+            watch.check()
             time.sleep(0.5)
         reader.join(timeout=5)
-    return code, any(seen)
+    return code
 
 
-def _log_lines(stream: Any, log: Any, seen: list[bool]) -> None:
+def _log_lines(stream: Any, log: Any) -> None:
     for line in stream:
         if line.strip():
             log.log(logging.ERROR if line.startswith(("error:", "ERROR:")) else logging.INFO, "%s", line.rstrip())
-        seen.append(any(sign in line for sign in BUSY))
 
 
 @dataclass
-class Cancellation:
-    """Looks for itself whether the run was cancelled: after an outage of the server, Prefect's worker does not any more
-    (its own words: "Flow run cancellation disabled").
+class Watch:
+    """Looks for itself whether the run should still be running: Prefect's worker does not where somebody suspends it,
+    and after an outage of the server it does not even look for cancelled ones any more (its own words: "Flow run
+    cancellation disabled").
     """
 
     next_look: float = 0.0
     first_seen: float | None = None
 
     def check(self) -> None:
-        """Raise `CancelledError` where the run has been cancelled for a while and nobody has ended it."""
+        """Raise `StoppedError` where the run has not been running for a while and nobody has ended it."""
         now = time.monotonic()
         if now < self.next_look:
             return
         self.next_look = now + LOOK_S
-        if not _is_cancelling():
+        is_running, state = _state()
+        if is_running:
             self.first_seen = None
         elif self.first_seen is None:
             self.first_seen = now
-        elif now - self.first_seen >= CANCEL_S:
+        elif now - self.first_seen >= STOPPED_S:
             # A late signal of the worker must not cut the writing of a checkpoint short.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise CancelledError
+            raise StoppedError(state)
 
 
-def _is_cancelling() -> bool:
+def _state() -> tuple[bool, State | None]:
+    """Whether the run should be running, and its state."""
     try:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(str(flow_run.get_id()))).state
-    except Exception as error:  # noqa: BLE001  a server that does not answer has cancelled nothing
+    except ObjectNotFound:
+        return False, None
+    except Exception as error:  # noqa: BLE001  a server that does not answer has stopped nothing
         logging.getLogger(__name__).debug("the run's state could not be read: %s", error)
-        return False
-    return state is not None and state.is_cancelling()
+        return True, None
+    return state is None or state.is_running() or state.is_pending(), state
 
 
 def _end_with(worker: int) -> None:

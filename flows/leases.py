@@ -25,12 +25,16 @@ log = logging.getLogger(__name__)
 # "0,1,3": the devices that jobs may use. A host without GPUs has slots only where they are declared here.
 SLOTS = "INVFUSION_SLOTS"
 FOLDER = "INVFUSION_LEASES"
+SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_S = 0.5
 
 
 def slots() -> list[str]:
-    """The devices to share: those that are declared, else those that CUDA shows; empty where there are none."""
+    """The devices to share: those that are declared, else those that CUDA shows; empty where there are none, or where a
+    scheduler has given this process its devices."""
+    if SLOTS not in os.environ and is_scheduled():
+        return []
     for name in (SLOTS, VISIBLE):
         if name in os.environ:
             return [part.strip() for part in os.environ[name].split(",") if part.strip()]
@@ -39,6 +43,11 @@ def slots() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(i) for i in range(len(re.findall("^GPU ", answer, re.MULTILINE)))]
+
+
+def is_scheduled() -> bool:
+    """Whether this process runs under Slurm or Kubernetes, which lend GPUs themselves."""
+    return any(name in os.environ for name in SCHEDULERS)
 
 
 @contextlib.contextmanager
@@ -95,15 +104,40 @@ def _take(devices: Sequence[str], count: int, purpose: str, stack: contextlib.Ex
 
 @contextlib.contextmanager
 def _turn(note: str) -> Iterator[None]:
-    """Hold the head of the queue of those who wait for devices."""
-    queue = lock(_path("queue"), note)
-    if not _try(queue):
-        log.info("%s waits: other jobs are before it", note)
-        queue.acquire(poll_interval=POLL_S)
+    """Hold the head of the queue of those who wait for devices, which are served in the order in which they came."""
+    with locked(_path("queue")):
+        number = max(_waiting(), default=0) + 1
+        ticket = lock(_ticket(number), note)
+        ticket.acquire()
     try:
+        if not _is_next(number):
+            log.info("%s waits: other jobs are before it", note)
+            while not _is_next(number):
+                time.sleep(POLL_S)
         yield
     finally:
-        queue.release()
+        ticket.release()
+
+
+def _is_next(number: int) -> bool:
+    with locked(_path("queue")):
+        return min(_waiting(), default=number) >= number
+
+
+def _waiting() -> list[int]:
+    """The numbers of those who wait. A ticket is void once its process is gone; the queue's lock must be held."""
+    found = []
+    for path in _ticket(0).parent.glob("ticket-*.lock"):
+        with locked(path, wait=False) as is_void:
+            if is_void:
+                path.unlink()
+            else:
+                found.append(int(path.stem.removeprefix("ticket-")))
+    return found
+
+
+def _ticket(number: int) -> Path:
+    return _path(f"ticket-{number:012d}")
 
 
 def _try(lease: FileLock) -> bool:

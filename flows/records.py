@@ -4,14 +4,25 @@ so a file whose lock is free tells of a run that has ended, maybe without tellin
 
 import contextlib
 import logging
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 from filelock import FileLock
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
@@ -22,6 +33,8 @@ log = logging.getLogger(__name__)
 FOLDER = Path("state/jobs")
 # How long Prefect may take to note by itself that a run has ended.
 GRACE_S = 15.0
+# How long a worker may take from claiming a run to naming its process.
+UNBORN_S = 300.0
 MESSAGE = "The run's process died. Starting it again continues from its last checkpoint."
 
 _kept: list[FileLock] = []
@@ -44,8 +57,10 @@ def ended() -> Iterator[str]:
 
 @dataclass
 class Sweeper:
-    """Marks runs that died as crashed where Prefect still counts them as alive, so that their slots are free."""
+    """Marks runs that died as crashed where Prefect still counts them as alive, so that slots are free: those that
+    worked here, and those of the pools that died before they began."""
 
+    pools: Sequence[str] = ()
     seen: dict[str, float] = field(default_factory=dict)
 
     def sweep(self, grace: float = GRACE_S) -> list[str]:
@@ -53,7 +68,8 @@ class Sweeper:
         now = time.monotonic()
         found = {run_id: self.seen.get(run_id, now) for run_id in ended()}
         self.seen = found
-        return [run_id for run_id, since in found.items() if now - since >= grace and _mark_ended(run_id)]
+        dead = [run_id for run_id, since in found.items() if now - since >= grace and _mark_ended(run_id)]
+        return dead + (_mark_unborn(self.pools, grace) if self.pools else [])
 
 
 def _mark_ended(run_id: str) -> bool:
@@ -61,9 +77,34 @@ def _mark_ended(run_id: str) -> bool:
     was_alive = False
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
         state = client.read_flow_run(UUID(run_id)).state
-        if state is not None and not state.is_final():
+        # One that was suspended, or waits to be run again, has no process and needs none.
+        if state is not None and (state.is_running() or state.is_pending() or state.is_cancelling()):
             client.set_flow_run_state(UUID(run_id), Crashed(message=MESSAGE), force=True)
             log.warning("run %s had died and is marked as crashed", run_id)
             was_alive = True
     (FOLDER / run_id).unlink(missing_ok=True)
     return was_alive
+
+
+def _mark_unborn(pools: Sequence[str], grace: float) -> list[str]:
+    """The pending runs that will never begin: their process is gone from this host, or their worker from any."""
+    pending = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING])))
+    ours = WorkPoolFilter(name=WorkPoolFilterName(any_=list(pools)))
+    marked = []
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=pending, work_pool_filter=ours):
+            if _is_unborn(run, grace):
+                client.set_flow_run_state(
+                    run.id, Crashed(message="The run's process died before it began."), force=True
+                )
+                log.warning("run %s died before it began and is marked as crashed", run.id)
+                marked.append(str(run.id))
+    return marked
+
+
+def _is_unborn(run: FlowRun, grace: float) -> bool:
+    age = (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
+    host, _, number = (run.infrastructure_pid or "").partition(":")
+    if not host:
+        return age > UNBORN_S
+    return host == socket.gethostname() and number.isdigit() and not psutil.pid_exists(int(number)) and age > grace

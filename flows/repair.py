@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from flows.stages import STAGES
 log = logging.getLogger(__name__)
 
 STATE = Path(".dvc/tmp")
+WAIT_S = 0.2
 # Who uses which path, while DVC runs.
 IN_USE = STATE / "rwlock"
 # What each graph's stages were made from.
@@ -38,6 +40,18 @@ def repair() -> None:
                 "%s was cut short when DVC was killed: it is now %s, and DVC asks every stage again", path, aside
             )
             path.replace(aside)
+
+
+@contextlib.contextmanager
+def dvc_at_rest() -> Iterator[None]:
+    """Within the block DVC writes none of its files here; it does so between the commands of stages, for moments."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    while True:
+        with _guarded_by(STATE / "lock") as is_idle:
+            if is_idle:
+                yield
+                return
+        time.sleep(WAIT_S)
 
 
 @contextlib.contextmanager

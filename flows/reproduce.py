@@ -25,21 +25,19 @@ from components import cli, tracking
 from components.children import child
 from components.device import check_device
 from components.params import Params, load_params, read_values
-from components.profiles import load_profile, lost_edits, profile_text
+from components.profiles import load_profile, profile_text, refuse_to_lose
 from components.registry.register import SUMMARY
 from flows import entry
 from flows.identify import identify
 from flows.repair import repair
 from flows.servers import comes_up, prefect_api, prefect_command, prefect_environment, prefect_health
 from flows.stages import GRAPH, STAGES, target
+from flows.workspaces import IDENTIFY, PARAMS, working_copy
 from invfusion.data.manifest import RESTORE
-from invfusion.errors import ConfigError, DataError, ServiceError
+from invfusion.errors import DataError, ServiceError
 
 log = logging.getLogger(__name__)
 
-PARAMS = Path("params.yaml")
-# The stage that writes down what the others depend on.
-IDENTIFY = "identify"
 # A busy machine takes minutes.
 SERVER_START_S = 300
 SERVER_STOP_S = 10
@@ -74,21 +72,11 @@ def use_profile(name: str, discard_edits: bool = False) -> None:
     """
     check_data(load_profile(name))
     if PARAMS.exists() and not discard_edits:
-        refuse_to_lose(lost_edits(read_values(PARAMS), name))
+        refuse_to_lose(read_values(PARAMS), name)
     text = profile_text(name)
     if not PARAMS.exists() or PARAMS.read_bytes() != text.encode():
         PARAMS.write_bytes(text.encode())
         log.info("params.yaml is now the profile '%s'", name)
-
-
-def refuse_to_lose(lost: Mapping[str, str]) -> None:
-    """Raise `ConfigError` that names values of params.yaml which are in no profile, if there are any."""
-    if lost:
-        lines = "\n".join(f"  {key}: {change}" for key, change in lost.items())
-        raise ConfigError(
-            f"the profile would take the place of values that you have changed in {PARAMS}:\n{lines}\n"
-            "Put them into a file of your own under profiles/ to keep them, or say --discard-edits (make: DISCARD=1)"
-        )
 
 
 def check_data(params: Params) -> None:
@@ -255,7 +243,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="run all stages, stale or not")
     parser.add_argument("targets", nargs="*", help="stages; default: those of dvc.yaml")
     arguments = parser.parse_args()
-    with entry.clear_ends():
+    with entry.clear_ends(), working_copy("reproduction"):
         params = checked_params(arguments.profile, arguments.discard_edits)
         targets = [target(params, name) if name in STAGES else name for name in arguments.targets]
         code = run_stale(params, targets, arguments.force)

@@ -19,8 +19,9 @@ from components.reporting.table import SETS
 from components.reporting.table import table as component
 from components.training.zoo import pipeline_models
 from flows import entry
-from flows.reproduce import PARAMS, checked_params, dvc_environment, run_stale
+from flows.reproduce import checked_params, dvc_environment, run_stale
 from flows.stages import target
+from flows.workspaces import PARAMS, working_copy
 from invfusion.errors import DataError, InvFusionError
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def main() -> int:
     parser.add_argument("--no-train", action="store_true", help="use the models at hand")
     arguments = parser.parse_args()
     failed: list[str] = []
-    with entry.clear_ends():
+    with entry.clear_ends(), working_copy("a table"):
         params = checked_params(arguments.profile, arguments.discard_edits)
         bring_sets()
         for name in [arguments.name] if arguments.name else experiment_names():

@@ -30,7 +30,7 @@ def main() -> None:
     """Work until asked to stop."""
     with entry.clear_ends():
         entry.check_prefect()
-        sweeper = Sweeper()
+        sweeper = Sweeper(POOLS)
         try:
             while True:
                 work(sweeper)
@@ -80,7 +80,7 @@ def environment() -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
         ROOT: str(root),
-        leases.SLOTS: ",".join(leases.slots() or ["0"]),
+        leases.SLOTS: ",".join(leases.slots() or ([] if leases.is_scheduled() else ["0"])),
     }
     return {"PREFECT_WORKER_QUERY_SECONDS": "2", **os.environ, **paths}
 

@@ -118,7 +118,7 @@ def move(registry: Registry, before: Version | None, after: str, action: str, de
     Raises:
         ConfigError: another change came first.
     """
-    when = datetime.now(UTC).isoformat(timespec="milliseconds")
+    when = datetime.now(UTC).isoformat(timespec="microseconds")
     start = before.number if before else ""
     entry = registry.append(Change(0, action, start, after, decision.author(), when, decision.why))
     if entry.number not in {change.number for change in valid(registry.history())}:
@@ -208,7 +208,7 @@ def main() -> None:
         change.add_argument("--why", required=True)
         change.add_argument(
             "--expect", metavar="VERSION",
-            help="do nothing where the champion is another; 'none': where there is one; default: the one at the start",
+            help="do nothing where the champion is another ('none': is any); default: that at the command's start",
         )  # fmt: skip
     actions.add_parser("history", help="all changes of the champion")
     with cli.started(command) as options:

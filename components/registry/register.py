@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from components.params import Params
 from components.paths import EVALUATION, MODELS
 from components.records import Record, read_records
 from components.registry import MAIN
-from components.registry.gates import Gate, companions, judge, judged, packed
+from components.registry.gates import Gate, companions, judge, judged, packed, registered_method
+from components.registry.page import PICTURE, Facts, page, picture
 from components.registry.promotion import PROMOTED, Decision, move, present
 from components.tracking import Package, Registry, Version, git_revision
 from invfusion.data.manifest import read_manifest
 from invfusion.errors import CheckpointError, DataError
 from invfusion.measuring import Streams, draw_operator
+from invfusion.metrics import METRICS
 from invfusion.models import load_denoiser, load_manifest
 from invfusion.operators import spec_to_json
 from invfusion.rng import generators, randn
@@ -72,10 +75,10 @@ def register(params: Params) -> Registration:
     check_checkpoints(checkpoints, params)
     checkpoint = checkpoint_hash(checkpoints)
     registry = Registry(params, params.register_.name)
-    known = registry.find(checkpoint)
-    version = known or registry.add(
-        package(params, checkpoints), describe(params, checkpoint, records), metrics_of(records)
-    )
+    known, before = registry.find(checkpoint), registry.holder("champion")
+    version = known or add(registry, params, checkpoints, records)
+    rival = None if before is None or before.number == version.number else before
+    registry.present(version, page(params, registry.name, records, rival, facts(version.tags)))
     gates = decide(registry, version, records, params)
     champion = registry.holder("champion")
     is_champion = champion is not None and champion.number == version.number
@@ -83,6 +86,15 @@ def register(params: Params) -> Registration:
     write_summary(result)
     log.info("%s", result)
     return result
+
+
+def add(registry: Registry, params: Params, checkpoints: Mapping[str, Path], records: list[Record]) -> Version:
+    """A new version, with its numbers and its picture."""
+    tags = describe(params, checkpoint_hash(checkpoints), records)
+    with tempfile.TemporaryDirectory() as folder:
+        shown = Path(folder) / PICTURE
+        files = [shown] if picture(params, shown) else []
+        return registry.add(package(params, checkpoints), tags, metrics_of(records, registered_method(params)), files)
 
 
 # The decision.
@@ -158,9 +170,18 @@ def checkpoint_hash(checkpoints: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def metrics_of(records: Iterable[Record]) -> dict[str, float]:
-    """The evaluation as MLflow metrics named method/degradation/metric."""
-    return {"/".join(r.key): r.value for r in records if r.value is not None}
+def metrics_of(records: Iterable[Record], method: str) -> dict[str, float]:
+    """The main metrics of a method, which MLflow groups by the word before the slash: metric/degradation."""
+    return {
+        f"{r.metric}/{r.degradation}": r.value
+        for r in records
+        if r.value is not None and r.method == method and METRICS[r.metric].main
+    }
+
+
+def facts(tags: Mapping[str, str]) -> Facts:
+    """What a version's page tells from its tags."""
+    return Facts(*(tags.get(key, "unknown") for key in ("git.revision", "licence", "data.licence", "data.digest")))
 
 
 def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
@@ -205,10 +226,14 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
         checkpoints=checkpoints,
         main=MAIN,
         columns=[
-            ("y", "array<double>", True),
-            ("operator", "string", True),
+            ("y", "array<double>", False),
+            ("operator", "string", False),
             ("sigma_y", "array<double>", False),
             ("class_labels", "array<long>", False),
+            *((name, "binary", False) for name in ("picture", "mask", "blur")),
+            *((name, "string", False) for name in ("boundary", "filter")),
+            *((name, "double", False) for name in ("blur_sigma", "sigma")),
+            ("scale", "long", False),
         ],
         parameters={
             "method": "sample",

@@ -15,13 +15,19 @@ Parameters: `method` ("sample", "mmse" or "nppc"), `n_steps`, `seed`, `n_samples
 Output: images (B, C, H, W) of all rows together; (B, n_samples, C, H, W) where n_samples > 1; for "nppc" a dict of
 `mean` (B, C, H, W), `components` (B, K, C, H, W), unit directions, and `stds` (B, K), the deviation along each.
 
-Through HTTP (`mlflow models serve`) the same columns travel as {"dataframe_records": [request], "params": {...}}.
+Or pictures: a column `picture` with the bytes of a file, and beside it what happened to it, as in `invfusion serve`:
+`mask` or `blur` (bytes of a picture each), `blur_sigma`, `scale`, and `boundary`, `filter`, `sigma`. Each row gives a
+dict of `picture`, `samples`, `std` (base64 of PNG files, at the picture's own size) and `record`.
+
+Through HTTP (`mlflow models serve`) the same columns travel as {"dataframe_records": [request], "params": {...}};
+bytes travel as base64.
 An image does not depend on its neighbours in the request. A request has bounds (`MAX_...`), known before any work.
 MLflow runs this file as a script when the model is loaded.
 """
 
+import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,22 +38,28 @@ import pandas as pd  # type: ignore[import-untyped]
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
+from pydantic import ValidationError
 from torch import Tensor
 
 from invfusion.diffusion.guidance import GuidedDenoiser
 from invfusion.errors import InvFusionError, ShapeError
 from invfusion.models import load_denoiser
-from invfusion.operators import Measurement, operator_from_spec, spec_from_json
+from invfusion.operators import LinearOperator, Measurement, operator_from_spec, spec_from_json
+from invfusion.operators.combined import Combined
+from invfusion.restoration.requests import Bounds, Options, answer, as_json, decoded
 from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
 
 # What one request may ask for in all its rows: images, network passes (images times steps), and the squared row counts
 # of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for; a matrix may have as
-# many rows as the image has numbers.
+# many rows as the image has numbers. Operators made of operators have so many in all.
 MAX_IMAGES = 256
 MAX_PASSES = 2**15
 MAX_SQUARED_ROWS = 2**22
+MAX_PARTS = 16
 MAX_STEPS = 1000
 METHODS = ("sample", "mmse", "nppc")
+# What a row may say of its picture in words and numbers.
+OF_PICTURES = ("blur_sigma", "boundary", "scale", "filter", "sigma")
 
 Outputs = dict[str, Tensor]
 
@@ -71,9 +83,12 @@ class RestorationModel(PythonModel):
             MlflowException: the request is wrong; one sentence says what (HTTP status 400).
         """
         settings = {**self.defaults, **(params or {})}
+        rows_given = [without_gaps(row) for row in model_input.to_dict(orient="records")]
         try:
             check_settings(settings)
-            requests = self.read(model_input.to_dict(orient="records"), settings)
+            if any("picture" in row for row in rows_given):
+                return [self.restore_picture(row, settings) for row in rows_given]
+            requests = self.read(rows_given, settings)
             rows = [self.restore(measurement, labels, settings) for measurement, labels in requests]
             check_images(rows)
         except InvFusionError as error:
@@ -104,6 +119,14 @@ class RestorationModel(PythonModel):
             work.add(measurement, n_samples, n_steps if settings["method"] == "sample" else 1)
             requests.append((measurement, labels))
         return requests
+
+    @torch.inference_mode()
+    def restore_picture(self, row: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """One row with a picture."""
+        options = picture_options(row, settings)
+        name = "mmse" if settings["method"] == "mmse" and "mmse" in self.folders else self.main
+        model = self.denoiser("nppc" if settings["method"] == "nppc" else name)
+        return as_json(answer(content_of(row, "picture"), options, model, {"name": name}, Bounds()))
 
     @torch.inference_mode()
     def restore(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Outputs:
@@ -157,18 +180,27 @@ class Work:
         n_images = len(measurement.y)
         self.n_images += n_images
         self.n_passes += n_images * n_steps
-        rows, n_numbers = 0, math.prod(measurement.operator.image_shape)
-        if measurement.operator.kind == "matrix":
-            rows = measurement.operator.measurement_shape[0]
-        self.squared_rows += n_images // n_samples * rows**2
+        members = list(parts(measurement.operator))
+        matrices = [(m.measurement_shape[0], math.prod(m.image_shape)) for m in members if m.kind == "matrix"]
+        self.squared_rows += n_images // n_samples * sum(rows**2 for rows, _ in matrices)
         for asked, most, what in (
-            (rows, n_numbers, f"rows of a matrix for images of {n_numbers} numbers"),
+            (len(members), MAX_PARTS, "operators within an operator"),
+            *((rows, n, f"rows of a matrix for images of {n} numbers") for rows, n in matrices),
             (self.n_images, MAX_IMAGES, "images"),
             (self.n_passes, MAX_PASSES, "network passes (images times n_steps)"),
             (self.squared_rows, MAX_SQUARED_ROWS, "squared rows of all matrices"),
         ):
             if asked > most:
                 raise ShapeError(f"a request may ask for at most {most} {what}, this one asks for {asked}; split it")
+
+
+def parts(operator: LinearOperator) -> Iterator[LinearOperator]:
+    """What an operator is made of, at any depth; itself where it is made of none."""
+    if not isinstance(operator, Combined):
+        yield operator
+        return
+    for member in operator.operators:
+        yield from parts(member)
 
 
 def check_images(rows: Sequence[Outputs]) -> None:
@@ -197,6 +229,9 @@ def read_measurement(row: Mapping[str, Any], image_shape: tuple[int, ...], n_sam
     Raises:
         InvFusionError: the operator is malformed or does not fit the model, or y does not fit the operator.
     """
+    lacking = [name for name in ("y", "operator") if name not in row]
+    if lacking:
+        raise ShapeError(f"a row needs the columns y and operator, or a picture; {' and '.join(lacking)} is missing")
     operator = operator_from_spec(spec_from_json(row["operator"]))
     if operator.image_shape != image_shape:
         raise ShapeError(f"the operator is for images {operator.image_shape}, this model restores {image_shape}")
@@ -228,6 +263,32 @@ def read_labels(row: Mapping[str, Any], batch: int, n_samples: int, n_classes: i
     if not bool(((labels == labels.round()) & (labels >= 0) & (labels < n_classes)).all()):
         raise ShapeError(f"class_labels must be whole numbers from 0 to {n_classes - 1}, got {labels.tolist()}")
     return labels.long().repeat_interleave(n_samples)
+
+
+def without_gaps(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that a row has; a table has None or NaN where there is nothing."""
+    return {name: value for name in row if (value := optional(row, name)) is not None}
+
+
+def picture_options(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Options:
+    """What a row says of its picture. Raises `ShapeError`."""
+    if "y" in row or "operator" in row:
+        raise ShapeError("a row has either a picture or the numbers y with their operator")
+    said = {name: row[name] for name in OF_PICTURES if name in row}
+    said |= {name: base64.b64encode(content_of(row, name)).decode() for name in ("mask", "blur") if name in row}
+    try:
+        return Options(**said, method=settings["method"], samples=settings["n_samples"], seed=settings["seed"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ShapeError(f"'{'.'.join(map(str, problem['loc']))}': {problem['msg']}") from None
+
+
+def content_of(row: Mapping[str, Any], name: str) -> bytes:
+    """The bytes of a file in a column, or base64 of them. Raises `InvFusionError`."""
+    if name not in row:
+        raise ShapeError(f"every row of this request needs a '{name}'")
+    value = row[name]
+    return value if isinstance(value, bytes) else decoded(str(value), name)
 
 
 def optional(row: Mapping[str, Any], name: str) -> Any:

@@ -41,7 +41,6 @@ OF_DRAWS, OF_POINTS = ("energy_score", "psnr", "consistency_mse"), ("psnr", "con
 HEADLINES = ("energy_score", "psnr")
 # What evaluations of the paper's kind call "not a measurement".
 GENERATION = (UNCONDITIONAL, "null")
-PAPER_NAMES = {"MMSE": "InvFusion trained for MMSE"}
 HOW = {
     "claims": "Differences are means over the images that both restored, with the 95% bootstrap interval of that "
     "paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
@@ -276,7 +275,7 @@ def table_of(
     chosen = [r for r in records if r.degradation in kinds]
     columns = tables.metrics_of(chosen, kinds)
     groups = tables.grouped(params.methods, chosen)
-    return tables.layout(groups, columns, chosen, paper, PAPER_NAMES, title, caption) if columns else None
+    return tables.layout(groups, columns, chosen, paper, title=title, caption=caption) if columns else None
 
 
 def is_of_components(record: Record) -> bool:

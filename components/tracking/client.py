@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATE = Path("state/tracking")
+# The parameters that runs of a stage are compared by; all of them are in the run's file params.json.
+SECTIONS = {
+    "train": ("seed", "data", "degradation", "noise", "model", "train"),
+    "evaluate": ("seed", "data", "noise", "evaluate"),
+    "register": ("seed", "data", "degradation", "noise", "model", "register"),
+}
 # After a failed delivery the run does not try again for this long, so that a dead server does not slow training down.
 RETRY_SECONDS = 60.0
 
@@ -83,7 +89,7 @@ class MlflowRun(Run):
     def __init__(self, client: Any, uri: str, run_id: str, live: Path) -> None:
         self.run_id = run_id
         self._client, self._uri, self._live = client, uri, live
-        self._journal = Journal(self._folder)
+        self._journal = Journal(self.folder)
         self._retry_at = 0.0
 
     def log_metrics(self, metrics: Mapping[str, float], nimg: int = 0) -> None:
@@ -98,7 +104,7 @@ class MlflowRun(Run):
 
     def log_image(self, name: str, image: Path | np.ndarray, nimg: int = 0) -> None:
         try:
-            path = image if isinstance(image, Path) else _write_image(self._folder / f"{name}-{nimg}.png", image)
+            path = image if isinstance(image, Path) else _write_image(self.folder / f"{name}-{nimg}.png", image)
         except OSError as error:
             log.warning("the picture '%s' was not logged: %s", name, error)
             return
@@ -118,10 +124,10 @@ class MlflowRun(Run):
         if status == "FINISHED":
             self._live.unlink(missing_ok=True)
         if self._journal.is_empty():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
         """Where results wait until they are delivered."""
         return STATE / self.run_id
 
@@ -133,7 +139,7 @@ class MlflowRun(Run):
                 return
             log.warning("MLflow at %s does not answer; results wait in %s", self._uri, self._journal.path)
             self._retry_at = time.monotonic() + RETRY_SECONDS
-        self._journal.append(_keep_file(entry, self._folder))
+        self._journal.append(_keep_file(entry, self.folder))
 
     def _deliver(self, entry: Entry) -> bool:
         return deliver(self._client, entry)
@@ -152,7 +158,9 @@ def _open_run(params: "Params", stage: str, name: str) -> MlflowRun:
         run_id = _unfinished(client, live, facts) or _create_run(client, uri, params.data.name, stage, name)
     write_text(live, json.dumps({**facts, "run": run_id}))
     run = MlflowRun(client, address, run_id, live)
-    run.log_params(settings)
+    run.log_params({section: settings[section] for section in SECTIONS.get(stage, settings) if section in settings})
+    write_text(run.folder / "params.json", json.dumps(settings, indent=1))
+    run.log_artifact(run.folder / "params.json")
     run.log_tags({f"version.{package}": version for package, version in package_versions().items()})
     return run
 

@@ -72,13 +72,17 @@ def _create(database: Path) -> None:
 
 def _quiet_environment() -> None:
     """No telemetry, nothing unpickled, and a dead server noticed in seconds rather than minutes. What the user has
-    set stays."""
+    set stays.
+
+    A server that is gone refuses at once; one that is merely slow, as in its first requests on a busy machine, is given
+    the time.
+    """
     defaults = {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -119,13 +123,22 @@ def _database(uri: str) -> Path | None:
     prefix = "sqlite:///"
     if not uri.startswith(prefix):
         return None
-    path = Path(uri.removeprefix(prefix)).resolve()
+    path = (project(Path.cwd()) / uri.removeprefix(prefix)).resolve()
+    # MLflow decodes even plain paths where it loads a model (LocalArtifactRepository), and SQLAlchemy ends one at '?'.
     if unquote(str(path)) != str(path) or "?" in str(path):
         raise ConfigError(
             f"MLflow cannot keep its files in {path.parent}: it reads '%' before two hexadecimal digits, and '?', as "
             "parts of an address. Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
         )
     return path
+
+
+def project(folder: Path) -> Path:
+    """The working copy to which a folder belongs: experiments of `dvc exp run --temp` and `--queue`, and jobs, run in
+    copies below its .dvc/tmp that are thrown away."""
+    parts = folder.parts
+    inside = [i for i in range(len(parts)) if parts[i : i + 2] == (".dvc", "tmp")]
+    return Path(*parts[: inside[0]]) if inside else folder
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

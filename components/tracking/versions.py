@@ -92,8 +92,10 @@ class Registry:
                 raise
             return _version(self._client.get_model_version(self.name, number)) if number else None
 
-    def add(self, package: Package, tags: Mapping[str, str], metrics: Mapping[str, float]) -> Version:
-        """Log the model in a run of its own and register it; its tags arrive together with the version."""
+    def add(
+        self, package: Package, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path] = ()
+    ) -> Version:
+        """Log the model in a run of its own, with files, and register it; its tags arrive together with the version."""
         import mlflow
 
         with start_run(self._params, "register", self.name) as run, service_errors(self._uri):
@@ -101,6 +103,8 @@ class Registry:
             mlflow.set_tracking_uri(self._uri)
             mlflow.set_registry_uri(self._uri)
             run.log_metrics(metrics)
+            for file in files:
+                run.log_artifact(file)
             with mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
                 info = _log_package(package, self.name)
                 mlflow.log_metrics(dict(metrics), model_id=info.model_id)
@@ -112,6 +116,15 @@ class Registry:
         with service_errors(self._uri):
             for name, value in tags.items():
                 self._client.set_model_version_tag(self.name, version.number, name, value)
+
+    def present(self, version: Version, page: str) -> None:
+        """What the version's own page says; {version}, {run} and {experiment} in it are filled in."""
+        with service_errors(self._uri):
+            found = self._client.get_model_version(self.name, version.number)
+            experiment = self._client.get_run(found.run_id).info.experiment_id if found.run_id else ""
+            for word, value in {"version": version.number, "run": found.run_id, "experiment": experiment}.items():
+                page = page.replace(f"{{{word}}}", str(value))
+            self._client.update_model_version(self.name, version.number, page)
 
     def give(self, alias: str, version: Version) -> None:
         """Move an alias to a version; the version "" takes it away."""
@@ -217,6 +230,9 @@ def _signature(package: Package) -> Any:
 
     types: dict[str, Any] = {
         "string": DataType.string,
+        "binary": DataType.binary,
+        "double": DataType.double,
+        "long": DataType.long,
         "array<double>": Array(DataType.double),
         "array<long>": Array(DataType.long),
     }

@@ -32,18 +32,25 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradients(
-    apply: Map, b: Tensor, n_axes: int, *, max_iterations: int, precondition: Map | None = None
+    apply: Map,
+    b: Tensor,
+    n_axes: int,
+    *,
+    max_iterations: int,
+    precondition: Map | None = None,
+    tolerance: float | None = None,
 ) -> Solution:
     """Solve A z = b for symmetric positive definite A on the last `n_axes` axes of b, (B, *K, *M).
 
-    precondition: a symmetric positive definite approximation of the inverse of A.
+    precondition: a symmetric positive definite approximation of the inverse of A. tolerance: the relative residual at
+    which a system is solved, by default that of its precision (`TOLERANCES`).
     Source: Hestenes & Stiefel 1952; preconditioned as in Golub & Van Loan, Algorithm 11.5.1.
     """
     inner, spread = _inner_product(n_axes), _spread(n_axes)
     z, r = torch.zeros_like(b), b
     w = r if precondition is None else precondition(r)
     p, rho, size = w, inner(r, w), inner(b, b)
-    bound, n = _tolerance(b) ** 2 * size, 0
+    bound, n = (tolerance or _tolerance(b)) ** 2 * size, 0
     for n in range(max_iterations + 1):
         active = inner(r, r) > bound
         if n == max_iterations or not bool(active.any()):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,17 +19,19 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
-from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.errors import CheckpointError, ConfigError, ShapeError
-from invfusion.operators import Blur, MaskOperator, Measurement
-from invfusion.operators.iterative import conjugate_gradients
+from invfusion.errors import CheckpointError, ShapeError
+from invfusion.gaussian import Prior
+from invfusion.operators import Bayer, Blur, MaskOperator, Measurement
+from invfusion.operators.iterative import Map, conjugate_gradients
 from invfusion.rng import randn
-from invfusion.samplers.base import Follows, SampleOutput, Sampler
+from invfusion.samplers import GaussianDraws, Sampler, Wiener
 
 PHOTOS_FILE = Path(__file__).with_name("photos.json")
 # Pixels beyond the image that the prior covers too, so that opposite edges are not neighbours.
 MARGIN = 48
-MAX_ITERATIONS = 60
+MAX_ITERATIONS = 120
+# Of the systems: relative residuals from which on the images stay as they are.
+TOLERANCE = 3e-3
 # Masks with less noise than this, two thirds of a grey level of 255, are taken to show pixels as they are.
 NO_NOISE = 0.005
 # Noise that blurs have at least: the inverse of one without any is not finite.
@@ -38,53 +40,7 @@ LEAST_NOISE = 1e-3
 FAR = 2.0
 
 
-class _OfPrior(Sampler):
-    """A sampler that asks a Gaussian model itself: no network call."""
-
-    uses_denoiser: ClassVar[bool] = False
-
-    @staticmethod
-    def _posterior(denoiser: DenoiserLike, measurement: Measurement | None, noise: Tensor) -> "PhotosPosterior":
-        if not isinstance(denoiser, Photos):
-            raise ConfigError(f"this sampler belongs to the model 'photos', not to a {type(denoiser).__name__}")
-        return denoiser.posterior(noise.shape, measurement)
-
-
-class PhotosDraw(_OfPrior):
-    """Exact draws of the Gaussian posterior."""
-
-    follows: ClassVar[Follows] = "posterior"
-    kind: Literal["photos_draw"] = "photos_draw"
-
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],
-        class_labels: Tensor | None,  # noqa: ARG002
-    ) -> SampleOutput:
-        return SampleOutput(self._posterior(denoiser, measurement, noise).sample(generators), nfe=0)
-
-
-class PhotosMean(_OfPrior):
-    """The Gaussian posterior's mean, which is the best linear estimate: the Wiener filter of this operator."""
-
-    follows: ClassVar[Follows] = "mean"
-    kind: Literal["photos_mean"] = "photos_mean"
-
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],  # noqa: ARG002
-        class_labels: Tensor | None,  # noqa: ARG002
-    ) -> SampleOutput:
-        return SampleOutput(self._posterior(denoiser, measurement, noise).mean, nfe=0)
-
-
-class Photos(nn.Module):
+class Photos(Prior):
     """E[x | x_sigma, y] of the Gaussian model, for images (B, C, H, W) of any size with C = 1 (grey) or 3.
 
     description: the content of `photos.json`.
@@ -93,13 +49,13 @@ class Photos(nn.Module):
     n_classes = 0
     is_conditional = True
     sees_whole_image = True
-    samplers: ClassVar[dict[str, Sampler]] = {"sample": PhotosDraw(), "mmse": PhotosMean()}
+    samplers: ClassVar[dict[str, Sampler]] = {"sample": GaussianDraws(), "mmse": Wiener()}
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
         self.description = description
 
-    def posterior(self, shape: Sequence[int], measurement: Measurement | None = None) -> "PhotosPosterior":
+    def law_of(self, shape: Sequence[int], measurement: Measurement | None = None) -> "PhotosPosterior":
         """The law of images (B, C, H, W) given their measurement. Raises `ShapeError` unless C is 1 or 3."""
         if len(shape) != 4 or shape[1] not in (1, 3):
             raise ShapeError(f"the model 'photos' knows images (B, C, H, W) of 1 or 3 channels, got {tuple(shape)}")
@@ -113,7 +69,7 @@ class Photos(nn.Module):
         class_labels: Tensor | None = None,  # noqa: ARG002 - photographs have no classes
     ) -> Tensor:
         """x (B, C, H, W) at noise levels sigma (B,) or () -> (B, C, H, W) float32."""
-        return self.posterior(x.shape, measurement).denoise(x, sigma)
+        return self.law_of(x.shape, measurement).denoise(x, sigma)
 
 
 class PhotosPosterior:
@@ -123,7 +79,7 @@ class PhotosPosterior:
     `MAX_ITERATIONS` steps, each a few Fourier transforms, so that memory grows with the number of pixels alone.
     """
 
-    def __init__(self, law: "Law", shape: tuple[int, ...], measurement: Measurement | None) -> None:
+    def __init__(self, law: "Stationary", shape: tuple[int, ...], measurement: Measurement | None) -> None:
         self.shape = shape
         self.measurement = None if measurement is None or measurement.y.numel() == 0 else measurement
         self.law = law.to("cpu" if measurement is None else measurement.y.device)
@@ -161,7 +117,7 @@ class PhotosPosterior:
         noise = randn(self.measurement.operator.measurement_shape, generators, device=law.mean.device)
         return self._moved(drawn, law, levels * noise)
 
-    def _moved(self, x: Tensor, law: "Law", noise: Tensor | float = 0.0) -> Tensor:
+    def _moved(self, x: Tensor, law: "Stationary", noise: Tensor | float = 0.0) -> Tensor:
         """x and what the measurement says beyond H x + noise."""
         if self.measurement is None:
             return x.contiguous()
@@ -169,11 +125,12 @@ class PhotosPosterior:
         return x + explained(law, self.measurement, gap)
 
 
-def explained(law: "Law", measurement: Measurement, gap: Tensor) -> Tensor:
+def explained(law: "Stationary", measurement: Measurement, gap: Tensor) -> Tensor:
     """C H^T (H C H^T + sigma_y^2)^-1 gap: (B, *M) -> (B, C, H, W)."""
     operator, n_axes = measurement.operator, len(measurement.operator.measurement_shape)
-    if isinstance(operator, MaskOperator):
-        return _filled_in(law, operator.mask, measurement.sigma_y, gap)
+    if isinstance(operator, MaskOperator | Bayer):
+        seen = operator.mask if isinstance(operator, MaskOperator) else operator.sensor[None]
+        return _filled_in(law, seen, measurement.sigma_y, operator.H_adjoint(gap))
     if isinstance(operator, Blur) and operator.kernel.shape[1] == 1:
         return _deblurred(law, operator, measurement.sigma_y, gap)
     noise = measurement.sigma_y.square().view(-1, *[1] * n_axes)
@@ -182,12 +139,12 @@ def explained(law: "Law", measurement: Measurement, gap: Tensor) -> Tensor:
         return operator.H(law.filtered(operator.H_adjoint(u))) + noise * u
 
     precondition = _stationary_inverse(law, measurement, system)
-    u = conjugate_gradients(system, gap, n_axes, max_iterations=MAX_ITERATIONS, precondition=precondition).value
+    u = _solved(system, gap, n_axes, precondition)
     return law.filtered(operator.H_adjoint(u))
 
 
 def _stationary_inverse(
-    law: "Law", measurement: Measurement, system: Callable[[Tensor], Tensor]
+    law: "Stationary", measurement: Measurement, system: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor] | None:
     """An approximate inverse of a system that is the same at every place, as those of blur and downsampling are.
 
@@ -223,44 +180,23 @@ def _parzen(n: int, like: Tensor) -> Tensor:
     return torch.where(u <= 0.5, 1 - 6 * u.square() * (1 - u), 2 * (1 - u).clamp(min=0) ** 3)
 
 
-def _filled_in(law: "Law", mask: Tensor, sigma_y: Tensor, gap: Tensor) -> Tensor:
-    """`explained` for masks, in terms of images: z on all pixels, those beyond the image too, solves
-
-    (C^-1 + mask / sigma_y^2) z = mask gap / sigma_y^2, or N C^-1 N z = -N C^-1 (known pixels) where there is no noise,
-    N keeping what is unknown.
+def _filled_in(law: "Stationary", mask: Tensor, sigma_y: Tensor, gap: Tensor) -> Tensor:
+    """`explained` for masks (1 or B, 1 or C, H, W), and gaps (B, C, H, W) that are zero where nothing is seen: the
+    missing pixels, those beyond the image too, are what was not measured.
     """
     height, width = gap.shape[-2:]
     beyond = (0, law.size[1] - width, 0, law.size[0] - height)
-    seen, known = nn.functional.pad(mask, beyond), nn.functional.pad(gap * mask, beyond)
-    if bool((sigma_y < NO_NOISE).all()):
-        unknown, stiffness = 1 - seen, _stiffness(law, mask)
-
-        def system(z: Tensor) -> Tensor:
-            return unknown * law.filtered(unknown * z, torch.reciprocal)
-
-        def precondition(r: Tensor) -> Tensor:
-            return unknown * law.filtered(r, lambda S: S / (1 + stiffness * S))
-
-        b = -unknown * law.filtered(known, torch.reciprocal)
-    else:
-        # A noise-free image of a batch with noisy ones is given the least noise that matters.
-        weight = sigma_y.clamp(min=NO_NOISE).square().reciprocal().view(-1, 1, 1, 1)
-        typical = (weight * mask.mean()).clamp(min=1e-6)
-
-        def system(z: Tensor) -> Tensor:
-            return law.filtered(z, torch.reciprocal) + weight * seen * z
-
-        def precondition(r: Tensor) -> Tensor:
-            return law.filtered(r, lambda S: S / (1 + typical * S))
-
-        b, known = weight * known, torch.zeros_like(known)
-    z = conjugate_gradients(system, b, 3, max_iterations=MAX_ITERATIONS, precondition=precondition).value
-    return (known + z)[..., :height, :width]
+    seen, measured = nn.functional.pad(mask, beyond), nn.functional.pad(gap, beyond)
+    exact = bool((sigma_y < NO_NOISE).all())
+    noise = sigma_y.clamp(min=0 if exact else NO_NOISE).square().view(-1, 1, 1, 1) * (not exact)
+    completed = _completed(law, law.spectrum + noise, measured, 1 - seen, _stiffness(law, mask))
+    if not exact:
+        completed = law.filtered(completed, lambda S: S / (S + noise))
+    return completed[..., :height, :width]
 
 
-def _deblurred(law: "Law", operator: Blur, sigma_y: Tensor, gap: Tensor) -> Tensor:
-    """`explained` for blurs: the Wiener filter C H^T K^-1 of the whole grid, K = H C H^T + sigma_y^2, after the blurred
-    image has been continued beyond what was measured as K expects it: N K^-1 N z = -N K^-1 (measured).
+def _deblurred(law: "Stationary", operator: Blur, sigma_y: Tensor, gap: Tensor) -> Tensor:
+    """`explained` for blurs: what lies beyond the measured picture is what was not measured.
 
     So a solution that is not quite reached shows near the borders alone. Of a boundary that only imitates what lay
     beyond the image, the entries that it touched are left out.
@@ -272,31 +208,43 @@ def _deblurred(law: "Law", operator: Blur, sigma_y: Tensor, gap: Tensor) -> Tens
         law = law.on(height, width)
     transfer = torch.fft.rfft2(operator.kernel, s=law.size)
     power = transfer.abs().square() * law.spectrum + noise
-    measured = torch.zeros(len(gap), gap.shape[1], *law.size, dtype=gap.dtype, device=gap.device)
     if circular:
-        measured[:] = gap.roll((h // 2, w // 2), dims=(-2, -1))
+        measured = gap.roll((h // 2, w // 2), dims=(-2, -1))
     else:
         above, left = (0, 0) if operator.boundary == "valid" else (h - 1 - h // 2, w - 1 - w // 2)
+        measured, unknown = gap.new_zeros(*gap.shape[:2], *law.size), gap.new_ones(1, 1, *law.size)
         inner = gap[..., above : above + height - h + 1, left : left + width - w + 1]
         measured[..., h - 1 : height, w - 1 : width] = inner
-        unknown = torch.ones_like(measured[:1, :1])
         unknown[..., h - 1 : height, w - 1 : width] = 0
-
-        def system(z: Tensor) -> Tensor:
-            return unknown * law.filtered(unknown * z, lambda _: 1 / power)
-
-        def precondition(r: Tensor) -> Tensor:
-            return unknown * law.filtered(r, lambda _: power)
-
-        b = -unknown * law.filtered(measured, lambda _: 1 / power)
-        measured = (
-            measured + conjugate_gradients(system, b, 3, max_iterations=MAX_ITERATIONS, precondition=precondition).value
-        )
+        measured = _completed(law, power, measured, unknown)
     wiener = law.spectrum * transfer.conj() / power
     return law.filtered(measured, lambda _: wiener)[..., :height, :width]
 
 
-def _stiffness(law: "Law", mask: Tensor) -> float:
+def _completed(law: "Stationary", power: Tensor, measured: Tensor, unknown: Tensor, stiffness: float = 0.0) -> Tensor:
+    """Measurements on the whole grid, which are zero where they are unknown (1), as the law K of measurements with this
+    power spectrum continues them: z there solves N K^-1 N z = -N K^-1 measured, N keeping what is unknown.
+
+    The Wiener filter of the whole grid, C H^T K^-1, then gives what the measured entries alone say.
+    """
+
+    def system(z: Tensor) -> Tensor:
+        return unknown * law.filtered(unknown * z, lambda _: 1 / power)
+
+    def precondition(r: Tensor) -> Tensor:
+        return unknown * law.filtered(r, lambda _: power / (1 + stiffness * power))
+
+    b = -unknown * law.filtered(measured, lambda _: 1 / power)
+    return measured + _solved(system, b, 3, precondition)
+
+
+def _solved(system: Map, b: Tensor, n_axes: int, precondition: Map | None) -> Tensor:
+    return conjugate_gradients(
+        system, b, n_axes, max_iterations=MAX_ITERATIONS, precondition=precondition, tolerance=TOLERANCE
+    ).value
+
+
+def _stiffness(law: "Stationary", mask: Tensor) -> float:
     """What known pixels add to the precision of the missing ones around them, where these lie one by one: that of the
     waves that fit in between, four times as long as the distance to the nearest known pixel. Holes feel nothing of it.
     """
@@ -308,7 +256,7 @@ def _stiffness(law: "Law", mask: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Law:
+class Stationary:
     """A stationary Gaussian on a grid of `size` rows and columns, somewhat larger than the image.
 
     mean: (C, 1, 1); colours: (C, C) orthonormal, a combination of channels per row; spectrum: (C, H', W' // 2 + 1), the
@@ -320,12 +268,12 @@ class Law:
     spectrum: Tensor
     size: tuple[int, int]
 
-    def to(self, device: torch.device | str) -> "Law":
+    def to(self, device: torch.device | str) -> "Stationary":
         return replace(
             self, mean=self.mean.to(device), colours=self.colours.to(device), spectrum=self.spectrum.to(device)
         )
 
-    def on(self, height: int, width: int) -> "Law":
+    def on(self, height: int, width: int) -> "Stationary":
         """The same on a grid of another size, the spectrum interpolated."""
         rows = (torch.fft.fftfreq(height) % 1 * self.size[0]).round().long() % self.size[0]
         columns = (torch.fft.rfftfreq(width) * self.size[1]).round().long().clamp(max=self.spectrum.shape[2] - 1)
@@ -347,7 +295,7 @@ def load_photos() -> Photos:
         raise CheckpointError(f"{PHOTOS_FILE}: cannot be read ({error}); install invfusion again") from error
 
 
-def _law(description: dict[str, Any], channels: int, height: int, width: int) -> Law:
+def _law(description: dict[str, Any], channels: int, height: int, width: int) -> Stationary:
     colours, mean = np.array(description["colours"]), np.array(description["mean"])
     size = (int(next_fast_len(height + MARGIN, real=True)), int(next_fast_len(width + MARGIN, real=True)))
     f = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None]).clip(min=0.5 / max(size))
@@ -358,7 +306,7 @@ def _law(description: dict[str, Any], channels: int, height: int, width: int) ->
         shares = (colours.sum(1) / 3) ** 2
         spectrum, colours, mean = np.einsum("k,khw->hw", shares, spectrum)[None], np.ones((1, 1)), mean.mean()[None]
     centre, axes, variances = (torch.from_numpy(np.asarray(a)).float() for a in (mean, colours, spectrum))
-    return Law(centre[:, None, None], axes, variances, size)
+    return Stationary(centre[:, None, None], axes, variances, size)
 
 
 def _extended(at: NDArray[np.float64], log_f: NDArray[np.float64], log_p: NDArray[np.float64]) -> NDArray[np.float64]:

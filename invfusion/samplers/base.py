@@ -13,7 +13,7 @@ from torch import Tensor
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.diffusion.schedules import edm_sigmas
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.gaussian import GaussianPrior
+from invfusion.gaussian import Prior
 from invfusion.names import kind_of
 from invfusion.operators import Measurement
 from invfusion.operators.base import check_levels
@@ -263,7 +263,7 @@ def _offers_components(denoiser: DenoiserLike, _: Measurement | None) -> bool:
 
 
 def _offers_prior(denoiser: DenoiserLike, _: Measurement | None) -> bool:
-    return isinstance(denoiser, GaussianPrior) or isinstance(getattr(denoiser, "prior", None), GaussianPrior)
+    return isinstance(denoiser, Prior) or isinstance(getattr(denoiser, "prior", None), Prior)
 
 
 # name -> what is needed in words, and the test.

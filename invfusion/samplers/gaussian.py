@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.gaussian import GaussianPosterior, GaussianPrior
+from invfusion.gaussian import Law, Prior
 from invfusion.operators import Measurement
 from invfusion.samplers.base import Follows, SampleOutput, Sampler
 
 
 class _OfPrior(Sampler):
-    """A sampler of the Gaussian posterior; `denoiser` is a GaussianPrior, or a model that has one. No network calls."""
+    """A sampler of a prior's posterior; `denoiser` is the prior, or a model that has one. No network calls."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"prior"})
     uses_denoiser: ClassVar[bool] = False
@@ -22,9 +22,9 @@ class _OfPrior(Sampler):
         """Nothing to refuse: a prior uses every measurement, whatever its model is told."""
 
     @staticmethod
-    def _posterior(denoiser: DenoiserLike, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
-        prior = denoiser if isinstance(denoiser, GaussianPrior) else denoiser.prior  # type: ignore[attr-defined] # CAPABILITIES
-        return prior.unconditional(batch_size) if measurement is None else prior.posterior(measurement)
+    def _law(denoiser: DenoiserLike, measurement: Measurement | None, noise: Tensor) -> Law:
+        prior = denoiser if isinstance(denoiser, Prior) else denoiser.prior  # type: ignore[attr-defined] # CAPABILITIES
+        return prior.law_of(noise.shape, measurement)
 
 
 class Wiener(_OfPrior):
@@ -41,7 +41,7 @@ class Wiener(_OfPrior):
         generators: Sequence[torch.Generator],  # noqa: ARG002
         class_labels: Tensor | None,  # noqa: ARG002
     ) -> SampleOutput:
-        return SampleOutput(self._posterior(denoiser, measurement, len(noise)).mean.to(noise.device), nfe=0)
+        return SampleOutput(self._law(denoiser, measurement, noise).mean.to(noise.device), nfe=0)
 
 
 class GaussianDraws(_OfPrior):
@@ -58,5 +58,5 @@ class GaussianDraws(_OfPrior):
         generators: Sequence[torch.Generator],
         class_labels: Tensor | None,  # noqa: ARG002
     ) -> SampleOutput:
-        draws = self._posterior(denoiser, measurement, len(noise)).sample(generators)
+        draws = self._law(denoiser, measurement, noise).sample(generators)
         return SampleOutput(draws.to(noise.device), nfe=0)

@@ -39,7 +39,7 @@ def micro_batch_loss(
     )
     labels = draw_class_labels(task, batch, n_classes, index)
     measurement = None if operator is None else observe(x, operator, task.noise, index, task.seed, STREAMS)
-    condition = Condition(measurement, None if labels is None else labels.to(x.device), augment_labels)
+    condition = Condition(measurement, None if labels is None else labels.to(x.device), augment_labels, index)
     return task.loss(network, x, condition, generator(task.seed, "train/noise", index))
 
 

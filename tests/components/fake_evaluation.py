@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from components.evaluation.records import file_name
+from components.paths import file_name
 from components.records import Record, write_records
 
 FAMILIES = ("strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "box_inpainting")

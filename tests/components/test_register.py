@@ -1,5 +1,6 @@
 """Registration happens once per checkpoint, the gates decide, and the registered model restores."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -23,7 +24,16 @@ from components.registry.restoration_model import Work, check_images, read_label
 from invfusion.degradations import FAMILIES as DEGRADATIONS
 from invfusion.errors import CheckpointError, ConfigError, DataError, ServiceError, ShapeError
 from invfusion.models import build_denoiser, save_denoiser
-from invfusion.operators import MatrixOperator, Measurement, spec_to_json
+from invfusion.operators import (
+    Grayscale,
+    LinearOperator,
+    MatrixOperator,
+    Measurement,
+    scaled,
+    spec_to_json,
+    stack,
+)
+from invfusion.restoration.pictures import Picture, encoded, read_picture
 from invfusion.rng import generator
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +136,26 @@ def test_the_evaluation_is_logged_with_the_model(params: Any) -> None:
     client = tracking.connect(tracking.tracking_uri(params))
     run = client.get_run(client.get_model_version(result.name, result.version).run_id)
     expected = by_key(records())["InvFusion", "matrix", "psnr"]
-    assert run.data.metrics["InvFusion/matrix/psnr"] == pytest.approx(expected.value)
+    assert run.data.metrics["psnr/matrix"] == pytest.approx(expected.value)
+    assert len(run.data.metrics) < 30
+    assert "evaluate.n_images" not in run.data.params
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_version_has_a_page_for_people(params: Any) -> None:
+    result = step.register(params)
+    client = tracking.connect(tracking.tracking_uri(params))
+    version = client.get_model_version(result.name, result.version)
+    assert "| PSNR in dB | doing nothing | this version |" in version.description
+    assert f'load_model("models:/{result.name}/{result.version}")' in version.description
+    assert f"get-artifact?path=restorations.png&run_uuid={version.run_id}" in version.description
+    assert {file.path for file in client.list_artifacts(version.run_id)} >= {"restorations.png", "params.json"}
+    for word in ("strided motion blur", "Gaussian, σ", "| licence | Apache-2.0 |", "network calls", "commit"):
+        assert word in version.description, word
+    change_checkpoint("other")
+    second = step.register(params)
+    page = client.get_model_version(result.name, second.version).description
+    assert f"| this version | champion (version {result.version}) |" in page
 
 
 @pytest.mark.usefixtures("echo")
@@ -314,7 +343,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds a registered model: untrained weights of the default architecture."""
     import mlflow
 
-    folder = tmp_path_factory.mktemp("registered")
+    folder = tmp_path_factory.mktemp("registered") / "a b ü 100% #1"
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -396,6 +426,12 @@ def matrix_request(batch: int, rows: int) -> Measurement:
     return Measurement(torch.zeros(batch, rows), operator, torch.zeros(batch))
 
 
+def hidden(operator: LinearOperator) -> Measurement:
+    """A measurement by an operator that stands within others."""
+    outer = stack(scaled(operator, 2.0), Grayscale((3, 8, 8)))
+    return Measurement(torch.zeros(1, *outer.measurement_shape), outer, torch.zeros(1))
+
+
 def test_the_work_of_a_request_is_bounded() -> None:
     Work().add(matrix_request(256, 128), 1, 100)
     Work().add(matrix_request(1, 2048), 1, 1000)
@@ -407,6 +443,10 @@ def test_the_work_of_a_request_is_bounded() -> None:
     ]:
         with pytest.raises(ShapeError, match=f"at most .* {message}.*split it"):
             Work().add(matrix_request(batch, rows), n_samples, n_steps)
+    with pytest.raises(ShapeError, match="rows of a matrix for images of 192 numbers, this one asks for 193"):
+        Work().add(hidden(MatrixOperator((3, 8, 8), torch.ones(1, 193, 192))), 1, 1)
+    with pytest.raises(ShapeError, match="at most 16 operators within an operator, this one asks for 17"):
+        Work().add(hidden(stack(*[Grayscale((3, 8, 8))] * 16)), 1, 1)
     together = Work()
     together.add(matrix_request(200, 2), 1, 1)
     with pytest.raises(ShapeError, match="at most 256 images, this one asks for 400"):
@@ -433,9 +473,55 @@ def test_the_registered_model_is_served(registered: Any) -> None:
         "/invocations", json={"dataframe_records": [request_for("box_inpainting")], "params": {"method": "nppc"}}
     )
     assert np.array(reply.json()["predictions"]["stds"]).shape == (2, 2)
-    reply = client.post("/invocations", json={"dataframe_records": [{**request, "y": [1.0]}]})
-    assert reply.status_code == 400
-    assert "must hold" in reply.json()["message"]
+    wide = spec_to_json(MatrixOperator((3, 16, 16), torch.ones(1, 6000, 768)).to_spec())
+    refused: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "must hold": ({**request, "y": [1.0]}, {}),
+        "y of 2 operators with measurements": ({**request, "y": [float("nan")] * len(request["y"])}, {}),
+        "sigma_y holds a number that is not finite": ({**request, "sigma_y": [float("nan"), 0.1]}, {}),
+        "at most 768 rows of a matrix": ({"y": [0.0] * 6000, "operator": wide}, {}),
+        "n_samples must be between 1 and 256": (request, {"n_samples": 257}),
+        "a row may ask for 1 to 256 images": (request, {"n_samples": 256}),
+        "n_steps must be between 1 and 1000": (request, {"n_steps": 10**6}),
+        "network passes": (request, {"n_steps": 1000, "n_samples": 128}),
+    }
+    for message, (wrong, settings) in refused.items():
+        body = json.dumps({"dataframe_records": [wrong], "params": settings})
+        reply = client.post("/invocations", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 400, message
+        assert message in reply.json()["message"]
+
+
+@pytest.mark.slow
+def test_pictures_go_in_and_come_out(registered: Any) -> None:
+    """At their own size, as bytes in Python and as base64 through HTTP."""
+    from mlflow.pyfunc.scoring_server import init
+    from starlette.testclient import TestClient
+
+    image = torch.linspace(-1, 1, 3 * 20 * 26).reshape(1, 3, 20, 26)
+    mask = torch.full_like(image, -1)
+    mask[..., 5:9, 8:20] = 1
+    row = {"picture": encoded(Picture(image)), "mask": encoded(Picture(mask))}
+    (answer,) = registered.predict(row, params={"method": "mmse"})
+    restored = read_picture(base64.b64decode(answer["picture"]), "the answer").image
+    known = mask == -1
+    assert restored.shape == image.shape
+    assert (restored - image)[known].abs().max() < 1e-2
+    assert answer["record"]["operator"]["kind"] == "inpainting"
+    client = TestClient(init(registered))
+    sent = {name: base64.b64encode(content).decode() for name, content in row.items()}
+    reply = client.post("/invocations", json={"dataframe_records": [sent], "params": {"method": "mmse"}})
+    assert reply.json()["predictions"][0]["picture"] == answer["picture"]
+    refused: dict[str, dict[str, Any]] = {
+        "either a picture or the numbers": {**row, "y": [1.0], "operator": "{}"},
+        "state one of mask": {**row, "scale": 2},
+        "'scale'": {"picture": row["picture"], "scale": 99},
+        "the picture": {"picture": b"no picture"},
+    }
+    for message, wrong in refused.items():
+        with pytest.raises(Exception, match=message):
+            registered.predict(wrong)
+    with pytest.raises(Exception, match="y and operator, or a picture"):
+        registered.predict({"sigma_y": [0.1]})
 
 
 PREDICT_ELSEWHERE = """

@@ -113,13 +113,18 @@ class Site:
 
     def progress(self, name: str) -> int:
         with contextlib.suppress(OSError, ValueError):
-            return int(json.loads((self.folder / f"state/progress/{name}.json").read_text())["done"])
+            return int(json.loads(self.newest(f"progress/{name}.json").read_text())["done"])
         return 0
+
+    def newest(self, pattern: str) -> Path:
+        """Of a job's state, which lies apart where its parameters are others than the working copy's."""
+        found = [path for state in ("state", "state/variants/*") for path in self.folder.glob(f"{state}/{pattern}")]
+        return max(found, key=lambda path: path.stat().st_mtime, default=self.folder / "state" / pattern)
 
     def trained(self, name: str) -> int:
         """The image count of the newest checkpoint."""
-        found = sorted((self.folder / "state/train" / name).glob("checkpoint-*"))
-        return int(found[-1].name.split("-")[1]) if found else 0
+        newest = self.newest(f"train/{name}/checkpoint-*").name
+        return int(newest.split("-")[1]) if newest[-1].isdigit() else 0
 
     def service(self, name: str) -> psutil.Process:
         return psutil.Process(json.loads((self.folder / f"state/services/{name}.json").read_text())["pid"])

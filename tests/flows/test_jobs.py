@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prefect.exceptions import Abort, Pause
+from prefect.states import Cancelling, Crashed, Suspended
 
 from flows import jobs
 
@@ -24,7 +25,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         info = error = lambda self, text, *arguments: lines.append(text % arguments)
 
     monkeypatch.setattr(jobs, "get_run_logger", Log)
-    monkeypatch.setattr(jobs, "_is_cancelling", lambda: False)
+    monkeypatch.setattr(jobs, "_state", lambda: (True, None))
     before = signal.getsignal(signal.SIGTERM)
     yield lines
     signal.signal(signal.SIGTERM, before)
@@ -35,9 +36,9 @@ def python(code: str) -> list[str]:
 
 
 def test_output_and_exit_code_are_followed(heard: list[str]) -> None:
-    code = "import os, sys; print('one'); print('two is busy'); print(os.environ['INVFUSION_JOB']); sys.exit(3)"
-    assert jobs._follow(python(code), os.getppid()) == (3, True)
-    assert set(heard) == {"one", "two is busy", "1"}
+    code = "import os, sys; print('one'); print('two'); print(os.environ['INVFUSION_JOB']); sys.exit(3)"
+    assert jobs._follow(python(code), os.getppid()) == 3
+    assert set(heard) == {"one", "two", "1"}
 
 
 def test_a_run_ends_with_its_worker(heard: list[str]) -> None:
@@ -47,22 +48,22 @@ def test_a_run_ends_with_its_worker(heard: list[str]) -> None:
     assert any("the worker that started this run is gone" in line for line in heard)
 
 
-def test_a_cancelled_run_ends_without_its_worker(heard: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_is_cancelling", lambda: True)
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [(Cancelling(), "CANCELLED"), (Suspended(), Pause), (Crashed(), Abort), (None, Abort)],
+    ids=["cancelling", "suspended", "crashed", "deleted"],
+)
+def test_a_run_that_should_not_go_on_ends_without_its_worker(
+    heard: list[str], monkeypatch: pytest.MonkeyPatch, state: Any, outcome: Any
+) -> None:
+    monkeypatch.setattr(jobs, "_state", lambda: (False, state))
     monkeypatch.setattr(jobs, "LOOK_S", 0.1)
-    monkeypatch.setattr(jobs, "CANCEL_S", 0.3)
-    start = time.monotonic()
-    with pytest.raises(jobs.CancelledError):
+    monkeypatch.setattr(jobs, "STOPPED_S", 0.3)
+    with pytest.raises(jobs.StoppedError) as stopped:
         jobs._follow(python("import time; time.sleep(60)"), os.getppid())
-    assert time.monotonic() - start < 15
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-
-
-def test_a_path_in_use_is_waited_for(heard: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, commands = [(255, True), (0, False)], []
-    monkeypatch.setattr(jobs, "RETRY_S", 0.0)
-    monkeypatch.setattr(jobs, "_follow", lambda command, _: commands.append(command) or answers.pop(0))
-    found = [{"stage", "train@palette"}, {"train@palette"}]
-    monkeypatch.setattr(jobs, "stale", lambda _: found.pop(0))
-    assert jobs._repro(["train@palette"], [], 1) == 0
-    assert ["--single-item" in command for command in commands] == [False, True]
+    if outcome == "CANCELLED":
+        assert jobs._end_as(stopped.value.state).type.value == outcome
+    else:
+        with pytest.raises(outcome):
+            jobs._end_as(stopped.value.state)

@@ -86,7 +86,7 @@ def test_a_job_for_all_devices_is_not_overtaken(host: list["subprocess.Popen[str
     first = start(host, "1")
     line(first)
     both = start(host, "2")
-    wait_until(lambda: len(leases.holders()) == 2)
+    wait_until(lambda: len(leases.holders()) == 2, 60)
     late = start(host, "1")
     time.sleep(1)
     first.kill()
@@ -94,6 +94,33 @@ def test_a_job_for_all_devices_is_not_overtaken(host: list["subprocess.Popen[str
     assert late.poll() is None
     both.kill()
     assert line(late) in {"0", "1"}
+
+
+def test_waiters_are_served_in_turn(host: list["subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that wait, some are killed."""
+    monkeypatch.setenv(leases.SLOTS, "0")
+    first = start(host, "1")
+    assert line(first) == "0"
+    queue = Path(os.environ[leases.FOLDER])
+    waiters = []
+    for n in range(1, 5):
+        waiters.append(start(host, "1"))
+        wait_until(lambda: len([*queue.glob("ticket-*")]) == n, 60)  # noqa: B023
+    waiters.pop(1).kill()
+    first.kill()
+    for job in waiters:
+        assert line(job) == "0"
+        job.kill()
+
+
+def test_a_scheduler_lends_devices_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(leases.SLOTS, raising=False)
+    monkeypatch.setenv(leases.VISIBLE, "2,3")
+    for name in leases.SCHEDULERS:
+        with monkeypatch.context() as scheduled:
+            scheduled.setenv(name, "1")
+            with leases.hold(2, "job") as held:
+                assert (held, os.environ[leases.VISIBLE]) == ([], "2,3")
 
 
 def test_a_lease_lasts_as_long_as_anybody_works_under_it(host: list["subprocess.Popen[str]"]) -> None:

@@ -20,6 +20,8 @@ TRAIN = {"train@unconditional", "train@palette", "train@invfusion", "train@invfu
 DISTILL = {"distill@mmse", "distill@nppc"}
 JUDGE = {"evaluate", "report", "register"}
 
+ODD = "a b ü 100% #1"
+
 pytestmark = pytest.mark.slow
 
 
@@ -83,6 +85,7 @@ def left_behind(folder: Path) -> list[str]:
 
 def make_clone(folder: Path) -> Path:
     """The project's files with small parameters, in a repository of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file() and name != "dvc.lock":
@@ -98,7 +101,8 @@ def make_clone(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_clone(tmp_path_factory.mktemp("clone"))
+    """In a folder whose name tools that speak in addresses may misread."""
+    return make_clone(tmp_path_factory.mktemp("clone") / ODD)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +154,18 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert stale(finished) == set()
 
 
+def without_palette(params: Any) -> None:
+    params["train"]["models"].remove("palette")
+    params["evaluate"]["methods"] = [name for name in params["evaluate"]["methods"] if "Palette" not in name]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         (lambda p: p.update(seed=1), TRAIN | DISTILL | JUDGE),
         (lambda p: p["data"].update(name="other"), {"stage", "report", "register"}),
         (lambda p: p["train"].update(lr=0.123), TRAIN),
-        (lambda p: p["train"]["models"].remove("palette"), {"evaluate"}),
+        (without_palette, {"evaluate", "report"}),
         (lambda p: p["recipes"]["mmse"].update(lr=0.123), {"distill@mmse"}),
         (lambda p: p["recipes"]["indi"].update(epsilon=0.5), set()),
         (
@@ -218,6 +227,56 @@ def test_compiled_files_make_nothing_stale(finished: Path) -> None:
     assert stale(finished) == set()
 
 
+GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
+
+
+def others_clone(finished: Path, folder: Path, *, with_lock: bool) -> Path:
+    """A clone that finds the results in the DVC remote."""
+    if not (finished / "remote").exists():
+        for arguments in (["remote", "add", "--default", "shared", "remote"], ["push", "--run-cache", "--quiet"]):
+            done = run(finished, "-m", "dvc", *arguments)
+            assert done.returncode == 0, done.stderr
+        text = (finished / ".dvc/config").read_text().replace("../remote", str(finished / "remote"))
+        (finished / ".dvc/config").write_text(text)
+        (finished / ".git/info/exclude").write_text("/remote\n")
+        for arguments in (["add", "-A"], ["commit", "-qm", "the results"]):
+            subprocess.run([*GIT, *arguments], cwd=finished, check=True)
+    subprocess.run(["git", "clone", "-q", str(finished), str(folder)], check=True)
+    if not with_lock:
+        (folder / "dvc.lock").unlink()
+    return folder
+
+
+def results(folder: Path) -> dict[str, str]:
+    """The lock's hashes of all outputs: what a third party would compare."""
+    stages = YAML(typ="safe").load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
+def test_a_second_clone_is_complete_after_a_pull(finished: Path, tmp_path: Path) -> None:
+    second = others_clone(finished, tmp_path / "second", with_lock=True)
+    pulled = run(second, "-m", "dvc", "pull")
+    assert pulled.returncode == 0, pulled.stderr
+    assert stale(second) == set()
+    for name in ("reports/index.html", "reports/metrics.json", "artifacts/logs/palette.csv"):
+        assert (second / name).read_bytes() == (finished / name).read_bytes()
+    edit(second, lambda p: p["evaluate"].update(n_images=9))
+    metrics = json.loads((second / "reports/metrics.json").read_text())
+    (second / "reports/metrics.json").write_text(json.dumps(dict.fromkeys(metrics, 0.0)))
+    differences = run(second, "-m", "dvc", "metrics", "diff", "--json", "HEAD")
+    assert set(json.loads(differences.stdout)["reports/metrics.json"]) <= set(metrics)
+    assert json.loads(differences.stdout)["reports/metrics.json"]
+
+
+def test_a_third_clone_finds_the_results_without_the_lock(finished: Path, tmp_path: Path) -> None:
+    third = others_clone(finished, tmp_path / "third", with_lock=False)
+    done = run(third, "-m", "dvc", "repro", "--pull", "--quiet", "evaluate", "report")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (third / "state/train").exists()
+    ours = results(finished)
+    assert {name: ours[name] for name in results(third)} == results(third)
+
+
 def test_a_lost_registry_is_rebuilt(finished: Path) -> None:
     (finished / "mlflow.db").unlink()
     shutil.rmtree(finished / "mlartifacts")
@@ -233,6 +292,25 @@ def test_plain_dvc_repro_needs_no_server_and_leaves_none(finished: Path) -> None
     assert done.returncode == 0, done.stderr[-3000:]
     assert stale(finished) == set()
     assert left_behind(finished) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("evaluate", "split", "evaluate.splitt: unknown key; did you mean 'split'?"),
+        ("report", "gallery_images", "report.gallery_imagess: unknown key; did you mean 'gallery_images'?"),
+        # Of the three keys that dvc.yaml itself is made of, DVC speaks before it starts any stage.
+        ("train", "models", "Could not find 'train.models'"),
+    ],
+)
+def test_plain_dvc_repro_names_a_misspelt_key(finished: Path, section: str, key: str, message: str) -> None:
+    edit(finished, lambda p: p[section].update({f"{key}{key[-1]}": p[section].pop(key)}))
+    done = run(finished, "-m", "dvc", "repro")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    again = run(finished, "-m", "flows.reproduce")
+    assert f"{section}.{key}{key[-1]}: unknown key; did you mean '{key}'?" in again.stderr
 
 
 PLUGIN = """

@@ -1,11 +1,14 @@
 """`make up` starts what is missing; `make down` ends exactly that, and never a stranger; dead runs are found."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from prefect.states import Completed, Running
+from prefect.states import Completed, Pending, Running, Suspended
 
 from flows import entry, records, services
 from flows.services import Note, Service
@@ -132,7 +135,9 @@ class FakePrefect:
         self.state = state
 
 
-@pytest.mark.parametrize(("state", "final"), [(Running(), "CRASHED"), (Completed(), "COMPLETED")])
+@pytest.mark.parametrize(
+    ("state", "final"), [(Running(), "CRASHED"), (Completed(), "COMPLETED"), (Suspended(), "PAUSED")]
+)
 def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any, final: str
 ) -> None:
@@ -149,6 +154,32 @@ def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     assert sweeper.sweep(grace=0.0) == ([run_id] if final == "CRASHED" else [])
     assert prefect.state.type.value == final
     assert not (records.FOLDER / run_id).exists()
+
+
+@pytest.mark.parametrize(
+    ("process", "age", "dies"),
+    [
+        ("gone", 60, True),
+        ("gone", 1, False),
+        ("alive", 60, False),
+        ("elsewhere", 60, False),
+        ("", 60, False),
+        ("", 600, True),
+    ],
+)
+def test_a_run_that_died_before_it_began_is_marked(
+    monkeypatch: pytest.MonkeyPatch, process: str, age: float, dies: bool
+) -> None:
+    here = socket.gethostname()
+    pids = {"gone": f"{here}:{2**22 + 1}", "alive": f"{here}:{os.getpid()}", "elsewhere": f"other:{2**22 + 1}"}
+    state = Pending(timestamp=datetime.now(UTC) - timedelta(seconds=age))
+    prefect = FakePrefect(state)
+    run = SimpleNamespace(id=uuid4(), state=state, infrastructure_pid=pids.get(process))
+    prefect.read_flow_runs = lambda **_: [run]  # type: ignore[attr-defined]
+    monkeypatch.setattr(records, "get_client", lambda **_: nullcontext(prefect))
+    monkeypatch.setattr(records, "ended", lambda: iter(()))
+    assert records.Sweeper(("gpu",)).sweep() == ([str(run.id)] if dies else [])
+    assert prefect.state.is_crashed() == dies
 
 
 # Work that is done stays done where Prefect cannot be told.

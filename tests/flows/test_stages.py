@@ -13,6 +13,7 @@ from flows import jobs
 from flows.jobs import JOBS
 from flows.stages import STAGES, target
 from flows.step import step_of
+from flows.workspaces import Wanted
 from invfusion.errors import ConfigError
 from invfusion.training.recipes import RECIPES
 
@@ -35,7 +36,7 @@ def test_a_worker_finds_the_job_of_a_stage(name: str) -> None:
 
 def test_the_form_of_training_offers_each_model_and_its_sections() -> None:
     schema = JOBS["train"].parameters
-    assert set(schema.properties) == {"model", "settings", "force"}
+    assert set(schema.properties) == {"model", "settings", "keep", "force"}
     assert schema.properties["model"]["enum"] == list(RECIPES)
     form = schema.definitions["ParamsChanges"]["properties"]
     assert set(form) == {"train", "recipes", "runtime"}
@@ -61,7 +62,7 @@ def test_a_job_runs_the_stage_of_its_model(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(jobs, "run_job", lambda *arguments: asked.append(arguments))
     settings = get_args(JOBS["train"].fn.__signature__.parameters["settings"].annotation)[0]
     form = settings.model_validate({"train": {"lr": 0.1}})
-    JOBS["train"].fn(model="mmse", settings=form, force=True)
-    ((targets_of, changes, force),) = asked
+    JOBS["train"].fn(model="mmse", settings=form, keep=True, force=True)
+    ((targets_of, wanted, force),) = asked
     assert targets_of(load_profile()) == ["distill@mmse"]
-    assert (changes, force) == ({"train": {"lr": 0.1}}, True)
+    assert (wanted, force) == (Wanted(changes={"train": {"lr": 0.1}}, keeps=True), True)

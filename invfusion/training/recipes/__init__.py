@@ -2,6 +2,9 @@
 
 from invfusion.names import Registry
 from invfusion.training.recipes.base import Distillation, Recipe, StudentConfig
+from invfusion.training.recipes.consistency import Consistency
+from invfusion.training.recipes.finetuned import FineTuned
+from invfusion.training.recipes.flow import Flow
 from invfusion.training.recipes.indi import InDI
 from invfusion.training.recipes.invfusion import InvFusion
 from invfusion.training.recipes.invfusion_g import InvFusionG
@@ -14,7 +17,8 @@ from invfusion.training.recipes.unrolled_ddrm import UnrolledDDRM
 
 # In the order in which tables show them.
 _MEMBERS: tuple[type[Recipe], ...] = (
-    Unconditional, Palette, InvFusion, InvFusionG, InDI, MMSE, NPPC, UnrolledDDRM, InvFusionEq7, PaletteEq7
+    Unconditional, Palette, InvFusion, InvFusionG, Flow, InDI, FineTuned, MMSE, NPPC, Consistency, UnrolledDDRM,
+    InvFusionEq7, PaletteEq7,
 )  # fmt: skip
 
 RECIPES: Registry[type[Recipe]] = Registry("trained model", {recipe.name: recipe for recipe in _MEMBERS})

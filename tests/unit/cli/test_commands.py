@@ -18,7 +18,7 @@ SIZE = (40, 36)
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    x = load_photos().posterior((1, 3, *SIZE)).sample([generator(3, "x")])
+    x = load_photos().law_of((1, 3, *SIZE)).sample([generator(3, "x")])
     return ((x[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
 

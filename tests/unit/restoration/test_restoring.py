@@ -20,7 +20,7 @@ SHAPE = (3, 20, 17)
 
 def smooth(n: int = 1, shape: tuple[int, ...] = SHAPE) -> Tensor:
     """Draws of the model of photographs."""
-    return load_photos().posterior((n, *shape)).sample([generator(0, "x", i) for i in range(n)]).clamp(-1, 1)
+    return load_photos().law_of((n, *shape)).sample([generator(0, "x", i) for i in range(n)]).clamp(-1, 1)
 
 
 def holes(shape: tuple[int, ...] = SHAPE) -> Inpainting:
@@ -102,7 +102,7 @@ def test_draws_of_photographs_follow_their_own_law() -> None:
     errors = torch.cat(
         [
             invfusion.restore(operator.H(xi[None]), operator, method="mmse", progress=False).images - xi
-            for xi in load_photos().posterior((12, *SHAPE)).sample([generator(1, "x", i) for i in range(12)])
+            for xi in load_photos().law_of((12, *SHAPE)).sample([generator(1, "x", i) for i in range(12)])
         ]
     )
     truth = errors[:, :, 4:9, 3:12].square().mean().sqrt()

@@ -3,6 +3,7 @@
 import argparse
 import base64
 import io
+import json
 import socket
 import threading
 import time
@@ -82,6 +83,12 @@ def test_bytes_in_and_out(client: TestClient) -> None:
     assert np.asarray(Image.open(io.BytesIO(answer.content))).shape == (48, 40, 3)
 
 
+def float_tiff(value: float) -> str:
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8), value, dtype=np.float32)).save(content, "TIFF")
+    return base64.b64encode(content.getvalue()).decode()
+
+
 @pytest.mark.parametrize(
     "options", [{"blur_sigma": 1.0}, {"sigma": 0.1}, {"blur": text(np.eye(3, dtype=np.uint8) * 255)}]
 )
@@ -104,18 +111,23 @@ def test_other_tasks(client: TestClient, options: dict[str, object]) -> None:
         ({"samples": 5}, 413, "more than the 4"),
         ({"scale": 4}, 413, "more than the 2000"),
         ({"sigma": -1}, 422, "sigma_y"),
+        ({"sigma": float("nan")}, 422, "sigma_y"),
+        ({"sigma": float("inf")}, 422, "sigma_y"),
+        ({"blur": text(np.zeros((3, 3), dtype=np.uint8))}, 422, "kernel"),
+        ({"picture": float_tiff(float("nan"))}, 422, "the picture"),
     ],
 )
 def test_bad_requests_are_one_sentence(
     client: TestClient, change: dict[str, object], status: int, message: str
 ) -> None:
-    answer = client.post("/restore", json={"picture": text(PIXELS), **change})
+    body = json.dumps({"picture": text(PIXELS), **change})  # which writes NaN where there is one
+    answer = client.post("/restore", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
     assert message in answer.json()["error"]
 
 
 def test_fields_out_of_range_and_unknown_ones(client: TestClient) -> None:
-    for change in ({"scale": 99}, {"colour": "red"}, {"boundary": "round"}):
+    for change in ({"scale": 99}, {"colour": "red"}, {"boundary": "round"}, {"seed": 1.5}, {"samples": 0}):
         assert client.post("/restore", json={"picture": text(PIXELS), **change}).status_code == 422
 
 
