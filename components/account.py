@@ -22,6 +22,7 @@ from invfusion.degradations import FAMILIES, DegradationFamily, Mixture
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
 from invfusion.models import DenoiserConfig
 from invfusion.models.flops import activation_numbers, forward_flops
+from invfusion.operators import Measurement
 from invfusion.rng import generators, randn
 from invfusion.samplers import Sampler
 
@@ -156,7 +157,13 @@ class _StandIn:
 
     config = SimpleNamespace(n_components=1)
 
-    def __call__(self, x: Tensor, sigma: Tensor, *_: object) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        measurement: Measurement | None = None,  # noqa: ARG002
+        class_labels: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         return x * (0.25 / (0.25 + sigma.square())).view(-1, 1, 1, 1)
 
     def components(self, x: Tensor, sigma: Tensor, *_: object) -> tuple[Tensor, Tensor]:

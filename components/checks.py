@@ -272,5 +272,6 @@ def _registered(params: "Params") -> Iterator[str]:
         return
     if model not in params.train.models:
         yield f"register.model: '{model}' is not trained: put it into train.models {params.train.models}"
-    if not any(method.model == model and method.sampler is None for method in params.methods.values()):
-        yield f"register.model: no method samples '{model}' by evaluate.sampler"
+    evaluated = [params.methods[name] for name in params.evaluate.methods]
+    if not any(method.model == model and method.sampler is None for method in evaluated):
+        yield f"register.model: none of evaluate.methods samples '{model}' by evaluate.sampler: nothing would judge it"

@@ -62,6 +62,7 @@ class PriorFitConfig(Config):
 
     form: Form = "coloured"
     rank: int | None = Field(default=None, ge=1)
+    clusters: int = Field(default=1, ge=1)
     floor: float = Field(default=FLOOR, gt=0)
     max_images: int = Field(default=10_000, ge=2)
 
@@ -206,6 +207,7 @@ class OracleTrainingConfig(OptimisationConfig):
 
     widths: of the InvFusion models, the other models have the last one; depth: layers of their one level;
     checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
+    clusters: of InvFusion-G's prior, found among the first `cluster_images` of the training draws; 1 for none.
     """
 
     widths: list[Annotated[int, Field(ge=24, multiple_of=24)]] = Field(min_length=1)
@@ -214,6 +216,8 @@ class OracleTrainingConfig(OptimisationConfig):
     loss: DiffusionLoss = DiffusionLoss()
     checkpoints: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     distill_images: int = Field(ge=1)
+    clusters: int = Field(default=1, ge=1)
+    cluster_images: int = Field(default=20_000, ge=2)
     n_components: int = Field(default=3, ge=1)
     n_test: int = Field(default=256, ge=2)
     n_steps: int = Field(default=18, ge=1)

@@ -77,7 +77,8 @@ def _mark_ended(run_id: str) -> bool:
     was_alive = False
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
         state = client.read_flow_run(UUID(run_id)).state
-        if state is not None and not state.is_final():
+        # One that was suspended, or waits to be run again, has no process and needs none.
+        if state is not None and (state.is_running() or state.is_pending() or state.is_cancelling()):
             client.set_flow_run_state(UUID(run_id), Crashed(message=MESSAGE), force=True)
             log.warning("run %s had died and is marked as crashed", run_id)
             was_alive = True

@@ -29,7 +29,7 @@ def fit_prior(staged: Path, settings: PriorFitConfig) -> Path:
         return path
     written.unlink(missing_ok=True)
     images = decode(dataset.read(range(min(len(dataset), settings.max_images))))
-    prior = GaussianPrior.fit(images, rank=settings.rank, form=settings.form, floor=settings.floor, data=dataset.digest)
+    prior = GaussianPrior.fit(images, data=dataset.digest, **settings.model_dump(exclude={"max_images"}))
     prior.save(path)
     write_text(written, facts)
     log.info("a Gaussian prior (%s) of %d images: %s", settings.form, len(images), path)

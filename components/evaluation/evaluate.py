@@ -25,6 +25,8 @@ artifacts/evaluation/
       components `mean` float32 (g, C, H, W), `components` (g, K, C, H, W), unit directions sorted by std, and `stds`
       (g, K): a step along direction k is mean +- stds[k] * components[k]. "Palette MMSE" is palette_mmse.
    restorations/index.json: {degradation: {"keys": [...], "methods": [...]}}.
+   real.json: {metric, n, value, low, high} of the true images themselves, for each metric that compares sets of images
+      to real ones that were not measured: what a perfect restoration would score.
    calibration.json: {degradation, method, tarp, coverage, predicted, actual} of each method with draws: TARP's curve
       and the coverage of central intervals at 41 levels from 0 to 1, and the deviations of pixels grouped by the
       predicted one; {degradation, method, predicted, actual} of one with principal components, for each direction.
@@ -69,6 +71,8 @@ log = logging.getLogger(__name__)
 METRICS = Path("reports/metrics.json")
 COSTS = Path("reports/costs.json")
 NAME = "evaluate"
+# Real images to which sets are compared: the more, the less their own number shows.
+MAX_OTHER_IMAGES = 10_000
 
 
 def evaluate(params: Params) -> Path:
@@ -102,8 +106,18 @@ def prepare(params: Params, plan: Sequence[Column], models: Mapping[str, Path], 
     check_inputs(params, plan, models, dataset)
     restorer = Restorer(params, pick_device(params.runtime.device), models)
     images = Images.of_split(dataset, choose_images(dataset.keys, params.evaluate.n_images))
-    judge = Judge.find(params, restorer.memo, restorer.device, images)
+    judge = Judge.find(params, restorer.memo, restorer.device, images, _other_images(params.evaluate.split))
     return Evaluation(restorer, judge, images, tuple(plan), output)
+
+
+def _other_images(split: str) -> Images | None:
+    """Real images that are not measured, of the training split where that is another; None without any."""
+    try:
+        dataset = StagedDataset(STAGED, "val" if split == "train" else "train")
+    except DataError:
+        return None
+    n = min(len(dataset), MAX_OTHER_IMAGES)
+    return Images.of_split(dataset, choose_images(dataset.keys, n)) if n > 1 else None
 
 
 def check_inputs(params: Params, plan: Sequence[Column], models: Mapping[str, Path], dataset: StagedDataset) -> None:
@@ -136,12 +150,14 @@ def _check_samplers(params: Params, column: Column, image_shape: Sequence[int]) 
 
 @dataclass
 class Results:
-    """What an evaluation found: records, costs and calibration curves of its cells, the hashes of its measurements."""
+    """What an evaluation found: records, costs and calibration curves of its cells, the hashes of its measurements, and
+    how real images score (`Judge.of_real_images`)."""
 
     records: list[Record] = field(default_factory=list)
     costs: list[dict[str, Any]] = field(default_factory=list)
     measurements: dict[str, str] = field(default_factory=dict)
     calibration: list[dict[str, Any]] = field(default_factory=list)
+    real: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -178,6 +194,8 @@ class Evaluation:
                 progress.advance(len(results.costs))
         (self.output / "restorations" / "index.json").write_text(json.dumps(index, indent=1) + "\n")
         (self.output / "calibration.json").write_text(json.dumps(results.calibration) + "\n")
+        results.real = self.judge.of_real_images()
+        (self.output / "real.json").write_text(json.dumps(results.real, indent=1) + "\n")
         return results
 
     def help(self) -> None:

@@ -76,19 +76,22 @@ class Case:
 
 @dataclass
 class Judge:
-    """Turns cases into records. missing: why a metric cannot be computed on this machine; true_images: to which sets
-    are compared.
+    """Turns cases into records. missing: why a metric cannot be computed on this machine; true_images: those that were
+    measured, and other_images: real ones that were not, to which sets are compared; None where the dataset has none.
     """
 
     params: Params
     memo: Memo
     networks: Networks
     true_images: Images
+    other_images: Images | None
     missing: Mapping[str, str]
     references: dict[Any, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, params: Params, memo: Memo, device: torch.device, true_images: Images) -> "Judge":
+    def find(
+        cls, params: Params, memo: Memo, device: torch.device, true_images: Images, other_images: Images | None
+    ) -> "Judge":
         """A judge with all that this machine can compute; a missing weight file is said, never replaced."""
         networks = Networks(params.evaluate.weights_dir, params.data.image_size, str(device))
         missing = {}
@@ -99,7 +102,9 @@ class Judge:
             except WeightsUnavailableError as error:
                 missing[metric.name] = str(error)
                 log.info("%s is unavailable: %s", metric.name, error)
-        return cls(params, memo, networks, true_images, missing)
+            if metric.against_others and other_images is None:
+                missing[metric.name] = "the dataset has no real images beside those that are measured"
+        return cls(params, memo, networks, true_images, other_images, missing)
 
     def metrics(self, case: Case) -> list[Metric]:
         """Those that mean something for a case, whether they can be computed or not."""
@@ -237,7 +242,7 @@ class Judge:
             "values": identity(self._values_facts(case, metric)),
             "code": code_digest("invfusion.metrics.base", "invfusion.metrics.tools.bootstrap", *modules),
             "resamples": self.params.evaluate.bootstrap_resamples,
-            "reference": self.true_images.sha256 if metric.reference else None,
+            "reference": self._compared_to(metric).sha256 if metric.reference else None,
         }
         return self.memo.data(facts, lambda: self._summarised(case, metric, values))
 
@@ -250,10 +255,9 @@ class Judge:
             low, high = mean_interval(values, count, draws)
             return {"value": float(values.mean()), "low": low, "high": high, "n_exact": exact}
         values, reference = values.to(self.networks.device), self._reference(metric)
-        value, weights = metric.number(values, reference), resampled(len(values), min(count, MAX_SET_RESAMPLES), draws)
-        numbers = metric.weighted(values, reference)(weights.to(values.device), None)
-        low, high = interval_around(value, numbers.cpu())
-        return {"value": value, "low": low, "high": high, "n_exact": 0}
+        # The reference is a sample too.
+        of_reference = generator(self.params.seed, "evaluate/bootstrap/reference", case.measured.degradation)
+        return _of_set(metric, values, reference, min(count, MAX_SET_RESAMPLES), draws, of_reference)
 
     def _capped(self, case: Case, metric: Metric, values: Tensor) -> Tensor:
         return metric.capped(values, tuple(case.measured.facts["image_shape"]))
@@ -261,10 +265,52 @@ class Judge:
     def _reference(self, metric: Metric) -> Tensor | None:
         if metric.reference is None:
             return None
-        if metric.reference not in self.references:
-            parts = [metric.reference(part, self.networks) for part in self.true_images.parts()]
-            self.references[metric.reference] = torch.cat(parts).to(self.networks.device)
-        return self.references[metric.reference]
+        key = metric.reference, metric.against_others
+        if key not in self.references:
+            self.references[key] = self._features(metric, self._compared_to(metric))
+        return self.references[key]
+
+    def _features(self, metric: Metric, images: Images) -> Tensor:
+        assert metric.reference is not None, "a metric of sets"
+        parts = [metric.reference(part, self.networks) for part in images.parts()]
+        return torch.cat(parts).to(self.networks.device)
+
+    def _compared_to(self, metric: Metric) -> Images:
+        if metric.against_others:
+            assert self.other_images is not None, "else the metric is missing"
+            return self.other_images
+        return self.true_images
+
+    def of_real_images(self) -> list[dict[str, Any]]:
+        """How the measured images themselves score where sets are compared to others: what restorations can reach."""
+        metrics = [m for m in METRICS.values() if m.against_others and m.name not in self.missing]
+        return [{"metric": metric.name, "n": len(self.true_images), **self._of_real(metric)} for metric in metrics]
+
+    def _of_real(self, metric: Metric) -> Summary:
+        code = code_digest("invfusion.metrics.base", "invfusion.metrics.tools.bootstrap", metric.values.__module__)
+        count = min(self.params.evaluate.bootstrap_resamples, MAX_SET_RESAMPLES)
+        facts = {
+            "real": metric.name, "code": code, "resamples": count, "images": self.true_images.sha256,
+            "reference": self._compared_to(metric).sha256,
+        }  # fmt: skip
+
+        def compute() -> Summary:
+            draws = [generator(self.params.seed, f"evaluate/bootstrap/real/{side}") for side in range(2)]
+            return _of_set(metric, self._features(metric, self.true_images), self._reference(metric), count, *draws)
+
+        return self.memo.data(facts, compute)
+
+
+def _of_set(
+    metric: Metric, values: Tensor, reference: Tensor | None, count: int, draws: torch.Generator,
+    of_reference: torch.Generator,
+) -> Summary:  # fmt: skip
+    """A number that is no mean over images, with its interval over resampled images and resampled reference."""
+    weights = resampled(len(values), count, draws).to(values.device)
+    others = None if reference is None else resampled(len(reference), count, of_reference).to(values.device)
+    value = metric.number(values, reference)
+    low, high = interval_around(value, metric.weighted(values, reference)(weights, others).cpu(), metric.nonnegative)
+    return {"value": value, "low": low, "high": high, "n_exact": 0}
 
 
 @cache

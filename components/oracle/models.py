@@ -1,6 +1,6 @@
 """What small models, trained on a known prior, lose against Bayes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from components.oracle.records import Candidate, Head, Job, OracleRecord, Results, kept, of_verdict, record
-from components.oracle.training import GAUSSIAN, Bench, diffusion_model, distilled
+from components.oracle.training import GAUSSIAN, Bench, diffusion_model, distilled, fitted_prior
 from components.params import Params
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
+from invfusion.gaussian import GaussianPosterior
 from invfusion.measuring import Streams, draw_operator
 from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, with_components
 from invfusion.names import kind_of
 from invfusion.operators import Measurement
-from invfusion.oracle import GaussianMixture, Oracle, draw_measurements, gaussian_prior
+from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import DDRM, MMSE, NPPC, Heun, SampleOutput, Sampler
 
@@ -120,17 +121,33 @@ def _excess(bench: Bench, model: Denoiser, method: str, images: int, sets: dict[
 
 
 def judge_wiener(bench: Bench) -> Results:
-    """The excess risk of the best linear estimate, which is trained on nothing."""
+    """The excess risk of what no network is needed for: the best linear estimate, and the mean given the clusters."""
 
     def compute() -> Results:
-        prior, found = gaussian_prior(bench.prior), []
-        for degradation, batches in measured_sets(bench).items():
-            head = bench.head("Wiener", degradation, 0) | {"settings": {}, "images": 0, "width": 0}
-            errors = torch.cat([_error(prior.posterior(b.measurement).mean, b.mean) for b in batches])
-            found.append(excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed))
-        return Results(found)
+        prior, sets = fitted_prior(bench), measured_sets(bench)
+        results = [_of_posterior(bench, "Wiener", 0, sets, prior.posterior)]
+        if prior.clusters is not None:
+            results.append(
+                _of_posterior(bench, "Clusters", bench.chosen.cluster_images, sets, prior.clusters.posterior)
+            )
+        return Results.joined(results)
 
     return _kept(bench, "wiener", compute)
+
+
+def _of_posterior(
+    bench: Bench,
+    method: str,
+    images: int,
+    sets: dict[str, list[Measured]],
+    posterior: Callable[[Measurement], GaussianPosterior],
+) -> Results:
+    found = []
+    for degradation, batches in sets.items():
+        head = bench.head(method, degradation, 0) | {"settings": {}, "images": images, "width": 0}
+        errors = torch.cat([_error(posterior(b.measurement).mean, b.mean) for b in batches])
+        found.append(excess_record(head, errors, torch.cat([b.risk for b in batches]), bench.params.seed))
+    return Results(found)
 
 
 def excess_record(head: Head, errors: Tensor, risks: Tensor, seed: int) -> OracleRecord:

@@ -17,6 +17,10 @@ from components.training.identity import settings
 from invfusion import codec
 from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily, Mixture
+from invfusion.gaussian import GaussianPrior
+from invfusion.gaussian.clusters import Clusters
+from invfusion.gaussian.covariance import LowRank
+from invfusion.gaussian.prior import FLOOR
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig
 from invfusion.noise import GaussianNoise
 from invfusion.oracle import GaussianMixture, gaussian_prior
@@ -27,7 +31,7 @@ from invfusion.training.recipes.base import Recipe
 from invfusion.training.task import Loss, Task
 
 NO_LABEL = -1
-# The recipe whose preconditioning is a Gaussian prior: here, the one with the mean and covariance of the truth.
+# The recipe whose preconditioning is a Gaussian prior: here, one with the moments of the truth and clusters of draws.
 GAUSSIAN = "invfusion_g"
 
 
@@ -129,7 +133,17 @@ def build(bench: Bench) -> Denoiser:
         mapping_hidden=128,
         dropout=0.0,
     )
-    return Denoiser(config, bench.params.seed, gaussian_prior(bench.prior) if bench.model == GAUSSIAN else None)
+    return Denoiser(config, bench.params.seed, fitted_prior(bench) if bench.model == GAUSSIAN else None)
+
+
+def fitted_prior(bench: Bench) -> GaussianPrior:
+    """The Gaussian with the moments of the truth; its clusters are found among the first draws that training sees."""
+    gaussian, chosen = gaussian_prior(bench.prior), bench.chosen
+    if chosen.clusters > 1:
+        x = bench.prior.sample(generators(bench.params.seed, "oracle/train", range(chosen.cluster_images)))
+        rank = min(len(x) - 1, gaussian.mean.numel())
+        gaussian.clusters = Clusters.fit(x, chosen.clusters, LowRank, rank, FLOOR)
+    return gaussian
 
 
 @dataclass(frozen=True)

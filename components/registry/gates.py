@@ -58,7 +58,9 @@ def registered_method(params: Params) -> str:
         ConfigError: no method does.
     """
     model = params.register_.model
-    found = [name for name, m in params.methods.items() if m.model == model and m.sampler is None]
+    # One that is evaluated, where there are several.
+    names = sorted(params.methods, key=lambda name: name not in params.evaluate.methods)
+    found = [name for name in names if params.methods[name].model == model and params.methods[name].sampler is None]
     if not found:
         raise ConfigError(f"register.model: no method samples '{model}' by evaluate.sampler")
     return found[0]

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from components.evaluation.records import file_name
 from components.params import Params
-from components.paths import DETAILS
+from components.paths import DETAILS, file_name
 from components.records import Record
 from components.registry.gates import registered_method, scores, stored
 from components.tracking import Version

@@ -118,7 +118,7 @@ def move(registry: Registry, before: Version | None, after: str, action: str, de
     Raises:
         ConfigError: another change came first.
     """
-    when = datetime.now(UTC).isoformat(timespec="milliseconds")
+    when = datetime.now(UTC).isoformat(timespec="microseconds")
     start = before.number if before else ""
     entry = registry.append(Change(0, action, start, after, decision.author(), when, decision.why))
     if entry.number not in {change.number for change in valid(registry.history())}:

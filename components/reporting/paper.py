@@ -1,11 +1,13 @@
 """The paper's numbers, which stand beside ours where they mean the same thing on the same data."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.records import Record
+from invfusion.degradations import DegradationFamily
+from invfusion.names import kind_of
 from invfusion.noise import AnyNoise, GaussianNoise
 
 FILE = Path(__file__).with_name("paper_tables.csv")
@@ -42,6 +44,11 @@ class Paper:
         # The first table that reports a number is the main one; later tables repeat it.
         values = {(row["task"], row["method"], row["metric"]): row["value"] for row in reversed(rows)}
         return cls(dataset if rows else None, values)
+
+    def under(self, families: Iterable[DegradationFamily]) -> "Paper":
+        """Without the numbers of kinds that are drawn otherwise here than in the published code."""
+        unlike = {kind_of(family) for family in families if not family.is_official}
+        return Paper(self.dataset, {key: value for key, value in self.values.items() if key[0] not in unlike})
 
     def number(self, degradation: str, method: str, metric: str) -> str:
         """The paper's value of the same thing, or an empty text. Its blurred measurements have another scale."""

@@ -41,7 +41,6 @@ OF_DRAWS, OF_POINTS = ("energy_score", "psnr", "consistency_mse"), ("psnr", "con
 HEADLINES = ("energy_score", "psnr")
 # What evaluations of the paper's kind call "not a measurement".
 GENERATION = (UNCONDITIONAL, "null")
-PAPER_NAMES = {"MMSE": "InvFusion trained for MMSE"}
 HOW = {
     "claims": "Differences are means over the images that both restored, with the 95% bootstrap interval of that "
     "paired difference: ✓ InvFusion is better, ✗ it is worse, ? the interval contains 0, nothing is "
@@ -90,7 +89,8 @@ def report(params: Params) -> Path:
 def describe(params: Params, records: Sequence[Record]) -> Page:
     """Everything that the report says."""
     trained, unseen = split_degradations(params, records)
-    kinds, paper = trained + unseen, Paper.of_noise(params.evaluate.noise, params.data.name)
+    kinds = trained + unseen
+    paper = Paper.of_noise(params.evaluate.noise, params.data.name).under(params.evaluate.families)
     contests = contests_of(params, records, kinds)
     headlines = [line for c in contests for m in c.metrics if m in HEADLINES and (line := c.headline(m))]
     restoration = restoration_tables(params, records, trained, unseen, paper)
@@ -185,12 +185,17 @@ def notes(records: Sequence[Record]) -> list[str]:
     """What could not be measured, and on which measurements the rest was."""
     hashes = {tables.name_of(r.degradation): r.measurements_sha256 for r in records if r.measurements_sha256}
     frozen = ", ".join(f"{name} {value[:12]}" for name, value in hashes.items())
-    return [*tables.reasons(records), *([f"Frozen measurements (sha256): {frozen}."] if frozen else [])]
+    path = DETAILS / "real.json"
+    real = tables.real_notes(json.loads(path.read_text())) if path.is_file() else []
+    return [*tables.reasons(records), *real, *([f"Frozen measurements (sha256): {frozen}."] if frozen else [])]
 
 
 def paper_line(paper: Paper) -> str:
     if paper.dataset:
-        return f"This dataset is the paper's {paper.dataset}: its numbers stand below ours where they mean the same."
+        return (
+            f"This dataset is the paper's {paper.dataset}: its numbers stand below ours where they mean the same and "
+            "operators follow the published code's law."
+        )
     return (
         "The paper reports no number for this dataset and noise. The table below is for orientation: the ordering of "
         "methods should be the same, the values cannot be."
@@ -270,7 +275,7 @@ def table_of(
     chosen = [r for r in records if r.degradation in kinds]
     columns = tables.metrics_of(chosen, kinds)
     groups = tables.grouped(params.methods, chosen)
-    return tables.layout(groups, columns, chosen, paper, PAPER_NAMES, title, caption) if columns else None
+    return tables.layout(groups, columns, chosen, paper, title=title, caption=caption) if columns else None
 
 
 def is_of_components(record: Record) -> bool:

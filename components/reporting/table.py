@@ -128,7 +128,8 @@ def findings(outcome: Outcome) -> list[Finding]:
 def describe(outcome: Outcome, found: Sequence[Finding]) -> Page:
     """Everything that the page says."""
     experiment, records = outcome.experiment, outcome.results.records
-    notes = [*outcome.missing.values(), *tables.reasons(records), *frozen_notes(outcome.results)]
+    notes = [*outcome.missing.values(), *tables.reasons(records)]
+    notes += [*tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
     claims = [(f.claim, f.degradation, Cell(f.verdict, style=verdicts.STYLES[f.verdict]), f.numbers) for f in found]
     return Page(
         title=f"{heading(outcome.name)}: {experiment.title}",
@@ -154,7 +155,8 @@ def results_table(outcome: Outcome) -> Table:
 
 
 def paper_of(outcome: Outcome) -> Paper:
-    return Paper.of_table(outcome.experiment.table, outcome.params.data.name)
+    published = Paper.of_table(outcome.experiment.table, outcome.params.data.name)
+    return published.under(outcome.params.evaluate.families)
 
 
 def costs_table(outcome: Outcome) -> Table:
@@ -181,7 +183,10 @@ def caption(outcome: Outcome) -> str:
         f"{params.evaluate.n_images} images; {noise}; models trained on {trained} images."
     )
     if paper.dataset:
-        return f"{text} The paper's numbers ({paper.dataset}, {experiment.n_images:,} images) stand below ours."
+        return (
+            f"{text} The paper's numbers ({paper.dataset}, {experiment.n_images:,} images) stand below ours where the "
+            "operators follow the published code's law."
+        )
     if not experiment.table:
         return text
     reduced = " Reduced in images and steps." if params.evaluate.n_images < experiment.n_images else ""

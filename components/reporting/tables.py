@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from components.params import UNCONDITIONAL, MethodConfig
 from components.records import Record, available, by_key
@@ -167,6 +167,19 @@ def with_stand_ins(metrics: Sequence[str], records: Iterable[Record]) -> list[st
     """The metrics, with stand-ins, under their own names, for those that no record has a number of."""
     there = {r.metric for r in available(records)}
     return [s if m not in there and (s := METRICS[m].stand_in) in there and s is not None else m for m in metrics]
+
+
+def real_notes(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How the true images score by metrics that compare sets: what restorations can reach, and no less."""
+    found = []
+    for score in scores:
+        metric = METRICS[score["metric"]]
+        value, low, high = (metric.show(score[key]) for key in ("value", "low", "high"))
+        found.append(
+            f"{metric.label}: {score['n']} held-out real images score {value} ({low} to {high}) against the same other "
+            "real images. It is no FID, and no claim is judged by it."
+        )
+    return found
 
 
 def reasons(records: Iterable[Record]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from invfusion.errors import ConfigError, ServiceError
 from invfusion.files import replacing
@@ -25,7 +25,11 @@ def tracking_uri(params: "Params") -> str:
 
     The path of a SQLite file is made absolute, since MLflow remembers a store by its address.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or params.runtime.mlflow_uri
+    return absolute(os.environ.get("MLFLOW_TRACKING_URI") or params.runtime.mlflow_uri)
+
+
+def absolute(uri: str) -> str:
+    """The address of a store, that of a SQLite file from the root of the file system on."""
     database = _database(uri)
     return f"sqlite:///{database}" if database else uri
 
@@ -124,10 +128,11 @@ def _database(uri: str) -> Path | None:
     if not uri.startswith(prefix):
         return None
     path = (project(Path.cwd()) / uri.removeprefix(prefix)).resolve()
-    if "?" in str(path):
+    # MLflow decodes even plain paths where it loads a model (LocalArtifactRepository), and SQLAlchemy ends one at '?'.
+    if unquote(str(path)) != str(path) or "?" in str(path):
         raise ConfigError(
-            f"MLflow cannot keep its files in {path.parent}: it reads what follows '?' in their address as options. "
-            "Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
+            f"MLflow cannot keep its files in {path.parent}: it reads '%' before two hexadecimal digits, and '?', as "
+            "parts of an address. Rename the folder, or name a database elsewhere in runtime.mlflow_uri"
         )
     return path
 

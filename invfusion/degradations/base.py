@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -10,6 +10,11 @@ from invfusion.errors import ConfigError
 from invfusion.names import kind_of
 from invfusion.operators.base import LinearOperator
 from invfusion.schema import Config
+
+# The paper's text, or the published code, which the published numbers come from.
+Law = Literal["paper", "official"]
+# Images that the published evaluation measures together.
+OFFICIAL_BATCH = 32
 
 
 class DegradationFamily(Config, ABC):
@@ -25,6 +30,11 @@ class DegradationFamily(Config, ABC):
     def is_nonnegative(self) -> bool:
         """Whether every operator maps images without negative values to measurements without."""
         return True
+
+    @property
+    def is_official(self) -> bool:
+        """Whether operators follow the law of the published code, so that the published numbers are about the same."""
+        return getattr(self, "law", "official") == "official"
 
     def law_versions(self) -> dict[str, int]:
         """The version of the law of each family that is drawn from, by kind."""

@@ -18,11 +18,15 @@ Network = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a network is told beside the noisy image: the measurement, class_labels (B,), augment_labels (B, 9)."""
+    """What a network is told beside the noisy image: the measurement, class_labels (B,), augment_labels (B, 9).
+
+    images: seen in training before this batch, for objectives that change on the way; the network is not told.
+    """
 
     measurement: Measurement | None = None
     class_labels: Tensor | None = None
     augment_labels: Tensor | None = None
+    images: int = 0
 
     @property
     def arguments(self) -> tuple[Measurement | None, Tensor | None, Tensor | None]:
@@ -83,6 +87,75 @@ class DiffusionLoss(Config):
         denoised, u, weight = network(noisy, sigma, *condition.arguments, return_logvar=True)
         weighted = weight * squared_error(denoised, x)
         return LossOutput(weighted / u.exp() + u, {"weighted_mse": weighted.detach()})
+
+
+class ConsistencyLoss(Config):
+    """Easy consistency tuning of a trained diffusion model: D becomes the map from x_sigma to its trajectory's end.
+
+    Two points of one image with one noise, at sigma and at r < sigma, must have the same estimate; that at r is the
+    target, and the image itself where r = 0: |D(x_sigma) - D(x_r)| / (sigma - r), the norm a root mean square with
+    `smoothing` below it. ln sigma ~ N(P_mean, P_std^2), and r draws nearer to sigma from stage to stage, each of
+    `stage_images` images: r = sigma max(0, 1 - 2^-(stage + 1) (1 + 8 / (1 + e^sigma))). The first stages are a
+    diffusion model's own training at low noise. Source: Geng et al. 2024 (arXiv 2406.14548), sections 3 and 4.
+    """
+
+    kind: Literal["consistency"] = "consistency"
+    P_mean: float = -1.1
+    P_std: float = Field(default=2.0, gt=0)
+    stage_images: int = Field(default=2**19, ge=1)
+    max_stage: int = Field(default=7, ge=0)
+    smoothing: float = Field(default=1e-3, gt=0)
+
+    trains_log_variance: ClassVar[bool] = False
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """x (B, C, H, W) in [-1, 1] -> the distance between the two estimates over that of their levels."""
+        sigma = (self.P_mean + self.P_std * torch.randn(len(x), generator=generator)).exp().to(x.device)
+        noise = standard_normal(tuple(x.shape), generator, x.device)
+        r = self.lower_levels(sigma, min(condition.images // self.stage_images, self.max_stage))
+        target = self._target(network, x, noise, r, condition)
+        estimate = network(x + sigma.view(-1, 1, 1, 1) * noise, sigma, *condition.arguments)
+        error = squared_error(estimate, target)
+        distance = (error + self.smoothing**2).sqrt() - self.smoothing
+        return LossOutput(distance / (sigma - r), {"squared_distance": error.detach()})
+
+    @staticmethod
+    def lower_levels(sigma: Tensor, stage: int) -> Tensor:
+        """r (B,) for sigma (B,)."""
+        return sigma * (1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-sigma))).clamp(min=0)
+
+    @staticmethod
+    def _target(network: Network, x: Tensor, noise: Tensor, r: Tensor, condition: Condition) -> Tensor:
+        # After the block the generators of dropout are as before it: both points see one mask.
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            known = r == 0
+            levels = r.where(~known, 1.0)
+            target: Tensor = network(x + levels.view(-1, 1, 1, 1) * noise, levels, *condition.arguments)
+        return torch.where(known.view(-1, 1, 1, 1), x, target)
+
+
+class FlowMatchingLoss(Config):
+    """Regression to the velocity n - x of the straight path x_t = (1 - t) x + t n, with t uniform below `t_max`.
+
+    In variance-exploding terms, sigma = t / (1 - t) and the velocity is (x_t - D) / t: the squared error of the
+    velocity is that of D over t^2, so that the network keeps its preconditioning. `t_min` bounds the weights. Source:
+    Lipman et al. 2023 (arXiv 2210.02747), Eq. 23, without their smallest deviation.
+    """
+
+    kind: Literal["flow_matching"] = "flow_matching"
+    t_min: float = Field(default=0.01, gt=0, lt=1)
+    t_max: float = Field(default=0.99, gt=0, lt=1)
+
+    trains_log_variance: ClassVar[bool] = False
+
+    def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
+        """x (B, C, H, W) in [-1, 1] -> mean((v - (n - x))^2)."""
+        t = (self.t_min + (self.t_max - self.t_min) * torch.rand(len(x), generator=generator)).to(x.device)
+        noise, sigma = standard_normal(tuple(x.shape), generator, x.device), t / (1 - t)
+        denoised = network(x + sigma.view(-1, 1, 1, 1) * noise, sigma, *condition.arguments)
+        error = squared_error(denoised, x)
+        return LossOutput(error / t.square(), {"mse": error.detach()})
 
 
 class MMSELoss(Config):

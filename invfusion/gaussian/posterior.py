@@ -60,10 +60,7 @@ class GaussianPosterior:
 
     def denoise_with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """What `denoise` gives, and the mean posterior variance of a pixel, (B,) float32."""
-        if tuple(x.shape) != (self.batch_size, *self.image_shape):
-            raise ShapeError(f"expected images {(self.batch_size, *self.image_shape)}, got {tuple(x.shape)}")
-        p = sigma.double().reshape(-1).pow(-2).expand(self.batch_size).to(self.prior_mean.device)
-        system = None if self._measurement is None else self._solver.at(p)
+        p, system = self._at(x, sigma)
         estimate = self._estimate(x.double(), p, system)
         return estimate.float(), self._variance(p, system).float()
 
@@ -76,14 +73,13 @@ class GaussianPosterior:
         if len(generators) != self.batch_size:
             raise ShapeError(f"{self.batch_size} images need as many generators, got {len(generators)}")
         white = self._normal(self.image_shape, generators)
-        drawn = self.covariance.filter(white, self._nothing, lambda c, p: (c + 0 * p).sqrt())
+        drawn = self.covariance.filter(white, self._nothing, lambda c, p: (c + 0 * p).sqrt()) + self._centre(generators)
         if self._measurement is None:
-            return (self.prior_mean + drawn).float()
+            return drawn.float()
         y, H, noise = self._exact
         level = aligned_to(noise.sqrt(), y)
         measured = H.H(drawn) + level * self._normal(H.measurement_shape, generators)
-        gap = y - H.H(self.prior_mean.expand(self.batch_size, *self.image_shape)) - measured
-        return (self.prior_mean + drawn + self._back(gap, self._nothing, self._given_y)).float()
+        return (drawn + self._back(y - measured, self._nothing, self._given_y)).float()
 
     def principal_components(self, n: int, iterations: int = SUBSPACE_ITERATIONS) -> tuple[Tensor, Tensor]:
         """The n unit directions of largest posterior variance (B, n, C, H, W), and deviations along them (B, n).
@@ -156,6 +152,17 @@ class GaussianPosterior:
             return mean
         y, H, _ = self._exact
         return mean + self._back(y - H.H(mean), self._nothing, self._given_y)
+
+    def _at(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, System | None]:
+        """The precision of noisy images x (B,), and the system there; None where there is no measurement."""
+        if tuple(x.shape) != (self.batch_size, *self.image_shape):
+            raise ShapeError(f"expected images {(self.batch_size, *self.image_shape)}, got {tuple(x.shape)}")
+        p = sigma.double().reshape(-1).pow(-2).expand(self.batch_size).to(self.prior_mean.device)
+        return p, None if self._measurement is None else self._solver.at(p)
+
+    def _centre(self, generators: Sequence[torch.Generator]) -> Tensor:  # noqa: ARG002 - there is but one
+        """The mean of the Gaussian that an image is drawn from before it is moved to fit y."""
+        return self.prior_mean
 
     def _estimate(self, x: Tensor, p: Tensor, system: System | None) -> Tensor:
         """`system` is None where there is no measurement."""

@@ -11,12 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invfusion.errors import CheckpointError, ConfigError, ShapeError
+from invfusion.gaussian.clusters import Clusters
 from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, Stationary
 from invfusion.gaussian.posterior import GaussianPosterior
 from invfusion.operators.base import Measurement
 
 # No direction has less variance: one grey level of 255, squared.
 FLOOR = (2 / 255) ** 2
+# How the names of the clusters' tensors begin.
+CLUSTERS = "clusters."
 Form = Literal["full", "coloured", "stationary"]
 
 
@@ -46,16 +49,18 @@ class GaussianPrior(Prior):
 
     The covariance has low rank plus a floor, or is stationary, for images too large for a rank. Its tensors are float64
     and move with `.to(device)`, but are no part of a state_dict: they are kept by `save`, or by a model's checkpoint.
-    data: a digest of the images that it was fitted to, or "".
+    data: a digest of the images that it was fitted to, or "". clusters: the kinds that the images come in, which
+    `refined` uses; all else is the Gaussian's alone.
     """
 
     mean: Tensor
 
-    def __init__(self, mean: Tensor, covariance: Covariance, data: str = "") -> None:
+    def __init__(self, mean: Tensor, covariance: Covariance, data: str = "", clusters: Clusters | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", mean.double(), persistent=False)
         self.covariance = covariance
         self.data = data
+        self.clusters = clusters
 
     @classmethod
     def fit(
@@ -66,14 +71,16 @@ class GaussianPrior(Prior):
         form: Form = "full",
         floor: float = FLOOR,
         data: str = "",
+        clusters: int = 1,
     ) -> Self:
         """The best Gaussian for images (N, C, H, W) in [-1, 1].
 
         rank: how many principal components are kept; None keeps all that the images determine. form: "full"; "coloured"
         takes certain combinations of the channels for uncorrelated, and most operators are then several times cheaper;
         "stationary" has a mean per channel and a power spectrum for each such combination, and no rank. floor: the
-        least variance of any direction, positive. data: names the images.
-        Raises `ConfigError` where there are too few images for the rank.
+        least variance of any direction, positive. data: names the images. clusters: how many kinds the images are
+        taken to come in beside; 1 for none.
+        Raises `ConfigError` where there are too few images for the rank or the clusters.
         """
         if images.ndim != 4 or len(images) < 2:
             raise ConfigError(f"a prior is fitted to images (N, C, H, W), at least two, got {tuple(images.shape)}")
@@ -81,13 +88,16 @@ class GaussianPrior(Prior):
             raise ConfigError(f"the floor of a prior's variances must be positive, got {floor}")
         full = images.double()
         if form == "stationary":
+            if clusters > 1:
+                raise ConfigError("a stationary prior is the same everywhere and has no clusters; set clusters to 1")
             mean = full.mean((0, 2, 3), keepdim=True)[0].expand(full.shape[1:]).clone()
             return cls(mean, Stationary.fit(full - mean, floor), data)
         mean = full.mean(0)
         if rank is None:
             rank = min(len(full) - 1, mean.numel())
         kind = Coloured if form == "coloured" else LowRank
-        return cls(mean, kind.fit(full - mean, rank, floor), data)
+        found = Clusters.fit(full, clusters, kind, rank, floor) if clusters > 1 else None
+        return cls(mean, kind.fit(full - mean, rank, floor), data, found)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -100,11 +110,7 @@ class GaussianPrior(Prior):
 
         Raises `ShapeError` where the operator is for images of another shape.
         """
-        if measurement.operator.image_shape != self.image_shape:
-            raise ShapeError(
-                f"the prior is of images {self.image_shape}, but the operator '{measurement.operator.kind}' acts on "
-                f"images {measurement.operator.image_shape}"
-            )
+        self._check_measures(measurement)
         return GaussianPosterior(self.mean, self.covariance, measurement)
 
     def law_of(self, shape: Sequence[int], measurement: Measurement | None) -> GaussianPosterior:
@@ -114,6 +120,21 @@ class GaussianPrior(Prior):
     def unconditional(self, batch_size: int) -> GaussianPosterior:
         """The prior itself for a batch of images of which nothing is known."""
         return GaussianPosterior(self.mean, self.covariance, None, batch_size)
+
+    def refined(self, shape: Sequence[int], measurement: Measurement | None) -> GaussianPosterior:
+        """`law_of` with the clusters, where there are any: no Gaussian then."""
+        if self.clusters is None:
+            return self.law_of(shape, measurement)
+        if measurement is not None:
+            self._check_measures(measurement)
+        return self.clusters.posterior(measurement, shape[0])
+
+    def _check_measures(self, measurement: Measurement) -> None:
+        if measurement.operator.image_shape != self.image_shape:
+            raise ShapeError(
+                f"the prior is of images {self.image_shape}, but the operator '{measurement.operator.kind}' acts on "
+                f"images {measurement.operator.image_shape}"
+            )
 
     def check_fits(self, image_shape: tuple[int, int, int], data: str = "") -> None:
         """Raise `ConfigError` where the prior is of images of another shape, or was fitted to other data."""
@@ -132,17 +153,20 @@ class GaussianPrior(Prior):
 
     def tensors(self) -> dict[str, Tensor]:
         """What defines the prior, float64."""
-        return {"mean": self.mean, **dict(self.covariance.named_buffers())}
+        own = {"mean": self.mean, **dict(self.covariance.named_buffers())}
+        beside = {} if self.clusters is None else self.clusters.tensors()
+        return own | {CLUSTERS + name: tensor for name, tensor in beside.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], data: str = "") -> Self:
         """Take back what `tensors` gave. Raises `CheckpointError` where these are not a prior's."""
-        rest = {name: t for name, t in tensors.items() if name != "mean"}
-        kinds = {frozenset(kind.tensor_names): kind for kind in (LowRank, Coloured, Stationary)}
-        kind = kinds.get(frozenset(rest))
-        if "mean" not in tensors or kind is None or tensors["mean"].ndim != 3:
+        beside = {name.removeprefix(CLUSTERS): t for name, t in tensors.items() if name.startswith(CLUSTERS)}
+        own = {name: t for name, t in tensors.items() if not name.startswith(CLUSTERS)}
+        mean, covariance = own.pop("mean", None), _covariance(own)
+        clusters = _clusters(beside) if beside else None
+        if mean is None or mean.ndim != 3 or covariance is None or (beside and clusters is None):
             raise CheckpointError(f"a Gaussian prior is not made of the tensors {sorted(tensors)}")
-        return cls(tensors["mean"], kind(**rest), data)
+        return cls(mean, covariance, data, clusters)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""
@@ -161,3 +185,15 @@ class GaussianPrior(Prior):
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: cannot be read as a Gaussian prior ({error}); fit it again") from error
         return cls.from_tensors(tensors, data)
+
+
+def _covariance(tensors: Mapping[str, Tensor]) -> Covariance | None:
+    """That which these tensors define; None where they define none."""
+    kinds = {frozenset(kind.tensor_names): kind for kind in (LowRank, Coloured, Stationary)}
+    kind = kinds.get(frozenset(tensors))
+    return None if kind is None else kind(**tensors)
+
+
+def _clusters(tensors: dict[str, Tensor]) -> Clusters | None:
+    centres, weights, covariance = tensors.pop("centres", None), tensors.pop("weights", None), _covariance(tensors)
+    return None if centres is None or weights is None or covariance is None else Clusters(centres, weights, covariance)

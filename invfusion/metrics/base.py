@@ -88,6 +88,9 @@ class Metric:
     values: (n, ...) float, one row per image. Without a `statistic` they are (n,), and their mean is reported; else
     `statistic(values, reference)` is the number as a function of how often each image counts, see `Weighted`.
     reference: features of true images uint8 (N, C, H, W), (N, d), to which a statistic compares.
+    against_others: whether these are other images than those that were restored, which would favour restorations: of
+    these, as of what is held out, the score of real images can be told too. nonnegative: whether it is a distance, so
+    that its interval does not go below 0.
     source: names what `values` computes; metrics of one source and module share their values.
     loader: makes the network that the metric needs, or says why it cannot; weights: the name of its file.
     ceiling: the value with which an infinite one counts, given an image shape.
@@ -104,6 +107,8 @@ class Metric:
     values: Callable[[Restorations], Tensor]
     statistic: Callable[[Tensor, Tensor | None], Weighted] | None = None
     reference: Callable[[Tensor, Networks], Tensor] | None = None
+    against_others: bool = False
+    nonnegative: bool = False
     source: str = ""
     loader: Callable[[Networks], Any] | None = None
     weights: str = ""

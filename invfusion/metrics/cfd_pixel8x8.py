@@ -13,5 +13,7 @@ CFD_PIXEL8X8 = Metric(
     values=PIXELS.of_projected,
     source="pixels of projected",
     reference=PIXELS.of_reference,
+    against_others=True,
     statistic=frechet,
+    nonnegative=True,
 )

@@ -16,6 +16,7 @@ CFID = Metric(
     source="inception of projected",
     reference=INCEPTION.of_reference,
     statistic=frechet,
+    nonnegative=True,
     loader=INCEPTION.load,
     weights=INCEPTION_FILE,
 )

@@ -13,5 +13,7 @@ FD_PIXEL8X8 = Metric(
     values=PIXELS.of_images,
     source="pixels of images",
     reference=PIXELS.of_reference,
+    against_others=True,
     statistic=frechet,
+    nonnegative=True,
 )

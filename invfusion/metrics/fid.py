@@ -16,6 +16,7 @@ FID = Metric(
     source="inception of images",
     reference=INCEPTION.of_reference,
     statistic=frechet,
+    nonnegative=True,
     loader=INCEPTION.load,
     weights=INCEPTION_FILE,
 )

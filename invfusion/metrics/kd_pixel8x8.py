@@ -12,5 +12,6 @@ KD_PIXEL8X8 = Metric(
     values=PIXELS.of_images,
     source="pixels of images",
     reference=PIXELS.of_reference,
+    against_others=True,
     statistic=kernel,
 )

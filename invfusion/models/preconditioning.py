@@ -109,7 +109,7 @@ class Gaussian(Preconditioning):
         last = self._last
         if last is not None and last[0] is measurement and last[1].batch_size == batch_size:
             return last[1]
-        posterior = self.prior.law_of((batch_size, *self.config.image_shape), measurement)
+        posterior = self.prior.refined((batch_size, *self.config.image_shape), measurement)
         self._last = measurement, posterior
         return posterior
 

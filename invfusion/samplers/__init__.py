@@ -8,11 +8,14 @@ from invfusion.names import Registry, kind_of
 from invfusion.plugins import accepts_plugins
 from invfusion.samplers.aseq_dip import ASeqDIP
 from invfusion.samplers.base import SampleOutput, Sampler
+from invfusion.samplers.consistency import Consistency
 from invfusion.samplers.daps import DAPS
 from invfusion.samplers.ddnm import DDNM
 from invfusion.samplers.ddrm import DDRM, UnrolledDDRM
+from invfusion.samplers.diffpir import DiffPIR
 from invfusion.samplers.dpmpp_2m import DPMpp2M
 from invfusion.samplers.dps import DPS
+from invfusion.samplers.flow import Flow
 from invfusion.samplers.gaussian import GaussianDraws, Wiener
 from invfusion.samplers.heun import Heun
 from invfusion.samplers.indi import InDI
@@ -20,16 +23,21 @@ from invfusion.samplers.mgps import MGPS
 from invfusion.samplers.mmse import MMSE
 from invfusion.samplers.nppc import NPPC
 from invfusion.samplers.pigdm import PiGDM
+from invfusion.samplers.pivot import Pivot
 
 _Members = (
     Heun
     | DPMpp2M
+    | Flow
+    | Consistency
     | MMSE
     | NPPC
     | DDRM
     | DDNM
     | DPS
     | PiGDM
+    | DiffPIR
+    | Pivot
     | DAPS
     | MGPS
     | InDI
@@ -61,11 +69,15 @@ __all__ = [
     "SAMPLERS",
     "ASeqDIP",
     "AnySampler",
+    "Consistency",
     "DPMpp2M",
+    "DiffPIR",
+    "Flow",
     "GaussianDraws",
     "Heun",
     "InDI",
     "PiGDM",
+    "Pivot",
     "SampleOutput",
     "Sampler",
     "UnrolledDDRM",

@@ -24,7 +24,7 @@ class _OfPrior(Sampler):
     @staticmethod
     def _law(denoiser: DenoiserLike, measurement: Measurement | None, noise: Tensor) -> Law:
         prior = denoiser if isinstance(denoiser, Prior) else denoiser.prior  # type: ignore[attr-defined] # CAPABILITIES
-        return prior.law_of(noise.shape, measurement)  # type: ignore[no-any-return]
+        return prior.law_of(noise.shape, measurement)
 
 
 class Wiener(_OfPrior):

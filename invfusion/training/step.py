@@ -23,6 +23,9 @@ from invfusion.training.schedule import learning_rate
 from invfusion.training.task import STREAMS, Task, draw_class_labels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Adam's, of losses that are sums over an image's numbers, as published. Ours are means, whose gradients are smaller by
+# that number: with an epsilon as much smaller the steps are the same.
+EPSILON = 1e-8
 # With fp16 an overflow now and then is normal, and halves the loss scale; so many in a row are not (2^16 down to 2^-8).
 MAX_OVERFLOWS = 24
 
@@ -36,7 +39,7 @@ def micro_batch_loss(
     )
     labels = draw_class_labels(task, batch, n_classes, index)
     measurement = None if operator is None else observe(x, operator, task.noise, index, task.seed, STREAMS)
-    condition = Condition(measurement, None if labels is None else labels.to(x.device), augment_labels)
+    condition = Condition(measurement, None if labels is None else labels.to(x.device), augment_labels, index)
     return task.loss(network, x, condition, generator(task.seed, "train/noise", index))
 
 
@@ -66,7 +69,8 @@ class Stepper:
         config = task.config
         stride = config.micro_batch_size * processes.world_size
         self.draws = OperatorDraws(task, denoiser.image_shape, stride, device, n_threads)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
+        epsilon = EPSILON / torch.Size(denoiser.image_shape).numel()
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, eps=epsilon, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.overflows = 0
 

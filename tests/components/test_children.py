@@ -74,13 +74,11 @@ def test_what_does_not_stop_is_killed() -> None:
     stubborn = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     )
-    start = time.monotonic()
     with child([sys.executable, "-c", stubborn], os.environ, 1, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL
-    assert time.monotonic() - start < 10
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")

@@ -31,7 +31,7 @@ from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.degradations import FAMILIES, DegradationFamily
 from invfusion.errors import CheckpointError, DataError, OperatorError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
-from invfusion.metrics import METRICS, Metric, Restorations
+from invfusion.metrics import METRICS, FeatureStatistics, Metric, Restorations, frechet_distance, pixel_features
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
 from invfusion.noise import AnyNoise, GaussianNoise, PoissonNoise
 from invfusion.operators import LinearOperator, MatrixOperator
@@ -55,24 +55,27 @@ ARCHITECTURE = DenoiserConfig(
 
 KEYS = [f"image-{i:03d}" for i in range(N)]
 PIXELS = torch.randint(256, (N, 3, SIZE, SIZE), generator=generator(0, "pixels")).to(torch.uint8)
+OTHERS = torch.randint(256, (N, 3, SIZE, SIZE), generator=generator(0, "others")).to(torch.uint8)
 LABELS = torch.full((N,), -1)
 
 
 def stage_images() -> None:
     """Random images as a staged test split."""
-    folder = component.STAGED / "test"
-    folder.mkdir(parents=True)
-    np.save(folder / "test-000000.npy", PIXELS.numpy())
-    sidecar = StagedShard(source="", source_sha256="", pixels_sha256="", keys=KEYS, labels=LABELS.tolist())
-    (folder / "test-000000.json").write_text(sidecar.model_dump_json())
+    for split, pixels in (("test", PIXELS), ("train", OTHERS)):
+        folder = component.STAGED / split
+        folder.mkdir(parents=True)
+        np.save(folder / f"{split}-000000.npy", pixels.numpy())
+        keys, labels = [f"{split}-{key}" if split == "train" else key for key in KEYS], LABELS.tolist()
+        sidecar = StagedShard(source="", source_sha256="", pixels_sha256="", keys=keys, labels=labels)
+        (folder / f"{split}-000000.json").write_text(sidecar.model_dump_json())
     manifest = StagedManifest(
         name="random",
         image_size=SIZE,
         channels=3,
         class_names=[],
-        n_samples={"test": N},
-        digests={"test": ""},
-        shards={"test": ["test-000000"]},
+        n_samples={"test": N, "train": N},
+        digests={"test": "", "train": ""},
+        shards={"test": ["test-000000"], "train": ["train-000000"]},
     )
     (component.STAGED / MANIFEST).write_text(manifest.model_dump_json())
 
@@ -228,6 +231,18 @@ def test_numbers_are_those_of_before(records: list[dict]) -> None:
         r = found[method, degradation, metric]
         assert [r["value"], r["low"], r["high"]] == pytest.approx(numbers, rel=1e-3, abs=1e-5), r
         assert r["n"] == n
+
+
+def test_sets_are_compared_to_other_real_images_which_held_out_ones_do_not_match(
+    workplace: Path, records: list[dict]
+) -> None:
+    real = {r["metric"]: r for r in json.loads((workplace / "artifacts/evaluation/real.json").read_text())}
+    assert set(real) == {"fd_pixel8x8", "cfd_pixel8x8", "kd_pixel8x8"}
+    truth, others = (FeatureStatistics.of(pixel_features(images)) for images in (PIXELS, OTHERS))
+    assert real["fd_pixel8x8"]["value"] == pytest.approx(frechet_distance(truth, others))
+    assert real["fd_pixel8x8"]["value"] > 1
+    for r in [r for r in records if r["metric"] in ("fd_pixel8x8", "cfd_pixel8x8")]:
+        assert 0 <= r["low"] <= r["value"] <= r["high"], r
 
 
 def test_proper_scores_of_draws_and_of_point_estimates(records: list[dict]) -> None:

@@ -47,6 +47,8 @@ def small_params() -> Params:
         "images": 128,
         "checkpoints": [64],
         "distill_images": 64,
+        "clusters": 3,
+        "cluster_images": 64,
         "n_test": 33,
         "n_steps": 2,
     }
@@ -94,6 +96,7 @@ def test_models_are_measured_on_the_way_and_at_the_end(finished: tuple[Path, lis
         *(("InvFusion-G", 48, images) for images in (64, 128)),
         ("InvFusion-G distilled", 48, 192),
         ("Wiener", 0, 0),
+        ("Clusters", 0, 64),
     }
     assert all(r["value"] > 1 for r in excess)
     draws = of(records, judgement="model", metric="sliced_wasserstein")

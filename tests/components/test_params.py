@@ -67,7 +67,7 @@ WRONG = [
         "'unconditional' is no model that distilled MMSE",
     ),
     (
-        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000}\n",
+        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000, clusters: 40}\n",
         "",
         "'invfusion_g' needs the images' Gaussian prior; set data.gaussian_prior",
     ),
@@ -162,6 +162,7 @@ KNOWN_BEFORE: list[tuple[dict[str, Any], str]] = [
     ({"register": {"model": "invfusionn"}}, "register.model: unknown trained model 'invfusionn': did you"),
     ({"register": {"model": "palette"}}, "register.model: 'palette' is no InvFusion model; choose one of invfusion, "),
     ({"register": {"model": "mmse"}}, "register.model: 'mmse' is no InvFusion model"),
+    ({"evaluate": {"methods": ["DDRM"]}}, "register.model: none of evaluate.methods samples 'invfusion_g'"),
     ({"register": {"gates": {"max_calibration_gapp": 1}}}, "max_calibration_gapp: unknown key; did you mean"),
     ({"tune": {"metric": "PSNR"}}, "unknown metric 'PSNR': did you mean 'psnr'?"),
     ({"data": {"name": "a/b"}}, NO_NAME),

@@ -186,7 +186,7 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     assert champion(params).number == before.version
 
 
-@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a%20b", "a+b&c;d"])
+@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a+b&c;d"])
 @pytest.mark.usefixtures("echo")
 def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Path.cwd()
@@ -198,7 +198,7 @@ def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monke
     assert step.register(params).is_new
 
 
-@pytest.mark.parametrize("name", ["why?", "a?b%20c"])
+@pytest.mark.parametrize("name", ["a%20b", "why?"])
 def test_a_project_folder_that_mlflow_reads_otherwise_is_refused(
     params: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +343,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds a registered model: untrained weights of the default architecture."""
     import mlflow
 
-    folder = tmp_path_factory.mktemp("registered") / "a b%20ü 100% #1"
+    folder = tmp_path_factory.mktemp("registered") / "a b ü 100% #1"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -553,6 +553,6 @@ def test_the_model_brings_its_own_code(registry: str, tmp_path: Path) -> None:
     """It loads in another process, in a working directory far from the project."""
     request = json.dumps(request_for("patch_inpainting"))
     command = [sys.executable, "-c", PREDICT_ELSEWHERE, registry, request]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.splitlines()[0] == "(2, 3, 16, 16)", done.stderr
     assert "code/invfusion" in done.stdout.splitlines()[1]

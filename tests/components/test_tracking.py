@@ -1,10 +1,13 @@
 """Runs reach MLflow, survive its absence, and none arrives twice."""
 
+import contextlib
 import json
 import multiprocessing
 import socket
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,24 +94,46 @@ def test_the_environment_names_the_store(params: FakeParams, monkeypatch: pytest
     assert tracking.tracking_uri(params) == "http://tracking:5000"
 
 
-def test_a_refused_address_fails_within_seconds(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_address_is_told_without_its_password(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    start = time.monotonic()
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9 cannot be used") as caught:
         tracking.check_reachable(params)
-    assert time.monotonic() - start < 10
     assert "secret" not in str(caught.value)
     assert "unset MLFLOW_TRACKING_URI" in str(caught.value)
 
 
-def test_a_silent_server_fails_within_seconds(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_asked_twice(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        start = time.monotonic()
         with pytest.raises(ServiceError):
             tracking.check_reachable(params)
-    assert time.monotonic() - start < 15
+        silent.settimeout(0)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert asked == 2
+
+
+class Slow(BaseHTTPRequestHandler):
+    """A server of MLflow that has just started, on a busy machine."""
+
+    def do_POST(self) -> None:
+        time.sleep(4.5)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+def test_a_slow_server_is_given_time(params: FakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        tracking.check_reachable(params)
+        server.shutdown()
 
 
 def test_an_unusable_database_is_named(params: FakeParams, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,10 +59,8 @@ def test_a_run_that_should_not_go_on_ends_without_its_worker(
     monkeypatch.setattr(jobs, "_state", lambda: (False, state))
     monkeypatch.setattr(jobs, "LOOK_S", 0.1)
     monkeypatch.setattr(jobs, "STOPPED_S", 0.3)
-    start = time.monotonic()
     with pytest.raises(jobs.StoppedError) as stopped:
         jobs._follow(python("import time; time.sleep(60)"), os.getppid())
-    assert time.monotonic() - start < 15
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     if outcome == "CANCELLED":
         assert jobs._end_as(stopped.value.state).type.value == outcome

@@ -44,8 +44,14 @@ def statistic_interval(
     return interval_around(value, values)
 
 
-def interval_around(value: float, values: Tensor) -> Interval:
-    """The spread of resampled values (R,) laid around `value`; see `statistic_interval`."""
+def interval_around(value: float, values: Tensor, nonnegative: bool = False) -> Interval:
+    """The spread of resampled values (R,) laid around `value`; see `statistic_interval`.
+
+    nonnegative: of a distance, whose values are relative to their mean, so that the interval ends at 0 at the latest.
+    """
+    if nonnegative and float(values.mean()) > 0:
+        low, high = _quantiles(values / values.mean())
+        return value * low, value * high
     low, high = _quantiles(values - values.mean())
     return value + low, value + high
 

@@ -15,7 +15,8 @@ from invfusion.codec import decode
 from invfusion.errors import ShapeError
 from invfusion.metrics.base import Weighted
 
-# A pixel counts only where a draw differs from the truth by more than two grey levels.
+# A pixel counts only where draws and truth together span more than two grey levels: chosen by both alike, so that the
+# truth is one more draw also among the pixels that count.
 AT_STAKE = 2.5 / 127.5
 
 
@@ -128,7 +129,8 @@ def ranks_at_stake(draws: Tensor, truth: Tensor, generator: torch.Generator) -> 
 
 def at_stake(draws: Tensor, truth: Tensor) -> Tensor:
     """Which pixels (n, C, H, W) bool of 8-bit images are uncertain at all; draws and truth as above."""
-    return (decode(draws) - decode(truth)[:, None]).abs().amax(1) > AT_STAKE
+    least, most = torch.cat([decode(draws), decode(truth)[:, None]], 1).aminmax(dim=1)
+    return most - least > AT_STAKE
 
 
 def std_ratio(values: Tensor, _: Tensor | None = None) -> Weighted:

@@ -117,3 +117,36 @@ def test_mixture_draws_members_by_weight() -> None:
 def test_senseless_parameters_are_refused(family: type, fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         family(**fields)
+
+
+class TestOfficialLaw:
+    """What the published code draws, against a simulation of its description."""
+
+    def test_patches_as_in_its_evaluation_are_small(self) -> None:
+        family = PatchInpainting(law="official")
+        draws = torch.cat([family.sample(1, (3, 64, 64), seeded(i)).mask for i in range(300)])
+        sizes = torch.tensor([largest_patch(m) for m in draws[:, 0]])
+        shares = torch.tensor([(sizes == 2**a).float().mean() for a in range(7)])
+        expected = torch.tensor([0.31, 0.29, 0.26, 0.13, 0.006, 0, 0])
+        assert (shares - expected).abs().max() < 0.08
+        assert draws.mean().item() == pytest.approx(0.076, abs=0.01)
+
+    def test_a_batch_shares_size_and_share(self) -> None:
+        mask = PatchInpainting(law="official").sample(48, (3, 64, 64), seeded()).mask
+        assert bool(mask.flatten(1).any(dim=1).all())
+        # A draw of one small patch reads as itself.
+        assert len({largest_patch(m) for m in mask[:, 0]}) == 1
+        assert not torch.equal(mask[0], mask[1])
+
+    def test_a_batch_shares_one_kernel_of_half_the_image_and_measures_spectra(self) -> None:
+        blur = StridedMotionBlur(law="official", strides=(4,)).sample(3, (3, 64, 64), seeded())
+        kernel = blur.tensors()["kernel"]
+        assert blur.kind == "published_blur"
+        assert kernel.shape[-2:] == (32, 32)
+        assert torch.equal(kernel[0], kernel[2])
+        assert kernel[0].sum().item() == pytest.approx(1, abs=1e-5)
+        assert blur.measurement_shape == (3, 32, 32, 2)
+
+    def test_the_papers_law_is_the_default_and_says_so(self) -> None:
+        laws = [StridedMotionBlur(), PatchInpainting(), PatchInpainting(law="official"), RandomMatrix()]
+        assert [law.is_official for law in laws] == [False, False, True, True]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from invfusion.errors import WeightsUnavailableError
-from invfusion.metrics import LPIPS, InceptionFeatures, Networks, pixel_features
+from invfusion.metrics import LPIPS, METRICS, InceptionFeatures, Networks, Restorations, pixel_features
 from invfusion.metrics.tools import lpips as lpips_module
 from invfusion.metrics.tools.torchvision_import import import_torchvision
 
@@ -62,3 +62,58 @@ def test_lpips_loads_a_backbone_from_the_folder(tmp_path: Path, monkeypatch: pyt
     same, different = metric(images, other).tolist()
     assert same == 0
     assert different > 0
+
+
+SHOWN = 24
+
+
+class InceptionShaped(torch.nn.Module):
+    """A network with the interface of the published Inception file, and random weights: SHOWN features, zeros after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, SHOWN))
+        torch.nn.init.normal_(self.layers[2].weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        features = self.layers((x - 128) / 128)
+        return torch.nn.functional.pad(features, (0, 2048 - features.shape[1]))
+
+
+def test_distances_over_files_are_clean_fids_own(tmp_path: Path) -> None:
+    """From PNG files and a weight file on both ways: clean-fid's reading, features and distances, and ours."""
+    pytest.importorskip("cleanfid")
+    import_torchvision()
+    from cleanfid import fid
+    from cleanfid.inception_torchscript import InceptionV3W
+    from PIL import Image
+
+    torch.jit.script(InceptionShaped()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    draws = torch.Generator().manual_seed(1)
+    ours = {name: torch.randint(n, (40, 3, 32, 32), generator=draws, dtype=torch.uint8) for name, n in
+            (("truth", 256), ("restored", 200), ("projected", 230))}  # fmt: skip
+    theirs = {}
+    network = InceptionV3W(str(tmp_path), download=False, resize_inside=True)
+    for name, images in ours.items():
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{i:03d}.png")
+        theirs[name] = fid.get_folder_features(
+            str(tmp_path / name), model=network, num_workers=0, mode="legacy_tensorflow", device=torch.device("cpu"),
+            verbose=False,
+        )  # fmt: skip
+    networks = Networks(tmp_path)
+    restored = Restorations(
+        images=ours["restored"], truth=ours["truth"], projected=ours["projected"], networks=networks
+    )
+    for metric, name in (("fid", "restored"), ("cfid", "projected"), ("kid", "restored")):
+        reference = METRICS[metric].reference(ours["truth"], networks)
+        values = METRICS[metric].values(restored)
+        torch.testing.assert_close(values, torch.from_numpy(theirs[name]), rtol=1e-4, atol=1e-4)
+        found = METRICS[metric].number(values, reference)
+        if metric == "kid":
+            expected = fid.kernel_distance(theirs[name].astype("f8"), theirs["truth"].astype("f8"), num_subsets=1)
+        else:
+            # Features that are zero everywhere add nothing but time.
+            expected = fid.fid_from_feats(theirs[name][:, :SHOWN], theirs["truth"][:, :SHOWN])
+        assert found == pytest.approx(expected, rel=1e-3), metric

@@ -3,6 +3,7 @@ import torch
 
 from invfusion.errors import ShapeError
 from invfusion.metrics import FeatureStatistics, frechet_distance, kernel_distance
+from invfusion.metrics.tools.frechet import frechet, kernel
 from invfusion.rng import generator
 
 
@@ -81,3 +82,14 @@ def test_one_image_is_no_set() -> None:
         frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(many))
     with pytest.raises(ShapeError, match="at least 2 images"):
         kernel_distance(one, many)
+
+
+def test_both_sides_can_be_resampled() -> None:
+    a, b = normal(9, 3, "a"), normal(8, 3, "b")
+    w, v = torch.tensor([[2.0, 0, 1, 1, 0, 3, 1, 1, 0]]).double(), torch.tensor([[0.0, 2, 1, 1, 1, 2, 1, 0]]).double()
+    copied = [rows.repeat_interleave(counts[0].long(), dim=0) for rows, counts in ((a, w), (b, v))]
+    expected = frechet_distance(*map(FeatureStatistics.of, copied))
+    assert float(frechet(a, b)(w, v)) == pytest.approx(expected)
+    once = [torch.ones(1, len(rows)).double() for rows in (a, b)]
+    assert float(kernel(a, b)(*once)) == pytest.approx(kernel_distance(a, b))
+    assert float(kernel(a, b)(w, v)) != pytest.approx(kernel_distance(a, b))

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from linear_gaussian import ExactDenoiser, N, Problem, affine_denoiser, law, prior
+from linear_gaussian import SHAPE, ExactDenoiser, N, Problem, affine_denoiser, law, prior
 from torch import Tensor
 
 from invfusion.diffusion.schedules import ddpm_ladder, edm_sigmas
@@ -18,12 +18,16 @@ from invfusion.samplers import (
     DDNM,
     DDRM,
     MMSE,
+    DiffPIR,
     DPMpp2M,
+    Flow,
     Heun,
     InDI,
     PiGDM,
+    Pivot,
     UnrolledDDRM,
 )
+from invfusion.samplers.pivot import pivot
 
 EYE = torch.eye(N, dtype=torch.float64)
 PROBLEMS = [(name, sigma_y) for name in ("mask", "blur", "matrix") for sigma_y in (0.0, 0.1)]
@@ -133,6 +137,72 @@ def test_pigdm_meets_a_noiseless_measurement_almost(name: str) -> None:
     assert float((problem.A @ covariance @ problem.A.T).abs().max()) < 2e-4
 
 
+def test_diffpir(problem: Problem) -> None:
+    """Zhu et al. 2023, Algorithm 1, in variance-preserving coordinates."""
+    sampler = DiffPIR(n_steps=8, lam=3.0, zeta=0.3)
+    A, y, zeta = problem.A, problem.y, sampler.zeta
+    sigmas = ddpm_ladder(8)
+    a = 1 / (1 + sigmas**2)
+    expected = Law(torch.zeros(N).double(), (1 - a[0]).sqrt() * EYE)
+    expected.covariance = sigmas[0] ** 2 * a[0] * EYE
+    for (a_t, a_s), sigma in zip(pairwise(a.tolist()), sigmas.tolist(), strict=False):
+        G, g = affine_denoiser(sigma, *prior())
+        G = G / math.sqrt(a_t)  # the denoiser of x_VP = sqrt(a) x_VE
+        if problem.sigma_y > 0:
+            rho = sampler.lam * problem.sigma_y**2 * a_t / (1 - a_t)
+            inverse = torch.linalg.inv(A.T @ A + rho * EYE)
+            on_D, on_y = rho * inverse, inverse @ A.T
+        else:
+            on_y = torch.linalg.pinv(A, rtol=1e-8)
+            on_D = EYE - on_y @ A
+        x0, shift = on_D @ G, on_D @ g + on_y @ y
+        kept = math.sqrt(1 - a_s) * math.sqrt(1 - zeta) / math.sqrt(1 - a_t)
+        on_x0 = math.sqrt(a_s) - kept * math.sqrt(a_t)
+        expected.step(on_x0 * x0 + kept * EYE, on_x0 * shift, math.sqrt((1 - a_s) * zeta) * EYE)
+    assert_law(sampler, problem, expected, 8)
+
+
+def test_the_pivot_s_identity(problem: Problem) -> None:
+    """Mammadov et al. 2026: E[x | x_sigma, y] is the mean of x given mu* and its anisotropic noise, for every y."""
+    mean, covariance = prior()
+    x = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for sigma in (0.05, 0.7, 20.0):
+        level = max(problem.sigma_y, 1e-5)
+        A, mu = problem.A, pivot(problem.measurement(1), x, sigma).flatten()
+        S = torch.linalg.inv(EYE / sigma**2 + A.T @ A / level**2)
+        denoised = mean + covariance @ torch.linalg.solve(covariance + S, mu - mean)
+        both = torch.linalg.inv(torch.linalg.inv(covariance) + EYE / sigma**2 + A.T @ A / level**2)
+        known = torch.linalg.solve(covariance, mean) + x.flatten() / sigma**2 + A.T @ problem.y / level**2
+        torch.testing.assert_close(denoised, both @ known, rtol=0, atol=1e-12 if problem.sigma_y else 1e-4)
+
+
+def test_pivot(problem: Problem) -> None:
+    """Euler and Heun steps with Tweedie's formula for the pivot's noise, coordinate by coordinate."""
+    sampler = Pivot(n_steps=6)
+    s, seen = noise_along(problem), problem.q > 0
+    sigmas = edm_sigmas(6).tolist()
+    V, y_bar = problem.V, problem.y_bar()
+
+    def estimate(sigma: float) -> tuple[Tensor, Tensor]:
+        gain = torch.where(seen, sigma**2 / (sigma**2 + s.where(seen, 0).square()), 0)
+        G, g = affine_denoiser(sigma, *prior())
+        to_mu, mu_shift = V @ torch.diag(1 - gain) @ V.T, V @ (gain * y_bar)
+        left, taken = V @ torch.diag(1 - gain) @ V.T, V @ torch.diag(gain) @ V.T
+        return (left @ G + taken) @ to_mu, (left @ G + taken) @ mu_shift + left @ g
+
+    expected = Law(torch.zeros(N).double(), sigmas[0] * EYE)
+    for sigma, t in pairwise(sigmas):
+        E, e = estimate(sigma)
+        slope, shift = (EYE - E) / sigma, -e / sigma
+        there, there_shift = EYE + (t - sigma) * slope, (t - sigma) * shift
+        if t > 0:
+            E, e = estimate(t)
+            slope = (slope + (EYE - E) @ there / t) / 2
+            shift = (shift + ((EYE - E) @ there_shift - e) / t) / 2
+        expected.step(EYE + (t - sigma) * slope, (t - sigma) * shift, 0 * EYE)
+    assert_law(sampler, problem, expected, 11)
+
+
 @pytest.mark.parametrize("eta", [None, 0.4])
 def test_pigdm(problem: Problem, eta: float | None) -> None:
     """Song et al. 2023, Algorithm 1, in variance-preserving coordinates."""
@@ -204,8 +274,9 @@ def test_daps_langevin_reaches_its_stationary_law() -> None:
         (Heun(n_steps=64), 127, 5e-3),
         (Heun(n_steps=64, S_churn=20, S_max=50), 127, 2e-2),
         (DPMpp2M(n_steps=100), 100, 5e-3),
+        (Flow(n_steps=64), 127, 5e-3),
     ],
-    ids=["heun", "heun with churn", "dpmpp_2m"],
+    ids=["heun", "heun with churn", "dpmpp_2m", "flow"],
 )
 @pytest.mark.parametrize("name", ["mask", "blur", "matrix"])
 def test_diffusion_samplers_reach_the_posterior(name: str, sampler, nfe: int, tolerance: float) -> None:

@@ -33,6 +33,20 @@ def grads(denoiser: Denoiser) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in denoiser.named_parameters() if p.grad is not None}
 
 
+def test_adams_step_is_that_of_the_published_sum(tmp_path: Path) -> None:
+    """Where the epsilon matters most: gradients about as small as it."""
+    trained = stepper(tiny.task(), dropout=0.0)
+    numbers = torch.Size(trained.denoiser.image_shape).numel()
+    published = torch.nn.Parameter(torch.zeros(5))
+    ours = torch.nn.Parameter(torch.zeros(5))
+    group = trained.optimizer.param_groups[0]
+    gradient = torch.tensor([3e-9, -1e-8, 2e-8, 1e-6, 1.0])
+    for parameter, grad, eps in ((published, gradient, 1e-8), (ours, gradient / numbers, group["eps"])):
+        parameter.grad = grad.clone()
+        torch.optim.Adam([parameter], lr=1.0, betas=group["betas"], eps=eps).step()
+    torch.testing.assert_close(ours, published)
+
+
 class TestGradients:
     def test_micro_batches_add_up_to_the_mean_over_the_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
