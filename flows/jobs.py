@@ -42,6 +42,8 @@ from invfusion.training.recipes import RECIPES
 
 # The working copy in which this host's jobs work.
 ROOT = "INVFUSION_ROOT"
+# Set where this host's files do not last, as in a container: a job then hands its results to the DVC remote, or fails.
+PUSHES = "INVFUSION_PUSH"
 # From a cancelled run to the end of its processes, in which a stage writes its checkpoint.
 STOP_S = 12
 # A decision about the champion takes seconds.
@@ -162,6 +164,8 @@ def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force
             code = _follow(dvc_command([*(["--force"] if force else []), *targets]), worker)
         except StoppedError as stopped:
             return _end_as(stopped.state)
+        if not code and os.environ.get(PUSHES):
+            place.push()
         if not code:
             place.keep(wanted)
     if code:

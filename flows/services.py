@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -78,7 +79,7 @@ def _prefect(_: Params) -> Service:
 
 def _mlflow(params: Params) -> Service | None:
     """A server before a local store; a store that is a server already needs none."""
-    store, at = tracking.tracking_uri(params), _address("MLFLOW_PORT", "5000")
+    store, at = _store(params), _address("MLFLOW_PORT", "5000")
     if store.startswith("http"):
         return None
     host, port = at.removeprefix("http://").rsplit(":", 1)
@@ -90,6 +91,15 @@ def _mlflow(params: Params) -> Service | None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     return Service("mlflow", command, environment, at, f"{at}/health")
+
+
+def _store(params: Params) -> str:
+    """What is behind MLflow's server: not that server itself, whose address this host's own jobs may be given."""
+    at = _address("MLFLOW_PORT", "5000")
+    port = at.rpartition(":")[2]
+    own = {at, *(f"http://{host}:{port}" for host in ("127.0.0.1", "localhost", socket.gethostname()))}
+    named = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    return tracking.absolute(params.runtime.mlflow_uri) if named in own else tracking.tracking_uri(params)
 
 
 def _worker(_: Params) -> Service:
@@ -117,7 +127,7 @@ def up(params: Params) -> None:
     Raises:
         ServiceError: something did not come up; its log is named. What had been started keeps running.
     """
-    tracking.check_reachable(params)
+    tracking.connect(_store(params))
     for service in services(params):
         if (note := read(service.name)) is None or note.process() is None:
             start(service)

@@ -24,7 +24,7 @@ from dvc.utils.serialize import dump_yaml, load_yaml
 from components import profiles
 from components.params import Params, load_params, read_values
 from flows.repair import LOCKFILES, dvc_at_rest
-from invfusion.errors import ConfigError
+from invfusion.errors import ConfigError, ServiceError
 from invfusion.files import replacing, write_text
 from invfusion.locks import holder, lock, locked, shared
 
@@ -85,6 +85,17 @@ class Workspace:
     params: Params
     differs: bool
     before: Mapping[Path, Mapping[str, Any]]
+
+    def push(self) -> None:
+        """Hand all results to the DVC remote, and what they were made from, by which others find them without a lock.
+
+        Raises:
+            ServiceError: the remote does not take them.
+        """
+        command = [sys.executable, "-m", "dvc", "push", "--run-cache", "--quiet"]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServiceError(f"the results could not be pushed to the DVC remote: {done.stderr.strip()[-2000:]}")
 
     def keep(self, wanted: Wanted) -> None:
         """Put the job's parameters and results into the working copy."""

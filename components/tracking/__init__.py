@@ -5,7 +5,7 @@ MLflow is imported inside functions, since the import takes seconds and most of 
 
 from components.tracking.client import MlflowRun, Run, start_run
 from components.tracking.provenance import git_revision, package_versions
-from components.tracking.store import check_reachable, connect, masked, tracking_uri
+from components.tracking.store import absolute, check_reachable, connect, masked, tracking_uri
 from components.tracking.versions import Change, Package, Registry, Version
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Registry",
     "Run",
     "Version",
+    "absolute",
     "check_reachable",
     "connect",
     "git_revision",

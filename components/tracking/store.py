@@ -25,7 +25,11 @@ def tracking_uri(params: "Params") -> str:
 
     The path of a SQLite file is made absolute, since MLflow remembers a store by its address.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or params.runtime.mlflow_uri
+    return absolute(os.environ.get("MLFLOW_TRACKING_URI") or params.runtime.mlflow_uri)
+
+
+def absolute(uri: str) -> str:
+    """The address of a store, that of a SQLite file from the root of the file system on."""
     database = _database(uri)
     return f"sqlite:///{database}" if database else uri
 

@@ -43,7 +43,9 @@ class Clusters(nn.Module):
         Raises `ConfigError` without scikit-learn, or with fewer than two images for each cluster.
         """
         if not 2 <= n <= len(images) // 2:
-            raise ConfigError(f"{len(images)} images form 2 to {len(images) // 2} clusters, not {n}")
+            raise ConfigError(
+                f"{len(images)} images form 2 to {len(images) // 2} clusters, not {n}; ask for fewer or add images"
+            )
         try:
             from sklearn.cluster import KMeans
         except ImportError:
@@ -84,7 +86,7 @@ class ClusteredPosterior(GaussianPosterior):
         return self._total_variance(*self._given_measurement, self._nothing, system).float()
 
     def denoise_with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """As a Gaussian's: E[x | x_sigma, y], and the mean posterior variance of a pixel."""
+        """E[x | x_sigma, y] for x_sigma (B, C, H, W), sigma (B,) or (); and the mean variance of a pixel, (B,)."""
         p, system = self._at(x, sigma)
         weights, means = self._clusters_given(x.double(), p, system)
         return _mixed(weights, means).float(), self._total_variance(weights, means, p, system).float()

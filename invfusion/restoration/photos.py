@@ -1,4 +1,4 @@
-"""`photos`: a Gaussian model of photographs of any size. There is no network in it: its estimates are linear in y.
+"""`photos`: a Gaussian model of photographs of any size, with trained filters for noise. There is no network in it.
 
 What photographs have in common at every place is their mean colour, how their colours vary together and how much power
 each spatial frequency carries. `photos.json` holds these few numbers, with what they were fitted to; `fit_photos.py`
@@ -23,6 +23,7 @@ from invfusion.errors import CheckpointError, ShapeError
 from invfusion.gaussian import Prior
 from invfusion.operators import Bayer, Blur, MaskOperator, Measurement
 from invfusion.operators.iterative import Map, conjugate_gradients
+from invfusion.restoration.adaptive import load_filters
 from invfusion.rng import randn
 from invfusion.samplers import GaussianDraws, Sampler, Wiener
 
@@ -85,9 +86,24 @@ class PhotosPosterior:
         self.law = law.to("cpu" if measurement is None else measurement.y.device)
 
     @cached_property
-    def mean(self) -> Tensor:
+    def gaussian_mean(self) -> Tensor:
         """E[x | y], (B, C, H, W): the Wiener filter's estimate."""
         return self._moved(self.law.mean.expand(self.shape), self.law)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The Gaussian's; of noisy pictures of which nothing else is missing, with what trained filters add."""
+        if self.measurement is None or not _is_noise_alone(self.measurement):
+            return self.gaussian_mean
+        estimate, gap = self.gaussian_mean, self.measurement.y - self.gaussian_mean
+        # A grey picture stands for three equal channels.
+        scale = (3 / self.shape[1]) ** 0.5
+        planes = [scale * self.law.planes(images) for images in (estimate, gap)]
+        rows = [
+            load_filters().correction(*(p[i : i + 1] for p in planes), scale * level)
+            for i, level in enumerate(self.measurement.sigma_y.tolist())
+        ]
+        return estimate + self.law.images(torch.cat(rows) / scale)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_sigma, y] for x_sigma (B, C, H, W) of one noise level or of levels (B,), positive."""
@@ -115,7 +131,7 @@ class PhotosPosterior:
             return drawn
         levels = self.measurement.sigma_y.view(-1, *[1] * (self.measurement.y.ndim - 1))
         noise = randn(self.measurement.operator.measurement_shape, generators, device=law.mean.device)
-        return self._moved(drawn, law, levels * noise)
+        return self._moved(drawn, law, levels * noise) + (self.mean - self.gaussian_mean)
 
     def _moved(self, x: Tensor, law: "Stationary", noise: Tensor | float = 0.0) -> Tensor:
         """x and what the measurement says beyond H x + noise."""
@@ -123,6 +139,12 @@ class PhotosPosterior:
             return x.contiguous()
         gap = self.measurement.y - self.measurement.operator.H(x.contiguous()) - noise
         return x + explained(law, self.measurement, gap)
+
+
+def _is_noise_alone(measurement: Measurement) -> bool:
+    operator = measurement.operator
+    everything = isinstance(operator, MaskOperator) and bool(operator.mask.bool().all())
+    return everything and bool((measurement.sigma_y > 0).all())
 
 
 def explained(law: "Stationary", measurement: Measurement, gap: Tensor) -> Tensor:
@@ -168,8 +190,8 @@ def _stationary_inverse(
     spectrum = spectrum.clamp(min=measurement.sigma_y.square().view(-1, 1, 1, 1) + 1e-8 * spectrum.amax((-2, -1), True))
 
     def inverse(r: Tensor) -> Tensor:
-        z = torch.fft.rfft2(torch.einsum("kc,bchw->bkhw", law.colours, r)) / spectrum
-        return torch.einsum("kc,bkhw->bchw", law.colours, torch.fft.irfft2(z, s=(height, width)))
+        z = torch.fft.rfft2(law.planes(r)) / spectrum
+        return law.images(torch.fft.irfft2(z, s=(height, width)))
 
     return inverse
 
@@ -279,11 +301,19 @@ class Stationary:
         columns = (torch.fft.rfftfreq(width) * self.size[1]).round().long().clamp(max=self.spectrum.shape[2] - 1)
         return replace(self, spectrum=self.spectrum[:, rows][:, :, columns], size=(height, width))
 
+    def planes(self, images: Tensor) -> Tensor:
+        """The combinations of the channels of images (B, C, H, W)."""
+        return torch.einsum("kc,bchw->bkhw", self.colours, images)
+
+    def images(self, planes: Tensor) -> Tensor:
+        """Back from `planes`."""
+        return torch.einsum("kc,bkhw->bchw", self.colours, planes)
+
     def filtered(self, x: Tensor, gain: Callable[[Tensor], Tensor] = lambda S: S) -> Tensor:
         """gain(C) x for x (B, C, H, W), which is zero beyond its borders; without a gain, the covariance times x."""
-        z = torch.fft.rfft2(torch.einsum("kc,bchw->bkhw", self.colours, x), s=self.size)
+        z = torch.fft.rfft2(self.planes(x), s=self.size)
         y = torch.fft.irfft2(z * gain(self.spectrum), s=self.size)[..., : x.shape[-2], : x.shape[-1]]
-        return torch.einsum("kc,bkhw->bchw", self.colours, y)
+        return self.images(y)
 
 
 @cache

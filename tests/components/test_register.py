@@ -33,7 +33,7 @@ from invfusion.operators import (
     spec_to_json,
     stack,
 )
-from invfusion.restoration.pictures import Picture, encoded, read_picture
+from invfusion.restoration.pictures import Picture, encoded, load_image, read_picture, save_image
 from invfusion.rng import generator
 
 ROOT = Path(__file__).parents[2]
@@ -524,6 +524,20 @@ def test_pictures_go_in_and_come_out(registered: Any) -> None:
         registered.predict({"sigma_y": [0.1]})
 
 
+@pytest.mark.slow
+def test_the_command_takes_a_registered_model(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its address, for a picture larger than the model's own images."""
+    from invfusion.cli.main import main
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    monkeypatch.chdir(tmp_path)
+    save_image(torch.linspace(-1, 1, 3 * 20 * 26).reshape(1, 3, 20, 26), "in.png")
+    named = ["--model", "models:/invfusion@champion", "--method", "mmse", "--sigma", "0.1"]
+    assert main(["restore", "in.png", "-o", "out.png", *named]) == 0
+    assert load_image("out.png").shape == (1, 3, 20, 26)
+    assert main(["restore", "in.png", "-o", "other.png", "--model", "models:/invfusion@nobody"]) == 1
+
+
 PREDICT_ELSEWHERE = """
 import json, sys, mlflow
 mlflow.set_tracking_uri(sys.argv[1])
@@ -539,6 +553,6 @@ def test_the_model_brings_its_own_code(registry: str, tmp_path: Path) -> None:
     """It loads in another process, in a working directory far from the project."""
     request = json.dumps(request_for("patch_inpainting"))
     command = [sys.executable, "-c", PREDICT_ELSEWHERE, registry, request]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.splitlines()[0] == "(2, 3, 16, 16)", done.stderr
     assert "code/invfusion" in done.stdout.splitlines()[1]

@@ -50,6 +50,8 @@ def test_the_prior_is_fitted_once(params: SimpleNamespace) -> None:
     params.data.gaussian_prior = PriorFitConfig(rank=4)
     stage(params)
     assert path.stat().st_mtime_ns != written
+    params.data.gaussian_prior = PriorFitConfig(rank=4, clusters=3)
+    assert staged_prior(stage(params)).clusters is not None
     params.data.gaussian_prior = PriorFitConfig(rank=500)
     with pytest.raises(ConfigError, match="rank is 500"):
         stage(params)

@@ -111,6 +111,18 @@ def test_servers_bind_to_loopback_unless_asked_otherwise(folder: Path, monkeypat
     assert all("10.0.0.1" in service.command for service in list(services.services(params))[:2])  # type: ignore[arg-type]
 
 
+def test_the_address_of_the_own_server_is_not_taken_for_its_store(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SimpleNamespace(runtime=SimpleNamespace(mlflow_uri="sqlite:///mlflow.db"))
+    monkeypatch.setenv("MLFLOW_PORT", "5123")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5123/")
+    made = {service.name: service for service in services.services(params)}  # type: ignore[arg-type]
+    assert made["mlflow"].environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{folder}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5123")
+    assert "mlflow" not in {service.name for service in services.services(params)}  # type: ignore[arg-type]
+
+
 def test_a_broken_note_counts_as_none(folder: Path) -> None:
     services.FOLDER.mkdir(parents=True)
     (services.FOLDER / "prefect.json").write_text("{")

@@ -1,6 +1,8 @@
 """Each job works in a copy of its own; what it was made from is noted as it was."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from components.tracking.store import project
 from flows import entry
 from flows.reproduce import dvc_command, dvc_environment
 from flows.workspaces import FOLDER, LOCK, VARIANTS, Wanted, working_copy, workspace
-from invfusion.errors import ConfigError
+from invfusion.errors import ConfigError, ServiceError
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = """
@@ -155,3 +157,25 @@ def test_parameters_that_change_under_a_stage_are_not_noted(here: Path, monkeypa
         Path("params.yaml").write_text(profile_text("digits16").replace("lr: 2.0e-3", "lr: 0.5", 1))
     with entry.unchanged("make"):
         Path("params.yaml").write_text(Path("params.yaml").read_text().replace("gallery_images: ", "gallery_images: 1"))
+
+
+def test_what_a_host_pushes_another_finds_without_the_lock(
+    here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As two containers do that share nothing but the DVC remote."""
+    other, store = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("store")
+    config = Path(".dvc/config")
+    subprocess.run([sys.executable, "-m", "dvc", "config", "remote.store.url", str(store)], check=True)
+    subprocess.run(["git", "clone", "-q", ".", str(other)], check=True)
+    shutil.copy(config, other / config)
+    with workspace("one", faster(0.5)) as place:
+        repro()
+        place.push()
+    with contextlib.chdir(other), workspace("two", faster(0.5)) as place:
+        command, environment = dvc_command([]), dvc_environment()
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert "'make' is cached - skipping run" in said
+        shutil.rmtree(store)
+        store.write_text("no folder")
+        with pytest.raises(ServiceError, match="could not be pushed"):
+            place.push()
