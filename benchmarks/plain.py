@@ -288,7 +288,9 @@ class PlainTrainer:
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
         self.parameters = [p for p in denoiser.parameters() if p.requires_grad]
         config = task.config
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, eps=1e-8, foreach=False)
+        # The published epsilon is for sums over an image's numbers, and losses here are means.
+        eps = 1e-8 / torch.Size(denoiser.image_shape).numel()
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, eps=eps, foreach=False)
 
     def step(self, nimg: int, batches: Iterator[Batch]) -> float:
         """Train on the global batch that begins at image count `nimg`; returns its averaged loss."""

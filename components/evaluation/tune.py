@@ -123,7 +123,8 @@ def write(trials: Sequence[Trial], metric: str) -> Path:
     yaml.indent(mapping=2, sequence=4, offset=2)
     with FRAGMENT.open("w") as file:
         file.write(
-            f"# The best values by {metric} on the validation split; put them under the methods in params.yaml.\n"
+            f"# The best values by {metric} on the validation split, which may not be so by another metric; put "
+            "them under the methods in params.yaml.\n"
         )
         yaml.dump(fragment, file)
     for ends in at_the_end(trials, metric):
