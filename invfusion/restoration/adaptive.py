@@ -156,7 +156,7 @@ class Ladder:
         self.filters = [Filters(*row) for row in rows]
 
     def correction(self, estimate: Tensor, gap: Tensor, level: float) -> Tensor:
-        """As `Filters.correction` of (B, C, H, W), between those of the two nearest levels; less and less below the lowest one."""
+        """As `Filters.correction` of (B, C, H, W), between the two nearest levels; less and less below the lowest."""
         total, step = torch.zeros_like(estimate), math.log(self.levels[1] / self.levels[0])
         for own, filters in zip(self.levels.tolist(), self.filters, strict=True):
             share = 1 - abs(math.log(min(level, float(self.levels[-1])) / own)) / step
