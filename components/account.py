@@ -167,6 +167,7 @@ class _StandIn:
         return x * (0.25 / (0.25 + sigma.square())).view(-1, 1, 1, 1)
 
     def components(self, x: Tensor, sigma: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        """The estimate, and one direction."""
         return self(x, sigma), x[:, None]
 
 

@@ -125,7 +125,7 @@ def strips(estimate: Tensor, gap: Tensor, height: int = STRIP) -> Iterator[tuple
 def of_each(kinds: Tensor) -> Iterator[Tensor]:
     """The numbers of the pixels of each kind, in order."""
     flat = kinds.reshape(-1)
-    yield from flat.argsort().split(torch.bincount(flat, minlength=KINDS).tolist())
+    yield from torch.split(flat.argsort(), torch.bincount(flat, minlength=KINDS).tolist())
 
 
 def _bins(values: Tensor, n: int) -> Tensor:
@@ -142,7 +142,8 @@ def _least_squares(kinds: Tensor, near: Tensor, missed: Tensor) -> Tensor:
     ridge = RIDGE * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype)
     common = torch.linalg.solve(mean + ridge, products.sum(0) / len(near))
     pull = COMMON * (mean + ridge)
-    return torch.linalg.solve(squares + pull, products + pull @ common).float()
+    weights: Tensor = torch.linalg.solve(squares + pull, products + pull @ common).float()
+    return weights
 
 
 class Ladder:

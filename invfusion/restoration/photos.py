@@ -100,7 +100,7 @@ class PhotosPosterior:
         scale = (3 / self.shape[1]) ** 0.5
         planes = [scale * self.law.planes(images) for images in (estimate, gap)]
         rows = [
-            load_filters().correction(*(p[i : i + 1] for p in planes), scale * level)
+            load_filters().correction(planes[0][i : i + 1], planes[1][i : i + 1], scale * level)
             for i, level in enumerate(self.measurement.sigma_y.tolist())
         ]
         return estimate + self.law.images(torch.cat(rows) / scale)

@@ -23,11 +23,11 @@ SHAPE = (3, 16, 12)
 def plugin() -> Iterator[Any]:
     """The plug-in, registered for the time of one test."""
     before = set(SAMPLERS)
-    sys.modules.pop("invfusion.interop.ram", None)
-    yield importlib.import_module("invfusion.interop.ram")
+    sys.modules.pop("invfusion.interop._ram", None)
+    yield importlib.import_module("invfusion.interop._ram")
     for name in set(SAMPLERS) - before:
         del SAMPLERS[name]
-    sys.modules.pop("invfusion.interop.ram", None)
+    sys.modules.pop("invfusion.interop._ram", None)
 
 
 def measured(operator: LinearOperator, sigma_y: float = 0.0) -> tuple[Tensor, Measurement]:

@@ -1,7 +1,7 @@
-"""RAM, deepinv's restorer that is told the operator, as a sampler: the plug-in "invfusion.interop.ram".
+"""RAM, deepinv's restorer that is told the operator, as a sampler: the plug-in "invfusion.interop._ram".
 
-Name it under `plugins` in params.yaml, and a method `sampler: {kind: ram}`. The weights are not ours to give: deepinv's
-`mterris/ram`, saved as the file that `weights` names.
+Importing it registers the sampler, so nothing does but a user's `plugins`. Name it there, in params.yaml, and a method
+`sampler: {kind: ram}`. The weights are not ours to give: `mterris/ram`, saved as the file that `weights` names.
 """
 
 import importlib
