@@ -123,7 +123,7 @@ def strips(estimate: Tensor, gap: Tensor, height: int = STRIP) -> Iterator[tuple
 
 
 def of_each(kinds: Tensor) -> Iterator[Tensor]:
-    """The numbers of the pixels of each kind, in order."""
+    """Of kinds (B, H, W), the numbers (n,) of the pixels of each kind, in order."""
     flat = kinds.reshape(-1)
     yield from torch.split(flat.argsort(), torch.bincount(flat, minlength=KINDS).tolist())
 
@@ -156,7 +156,7 @@ class Ladder:
         self.filters = [Filters(*row) for row in rows]
 
     def correction(self, estimate: Tensor, gap: Tensor, level: float) -> Tensor:
-        """As `Filters.correction`, between those of the two nearest levels; less and less below the lowest one."""
+        """As `Filters.correction` of (B, C, H, W), between the two nearest levels; less and less below the lowest."""
         total, step = torch.zeros_like(estimate), math.log(self.levels[1] / self.levels[0])
         for own, filters in zip(self.levels.tolist(), self.filters, strict=True):
             share = 1 - abs(math.log(min(level, float(self.levels[-1])) / own)) / step

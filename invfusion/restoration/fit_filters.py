@@ -43,7 +43,7 @@ def parts(files: list[Path]) -> Tensor:
 
 
 def fit(x: Tensor) -> dict[str, Tensor]:
-    """What `adaptive.Ladder` takes, in half precision."""
+    """What `adaptive.Ladder` takes, in half precision, learned from images (N, 3, SIDE, SIDE)."""
     prior = load_photos()
     learned = []
     for number, level in enumerate(LEVELS):

@@ -306,7 +306,7 @@ class Stationary:
         return torch.einsum("kc,bchw->bkhw", self.colours, images)
 
     def images(self, planes: Tensor) -> Tensor:
-        """Back from `planes`."""
+        """Back from `planes`, (B, C, H, W)."""
         return torch.einsum("kc,bkhw->bchw", self.colours, planes)
 
     def filtered(self, x: Tensor, gain: Callable[[Tensor], Tensor] = lambda S: S) -> Tensor:
