@@ -38,13 +38,11 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
 }
 # One colour per trained model, the same in every figure: in the order of RECIPES.
-COLOURS = dict(
-    zip(
-        RECIPES,
-        cycle(("#7a828e", "#c8642a", "#1f5fa8", "#00a0b0", "#d4a017", "#3c8d68", "#7d5ba6", "#8c2f39")),
-        strict=False,
-    )
-)
+PALETTE = (
+    "#7a828e", "#c8642a", "#1f5fa8", "#00a0b0", "#d4a017", "#3c8d68", "#7d5ba6", "#8c2f39", "#5b7a2e", "#b0578d",
+    "#2f4f6f", "#8a6d3b", "#4f9d9d",
+)  # fmt: skip
+COLOURS = dict(zip(RECIPES, cycle(PALETTE), strict=False))
 # What other methods take in turn.
 TURNS = ("#b3492a", "#2b9aa8", "#a8862b", "#5a6472", "#c2559d", "#4a6b2f", "#8a4f7d", "#6a8fd6", "#e0995e")
 DPI = 130

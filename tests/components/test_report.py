@@ -109,7 +109,8 @@ def test_the_first_lines_name_losses_and_wins_against_doing_nothing_and_zero_sho
 def test_ours_are_the_methods_that_read_out_a_network_which_applies_the_operator() -> None:
     params = load_profile()
     ours = {name for name in params.methods if step.is_invfusion(params, name)}
-    assert ours == {"InvFusion", "InvFusion-G", "InvFusion MMSE", "InvFusion-G MMSE", "MMSE", "NPPC"}
+    read_outs = {"InvFusion", "InvFusion-G", "InvFusion MMSE", "InvFusion-G MMSE", "MMSE", "NPPC"}
+    assert ours == read_outs | {"InvFusion trained for MMSE", "Flow matching", "Consistency"}
     assert step.with_components(params) == ["NPPC"]
 
 
