@@ -165,7 +165,7 @@ def without_palette(params: Any) -> None:
         (lambda p: p.update(seed=1), TRAIN | DISTILL | JUDGE),
         (lambda p: p["data"].update(name="other"), {"stage", "report", "register"}),
         (lambda p: p["train"].update(lr=0.123), TRAIN),
-        (without_palette, {"evaluate", "report"}),
+        (without_palette, {"evaluate"}),
         (lambda p: p["recipes"]["mmse"].update(lr=0.123), {"distill@mmse"}),
         (lambda p: p["recipes"]["indi"].update(epsilon=0.5), set()),
         (
