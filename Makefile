@@ -39,7 +39,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the experiment (DISCARD=1: edits of params.yaml are lost)
 	@$(BIN)/python -m flows.reproduce $(SWITCH)
 
-oracle: setup  ## judge samplers and small models against exact posteriors (15 minutes); see docs/oracle.md
+oracle: setup  ## judge samplers and small models against exact posteriors (hours: the authors' step counts); see docs/oracle.md
 	@$(BIN)/python -m flows.reproduce oracle
 
 table: setup  ## make a table of the paper: make table T=3; all of them and the figures without T; PROFILE= as above
