@@ -1,5 +1,5 @@
-"""Every test runs with quiet tools whose files lie outside the project, and two threads at most, so that results do not
-depend on the machine.
+"""Every test runs with quiet tools whose files lie outside the project, and with one thread: results do not depend on
+the machine, and tests that run side by side do not take each other's cores.
 """
 
 import os
@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+# Before any test imports torch, and for what tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Before any test imports a tool: they read their settings then.
 _home = tempfile.TemporaryDirectory(prefix="invfusion-tests-")
@@ -19,11 +21,6 @@ for _name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # The tests' own log lines belong to no flow.
 os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = ""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True, scope="module")
