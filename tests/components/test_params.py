@@ -67,7 +67,7 @@ WRONG = [
         "'unconditional' is no model that distilled MMSE",
     ),
     (
-        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000, clusters: 40}\n",
+        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000}\n",
         "",
         "'invfusion_g' needs the images' Gaussian prior; set data.gaussian_prior",
     ),
