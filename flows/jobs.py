@@ -154,22 +154,23 @@ def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force
         Pause, Abort: the run was suspended, or has come to another end. Likewise.
     """
     run_id, worker = str(flow_run.get_id()), os.getppid()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(at_root())
-        records.keep(run_id)
-        place = stack.enter_context(workspace(run_id, wanted))
-        targets = targets_of(place.params)
-        stack.enter_context(shown(run_id, [re.split("[@:]", target)[-1] for target in targets]))
-        try:
-            code = _follow(dvc_command([*(["--force"] if force else []), *targets]), worker)
-        except StoppedError as stopped:
-            return _end_as(stopped.state)
-        if not code and os.environ.get(PUSHES):
-            place.push()
-        if not code:
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(at_root())
+            records.keep(run_id)
+            # It drops the job's training states where nothing is raised.
+            place = stack.enter_context(workspace(run_id, wanted))
+            targets = targets_of(place.params)
+            stack.enter_context(shown(run_id, [re.split("[@:]", target)[-1] for target in targets]))
+            if code := _follow(dvc_command([*(["--force"] if force else []), *targets]), worker):
+                raise ServiceError(
+                    f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log"
+                )
+            if os.environ.get(PUSHES):
+                place.push()
             place.keep(wanted)
-    if code:
-        raise ServiceError(f"dvc repro stopped with exit code {code}; the failing stage's message stands in the log")
+    except StoppedError as stopped:
+        return _end_as(stopped.state)
     return None
 
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from invfusion.locks import lock, locked
 
@@ -57,8 +57,8 @@ def ended() -> Iterator[str]:
 
 @dataclass
 class Sweeper:
-    """Marks runs that died as crashed where Prefect still counts them as alive, so that slots are free: those that
-    worked here, and those of the pools that died before they began."""
+    """Marks runs that died as crashed (as cancelled where that was asked for) where Prefect still counts them as alive,
+    so that slots are free: those that worked here, and those of the pools that died before they began."""
 
     pools: Sequence[str] = ()
     seen: dict[str, float] = field(default_factory=dict)
@@ -78,7 +78,10 @@ def _mark_ended(run_id: str) -> bool:
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
         state = client.read_flow_run(UUID(run_id)).state
         # One that was suspended, or waits to be run again, has no process and needs none.
-        if state is not None and (state.is_running() or state.is_pending() or state.is_cancelling()):
+        if state is not None and state.is_cancelling():
+            client.set_flow_run_state(UUID(run_id), Cancelled(message="The run's process is gone."), force=True)
+            was_alive = True
+        elif state is not None and (state.is_running() or state.is_pending()):
             client.set_flow_run_state(UUID(run_id), Crashed(message=MESSAGE), force=True)
             log.warning("run %s had died and is marked as crashed", run_id)
             was_alive = True

@@ -218,7 +218,7 @@ def _is_dvcs(path: Path) -> bool:
 @contextlib.contextmanager
 def _state(root: Path, params: Params, differs: bool) -> Iterator[Path]:
     """Where the job's training goes on from: the working copy's own place, or one for these parameters, which is gone
-    once a job with them has come to its end."""
+    once a job with them has succeeded."""
     if not differs:
         yield root / STATE
         return

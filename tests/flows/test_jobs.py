@@ -1,9 +1,11 @@
 """A job follows DVC, ends with its worker, and notices by itself that it was cancelled."""
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from prefect.exceptions import Abort, Pause
 from prefect.states import Cancelling, Crashed, Suspended
 
 from flows import jobs
+from flows.workspaces import Wanted
+from invfusion.errors import ServiceError
 
 
 @pytest.fixture
@@ -67,3 +71,30 @@ def test_a_run_that_should_not_go_on_ends_without_its_worker(
     else:
         with pytest.raises(outcome):
             jobs._end_as(stopped.value.state)
+
+
+@pytest.mark.parametrize(
+    ("end", "raised"), [(1, ServiceError), (jobs.StoppedError(Cancelling()), None), (0, None)], ids=str
+)
+def test_the_workspace_learns_whether_the_job_succeeded(monkeypatch: pytest.MonkeyPatch, end: Any, raised: Any) -> None:
+    """Where it did not, the workspace keeps the training states."""
+    told: list[bool] = []
+
+    @contextlib.contextmanager
+    def workspace(*_: Any) -> Iterator[Any]:
+        told.append(False)
+        yield SimpleNamespace(params=None, keep=lambda _: None)
+        told.append(True)
+
+    def follow(*_: Any) -> int:
+        if isinstance(end, Exception):
+            raise end
+        return int(end)
+
+    for name, stand_in in {"workspace": workspace, "_follow": follow}.items():
+        monkeypatch.setattr(jobs, name, stand_in)
+    monkeypatch.setattr(jobs, "shown", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(jobs.records, "keep", lambda _: None)
+    with pytest.raises(raised) if raised else contextlib.nullcontext():
+        jobs.run_job(lambda _: ["train@palette"], Wanted(), force=False)
+    assert told[-1] == (end == 0)

@@ -231,14 +231,12 @@ GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
 
 
 def others_clone(finished: Path, folder: Path, *, with_lock: bool) -> Path:
-    """A clone that finds the results in the DVC remote."""
-    if not (finished / "remote").exists():
-        for arguments in (["remote", "add", "--default", "shared", "remote"], ["push", "--run-cache", "--quiet"]):
+    """A clone that finds the results in the DVC remote, whose address is plain: of others DVC reads a part."""
+    remote = finished.parent / "remote"
+    if not remote.exists():
+        for arguments in (["remote", "add", "--default", "shared", str(remote)], ["push", "--run-cache", "--quiet"]):
             done = run(finished, "-m", "dvc", *arguments)
             assert done.returncode == 0, done.stderr
-        text = (finished / ".dvc/config").read_text().replace("../remote", str(finished / "remote"))
-        (finished / ".dvc/config").write_text(text)
-        (finished / ".git/info/exclude").write_text("/remote\n")
         for arguments in (["add", "-A"], ["commit", "-qm", "the results"]):
             subprocess.run([*GIT, *arguments], cwd=finished, check=True)
     subprocess.run(["git", "clone", "-q", str(finished), str(folder)], check=True)
@@ -260,12 +258,12 @@ def test_a_second_clone_is_complete_after_a_pull(finished: Path, tmp_path: Path)
     assert stale(second) == set()
     for name in ("reports/index.html", "reports/metrics.json", "artifacts/logs/palette.csv"):
         assert (second / name).read_bytes() == (finished / name).read_bytes()
-    edit(second, lambda p: p["evaluate"].update(n_images=9))
-    metrics = json.loads((second / "reports/metrics.json").read_text())
-    (second / "reports/metrics.json").write_text(json.dumps(dict.fromkeys(metrics, 0.0)))
-    differences = run(second, "-m", "dvc", "metrics", "diff", "--json", "HEAD")
-    assert set(json.loads(differences.stdout)["reports/metrics.json"]) <= set(metrics)
-    assert json.loads(differences.stdout)["reports/metrics.json"]
+    metrics = second / "reports/metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text(), parse_float=lambda _: 0.0)))
+    compared = run(second, "-m", "dvc", "metrics", "diff", "--json", "HEAD")
+    changes = json.loads(compared.stdout)["reports/metrics.json"]
+    assert changes
+    assert all(change["old"] != change["new"] == 0 for change in changes.values())
 
 
 def test_a_third_clone_finds_the_results_without_the_lock(finished: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from prefect.states import Completed, Pending, Running, Suspended
+from prefect.states import Cancelling, Completed, Pending, Running, Suspended
 
 from flows import entry, records, services
 from flows.services import Note, Service
@@ -148,7 +148,13 @@ class FakePrefect:
 
 
 @pytest.mark.parametrize(
-    ("state", "final"), [(Running(), "CRASHED"), (Completed(), "COMPLETED"), (Suspended(), "PAUSED")]
+    ("state", "final"),
+    [
+        (Running(), "CRASHED"),
+        (Cancelling(), "CANCELLED"),
+        (Completed(), "COMPLETED"),
+        (Suspended(), "PAUSED"),
+    ],
 )
 def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any, final: str
@@ -163,7 +169,7 @@ def test_a_dead_run_is_marked_and_a_finished_one_is_not(
     assert (records.FOLDER / run_id).exists()
     records._kept.pop().release()  # the process dies
     assert sweeper.sweep(grace=60.0) == []  # Prefect may still say so itself
-    assert sweeper.sweep(grace=0.0) == ([run_id] if final == "CRASHED" else [])
+    assert sweeper.sweep(grace=0.0) == ([run_id] if final in ("CRASHED", "CANCELLED") else [])
     assert prefect.state.type.value == final
     assert not (records.FOLDER / run_id).exists()
 

@@ -111,6 +111,19 @@ def test_jobs_of_different_parameters_run_side_by_side(here: Path) -> None:
     assert load_params(here / "params.yaml").train.lr == noted(here) == 0.5
 
 
+def test_only_success_drops_the_training_states(here: Path) -> None:
+    def fails() -> None:
+        with workspace("one", faster(0.5)):
+            Path("state/checkpoint").touch()
+            raise ServiceError("a stage failed")
+
+    with pytest.raises(ServiceError):
+        fails()
+    with workspace("two", faster(0.5)):
+        assert Path("state/checkpoint").exists()
+    assert not any(path.is_dir() for path in VARIANTS.iterdir())
+
+
 def workspace_elsewhere(here: Path, wanted: Wanted) -> Any:
     os.chdir(here)
     return workspace("two", wanted)
