@@ -107,7 +107,8 @@ def _mark_unborn(pools: Sequence[str], grace: float) -> list[str]:
 
 def _is_unborn(run: FlowRun, grace: float) -> bool:
     age = (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
-    host, _, number = (run.infrastructure_pid or "").partition(":")
-    if not host:
-        return age > UNBORN_S
-    return host == socket.gethostname() and number.isdigit() and not psutil.pid_exists(int(number)) and age > grace
+    *hosts, number = (run.infrastructure_pid or "").split(":")
+    is_gone = not (number.isdigit() and psutil.pid_exists(int(number)))
+    if not hosts:  # Prefect says which process, or nothing yet, but not where
+        return is_gone and age > UNBORN_S
+    return hosts == [socket.gethostname()] and is_gone and age > grace

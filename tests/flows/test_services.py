@@ -183,13 +183,18 @@ def test_a_dead_run_is_marked_and_a_finished_one_is_not(
         ("elsewhere", 60, False),
         ("", 60, False),
         ("", 600, True),
+        ("gone somewhere", 60, False),
+        ("gone somewhere", 600, True),
+        ("alive somewhere", 600, False),
     ],
 )
 def test_a_run_that_died_before_it_began_is_marked(
     monkeypatch: pytest.MonkeyPatch, process: str, age: float, dies: bool
 ) -> None:
     here = socket.gethostname()
-    pids = {"gone": f"{here}:{2**22 + 1}", "alive": f"{here}:{os.getpid()}", "elsewhere": f"other:{2**22 + 1}"}
+    gone, alive = str(2**22 + 1), str(os.getpid())
+    pids = {"gone": f"{here}:{gone}", "alive": f"{here}:{alive}", "elsewhere": f"other:{gone}"}
+    pids |= {"gone somewhere": gone, "alive somewhere": alive}
     state = Pending(timestamp=datetime.now(UTC) - timedelta(seconds=age))
     prefect = FakePrefect(state)
     run = SimpleNamespace(id=uuid4(), state=state, infrastructure_pid=pids.get(process))
