@@ -17,6 +17,8 @@ from invfusion.operators import Measurement
 from invfusion.oracle import GaussianMixture
 from invfusion.rng import generator, generators, randn
 
+pytest.importorskip("sklearn")
+
 SHAPE, B, K = (3, 8, 8), 4, 3
 TINT = torch.tensor([1.0, 0.8, 0.6]).view(3, 1, 1)
 
