@@ -24,11 +24,13 @@ from torch import Tensor
 
 from invfusion.restoration import load_image, load_model, tasks
 from invfusion.restoration.pictures import Picture, encoded, read_picture
+from invfusion.restoration.requests import gaussian_kernel
 from invfusion.rng import generator
 
 Pixels = NDArray[np.float64]
 Method = Callable[[Pixels], Pixels]
 WIENER_BALANCES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+BLUR_SIGMA = 1.6
 TV_WEIGHTS = (3e-4, 1e-3, 3e-3)
 
 
@@ -39,12 +41,6 @@ def motion_kernel(n: int = 9) -> Tensor:
         t = step / (20 * n - 1)
         kernel[round(t * (n - 1)), round((0.2 + 0.6 * t) * (n - 1))] += 1
     return kernel / kernel.sum()
-
-
-def gaussian_kernel(sigma: float = 1.6) -> Tensor:
-    """(11, 11)."""
-    line = torch.exp(-torch.arange(-5, 6).float().square() / (2 * sigma**2))
-    return torch.outer(line, line) / line.sum() ** 2
 
 
 def scribble(shape: torch.Size) -> Tensor:
@@ -153,7 +149,7 @@ def cases(image: Tensor, truth: Pixels) -> Iterator[tuple[str, tasks.Task, float
         holes = mask[0, 0].numpy().astype(bool)
         biharmonic = partial(restoration.inpaint_biharmonic, mask=holes, channel_axis=-1)
         yield name, tasks.inpainting(mask), 0.0, {**nothing, "biharmonic": biharmonic}
-    for name, kernel in (("motion blur", motion_kernel()), ("Gaussian blur", gaussian_kernel())):
+    for name, kernel in (("motion blur", motion_kernel()), ("Gaussian blur", gaussian_kernel(BLUR_SIGMA))):
         frame = tasks.deblurring(kernel, "valid").framed(torch.from_numpy(truth).permute(2, 0, 1)[None])
         inner = frame[0].permute(1, 2, 0).numpy()
         yield name, tasks.deblurring(kernel, "valid"), 0.01, {**nothing, **deconvolvers(kernel, inner)}

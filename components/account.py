@@ -69,7 +69,7 @@ GPUS = {"a40": (149.7e12, 48.0), "a100": (312e12, 80.0), "h100": (989e12, 80.0)}
 
 @dataclass(frozen=True)
 class Step:
-    """A small training step: of one image, the bytes that are kept for the backward pass; parameters of its network."""
+    """A small training step of a network: the bytes that are kept of one image for the backward pass."""
 
     config: DenoiserConfig
     activation_bytes: float

@@ -158,7 +158,7 @@ def _families(key: str, families: Sequence[DegradationFamily], reserved: str) ->
 def noise_problem(noise: AnyNoise, key: str, families: Sequence[DegradationFamily]) -> Iterator[str]:
     """Noise that is not defined for the measurements of a family."""
     unfit = [family for family in families if noise.needs_nonnegative and not family.is_nonnegative]
-    bad = dict.fromkeys(str(family.model_dump()["kind"]) for family in unfit)
+    bad = dict.fromkeys(kind_of(family) for family in unfit)
     if bad:
         yield (
             f"{key}: '{noise.kind}' noise is defined for operators without negative entries; "
@@ -265,9 +265,8 @@ def _registered(params: "Params") -> Iterator[str]:
     if model not in RECIPES:
         yield f"register.model: {unknown('trained model', model, RECIPES)}"
         return
-    recipe = RECIPES[model]
-    if not recipe.is_diffusion or recipe.architecture.get("variant") != "invfusion":
-        fit = [n for n, r in RECIPES.items() if r.is_diffusion and r.architecture.get("variant") == "invfusion"]
+    fit = [n for n, r in RECIPES.items() if r.is_diffusion and r.architecture.get("variant") == "invfusion"]
+    if model not in fit:
         yield f"register.model: '{model}' is no InvFusion model; choose one of {', '.join(fit)}"
         return
     if model not in params.train.models:

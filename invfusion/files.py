@@ -1,5 +1,8 @@
-"""Files and folders that are either whole or absent: written beside their place, flushed, and renamed into it."""
+"""Files and folders that are either whole or absent: written beside their place, flushed, and renamed into it; and what
+identifies a file.
+"""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,6 +31,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as partial:
         partial.write_text(text)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def previous(folder: Path) -> Path:

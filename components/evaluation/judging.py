@@ -4,12 +4,10 @@ What is computed is kept: the values of images by the restorations and the code 
 by the values and how it is made. So a new metric, or an edit of one, computes its own numbers and nothing else.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
 from components.records import Record
 from invfusion.errors import WeightsUnavailableError
+from invfusion.files import sha256_of
 from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval
 from invfusion.metrics.tools.bootstrap import interval_around, resampled
 from invfusion.rng import generator
@@ -313,7 +312,4 @@ def _of_set(
     return {"value": value, "low": low, "high": high, "n_exact": 0}
 
 
-@cache
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_file_digest = cache(sha256_of)

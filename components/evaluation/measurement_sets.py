@@ -28,7 +28,7 @@ from components.evaluation.images import Images
 from invfusion.codec import decode, encode
 from invfusion.degradations import DegradationFamily
 from invfusion.errors import DataError
-from invfusion.files import replacing, write_text
+from invfusion.files import replacing, sha256_of, write_text
 from invfusion.locks import locked
 from invfusion.measuring import NOISELESS, Streams, draw_operator, measure_batch, observe
 from invfusion.names import kind_of
@@ -261,7 +261,7 @@ def _draw(folder: Path, name: str, request: Request, images: Images, wanted: dic
     facts = wanted | {
         "groups": [group for _, group in sorted(groups.items())],
         "operators_sha256": digests,
-        "values_sha256": _file_sha256(values),
+        "values_sha256": sha256_of(values),
     }
     facts["sha256"] = _facts_sha256(facts)
     # Last, so that a set without it is one that was not finished.
@@ -297,7 +297,7 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
 def _open(path: Path, facts: dict[str, Any]) -> NDArray[np.float32]:
     """The values of a set, left on disk. Raises `DataError` where they are not those that its facts name."""
     try:
-        is_whole = _file_sha256(path) == facts["values_sha256"]
+        is_whole = sha256_of(path) == facts["values_sha256"]
         values: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: the frozen measurements cannot be read ({error}); {_REMEDY}") from None
@@ -334,11 +334,6 @@ def _digest(operator: LinearOperator) -> str:
 def _facts_sha256(facts: dict[str, Any]) -> str:
     kept = {key: value for key, value in facts.items() if key not in ("sha256", "code")}
     return _sha256(json.dumps(kept, sort_keys=True).encode())
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256(content: bytes) -> str:

@@ -21,6 +21,7 @@ from components.evaluation.sampling import Task, kept, restore_batch
 from components.memo import Facts, Memo, Tensors, identity
 from components.params import Params
 from components.paths import STAGED
+from invfusion.files import sha256_of
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
 from invfusion.operators import OPERATORS
@@ -215,9 +216,7 @@ def _jobs(batch: Batch, name: str) -> list[tuple[int, int]]:
     return [(i, d) for i, d in jobs if d == 0 and i < MAX_COMPONENTS] if name in OF_COMPONENTS else jobs
 
 
-@cache
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+_file_digest = cache(sha256_of)
 
 
 @cache

@@ -120,12 +120,12 @@ def picture(params: Params, target: Path) -> bool:
     if not bands:
         return False
     step, n = SHOWN_SIZE + MARGIN, max(len(row) for band in bands for row in band)
-    height = sum(3 * step + MARGIN for _ in bands)
-    sheet = Image.new("RGB", (n * step, height), "white")
+    height = 3 * step + MARGIN
+    sheet = Image.new("RGB", (n * step, len(bands) * height), "white")
     for b, band in enumerate(bands):
         for r, row in enumerate(band):
             for i, image in enumerate(row):
-                sheet.paste(image, (i * step, b * (3 * step + MARGIN) + r * step))
+                sheet.paste(image, (i * step, b * height + r * step))
     sheet.save(target)
     return True
 

@@ -1,6 +1,5 @@
 """What a dataset folder promises of itself: its shards with their counts and checksums."""
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -80,12 +79,6 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write it atomically; equal manifests give equal bytes."""
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_problem(error: ValidationError | UnicodeDecodeError) -> str:

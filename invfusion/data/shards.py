@@ -11,9 +11,10 @@ from typing import Any, Self
 import webdataset
 
 from invfusion.data.images import MAX_FILE_BYTES
-from invfusion.data.manifest import RESTORE, SPLITS, ShardEntry, Split, sha256_of
+from invfusion.data.manifest import RESTORE, SPLITS, ShardEntry, Split
 from invfusion.data.names import is_hidden, leaves_its_folder, parts_of, readable
 from invfusion.errors import DataError
+from invfusion.files import sha256_of
 
 IMAGE_SUFFIXES = (
     *("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm"),

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from invfusion.data.files import replacing, write_text
 from invfusion.data.images import open_image, to_array, to_rgb
-from invfusion.data.manifest import MANIFEST, RESTORE, SPLITS, Manifest, ShardEntry, read_manifest, sha256_of
+from invfusion.data.manifest import MANIFEST, RESTORE, SPLITS, Manifest, ShardEntry, read_manifest
 from invfusion.data.shards import read_shard
 from invfusion.data.staged import NO_LABEL, StagedManifest, StagedShard, digest_of, read_sidecar
 from invfusion.errors import DataError
+from invfusion.files import sha256_of
 
 log = logging.getLogger(__name__)
 

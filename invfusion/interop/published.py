@@ -5,7 +5,6 @@ wrote pickle the very source code of their classes. Both name classes and functi
 Here such names stand for inert ones of our own, and every other name is refused.
 """
 
-import hashlib
 import io
 import pickle
 import re
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import CheckpointError
+from invfusion.files import sha256_of
 from invfusion.models import Denoiser, DenoiserConfig, Variant, denoiser_config, load_weights
 from invfusion.models.checkpoint import differences
 from invfusion.models.hdit import AxialRope
@@ -65,8 +65,7 @@ def read_published(path: Path) -> Published:
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         content = _read_zip(path) if is_zip else _read_pickle(path)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(_refusal(path, error)) from None

@@ -1,7 +1,6 @@
 """Samples of a consistency model, in as many calls as one likes to pay for."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -38,6 +37,6 @@ class Consistency(Sampler):
         D = BoundDenoiser(denoiser, measurement, class_labels)
         sigmas: list[float] = edm_sigmas(self.n_steps, self.sigma_max, self.sigma_last).tolist()
         x = D(sigmas[0] * noise, sigmas[0])
-        for _, sigma in pairwise(sigmas[:-1]):
+        for sigma in sigmas[1:-1]:
             x = D(x + sigma * fresh_noise(x, generators), sigma)
         return SampleOutput(x, D.nfe)

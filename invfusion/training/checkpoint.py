@@ -4,7 +4,6 @@ A checkpoint is a folder `checkpoint-<nimg>` of tensors.safetensors, state.json 
 `state.json` carries the fingerprint of the run that wrote it.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invfusion.errors import CheckpointError
-from invfusion.files import flush
+from invfusion.files import flush, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def _newest_state(folder: Path) -> dict[str, Any] | None:
 def _verified_state(checkpoint: Path) -> dict[str, Any]:
     digests = _read_json(checkpoint / MANIFEST)
     for name in (TENSORS, STATE):
-        if _sha256(checkpoint / name) != digests.get(name):
+        if sha256_of(checkpoint / name) != digests.get(name):
             raise ValueError(f"{name} does not match its checksum")
     return _read_json(checkpoint / STATE)
 
@@ -121,7 +120,7 @@ def _move(source: Path, target: Path, companions: Sequence[str]) -> None:
 def _write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(state))
-    (folder / MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in (TENSORS, STATE)}))
+    (folder / MANIFEST).write_text(json.dumps({name: sha256_of(folder / name) for name in (TENSORS, STATE)}))
     for file in folder.iterdir():
         flush(file)
     flush(folder)
@@ -136,8 +135,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from invfusion.data.manifest import SPLITS, Manifest, sha256_of, write_manifest
+from invfusion.data.manifest import SPLITS, Manifest, write_manifest
 from invfusion.data.shards import Sample, ShardSetWriter
+from invfusion.files import sha256_of
 
 SIZE = 8
 
