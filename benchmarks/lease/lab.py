@@ -79,9 +79,8 @@ class Lab:
         return round(torch.cuda.max_memory_allocated(self.device) / GIB, 2) if self.is_gpu else None
 
     def time(self, call: Callable[[], Any], seconds: float = 1.0, at_least: int = 3) -> float:
-        """Median seconds of one call, the device waited for each time, after two to warm up."""
-        for _ in range(2):
-            call()
+        """Median seconds of one call, the device waited for each time, after one to warm up."""
+        call()
         taken: list[float] = []
         end = time.perf_counter() + seconds
         while len(taken) < at_least or (time.perf_counter() < end and len(taken) < 500):

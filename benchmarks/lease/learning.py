@@ -27,6 +27,7 @@ SHARED_STEPS = 4
 
 def learning(lab: Lab, preset: str, seconds: float) -> Iterator[Record]:
     """A few steps here and on the CPU in float32, then bfloat16 here for so many seconds."""
+    preset = lab.setting(preset).preset
     low_precision: Precision = "bf16" if lab.is_gpu else "fp32"
     cpu = _losses(torch.device("cpu"), preset, "fp32", SHARED_STEPS)[0]
     here = _losses(lab.device, preset, "fp32", SHARED_STEPS)[0]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.lease.lab import GIB, Lab, batches
+from benchmarks.lease.lab import GIB, Lab, batches, relative
 from benchmarks.records import Record, rounded
 from benchmarks.setting import family
 from invfusion import rng
@@ -22,6 +22,7 @@ from invfusion.models import lower_precision as stored_low
 from invfusion.models.attention import attend
 from invfusion.models.feature_degradation import FeatureDegradation
 from invfusion.models.hdit import set_attention_backend
+from invfusion.names import kind_of
 from invfusion.noise import GaussianNoise
 from invfusion.operators import Measurement
 from invfusion.samplers import Heun
@@ -95,7 +96,8 @@ def attention(lab: Lab) -> Iterator[Record]:
 
 
 def _pass(leaves: list[Tensor], backend: str) -> None:
-    out = attend(*leaves, 7, backend)  # type: ignore[arg-type]
+    q, k, v = leaves
+    out = attend(q, k, v, 7, backend)
     torch.autograd.grad(out, leaves, torch.ones_like(out))
 
 
@@ -107,7 +109,9 @@ def training(
     shape = shape_of(lab, preset)
     micro = micro or shape.micro
     size = max(shape.step // micro, 1) * micro
-    case = f"{preset}, {precision}{' with TF32' if tf32 else ''}, {how}, {degradation.kind}, {backend}, {micro} a call"
+    case = (
+        f"{preset}, {precision}{' with TF32' if tf32 else ''}, {how}, {kind_of(degradation)}, {backend}, {micro} a call"
+    )
     precision = precision if lab.is_gpu else "fp32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     denoiser = lab.denoiser(preset).train()
@@ -142,30 +146,33 @@ def _task(degradation: DegradationFamily, size: int, micro: int, precision: Prec
     return Task(DiffusionLoss(), degradation, GaussianNoise(), config, seed=0)
 
 
-def sampling(lab: Lab, preset: str, hows: tuple[str, ...] = ("eager",), n: int | None = None) -> Iterator[Record]:
-    """Heun with 7 calls on blurred images in stored bfloat16, eager, compiled, and recorded as a CUDA graph."""
+def sampling(lab: Lab, preset: str, how: str = "eager", n: int | None = None) -> Iterator[Record]:
+    """Heun with 7 calls on blurred images in stored bfloat16: as it is, and replayed as a CUDA graph."""
     n = n or shape_of(lab, preset).sampling
     denoiser = lab.denoiser(preset).eval().requires_grad_(False)
     stored_low(denoiser, lab.low)
+    COMPILERS[how](denoiser)
     measurement = lab.measurement(preset, BLUR, n)
     noise = torch.randn(n, *denoiser.image_shape, device=lab.device)
     draws = rng.generators(0, "benchmarks/way", range(n))
-    for how in hows:
-        COMPILERS[how](denoiser)
-        for network in (denoiser, CapturedDenoiser(denoiser)) if lab.is_gpu else (denoiser,):
-            is_graph = isinstance(network, CapturedDenoiser)
-            call: Callable[[], Any] = partial(_sample, network, measurement, noise, draws)
-            first = lab.first(call)
-            seconds = lab.time(call, 1.0, at_least=2)
-            rate = n / (seconds * CALLS / (2 * SHORT.n_steps - 1))
-            yield {
-                "case": f"{preset}, bf16, {how}{', CUDA graph' if is_graph else ''}, {n} images",
-                "images_per_s_at_63_calls": rounded(rate),
-                "ms_per_call": rounded(1e3 * seconds / (2 * SHORT.n_steps - 1)),
-                "mfu": lab.share_of_peak(preset, rate, CALLS, "bf16"),
-                "peak_gib": lab.peak_gib(),
-                "first_s": rounded(first),
-            }
+    calls, reference = 2 * SHORT.n_steps - 1, None
+    networks: dict[str, Any] = {how: denoiser}
+    if lab.is_gpu:
+        networks[f"{how}, CUDA graph"] = CapturedDenoiser(denoiser)
+    for name, network in networks.items():
+        call = partial(_sample, network, measurement, noise, draws)
+        first, seconds = lab.first(call), lab.time(call, 1.0, at_least=2)
+        rate = n * calls / seconds / CALLS
+        reference = call() if reference is None else reference
+        yield {
+            "case": f"{preset}, bf16, {name}, {n} images",
+            "images_per_s_at_63_calls": rounded(rate),
+            "ms_per_call": rounded(1e3 * seconds / calls),
+            "mfu": lab.share_of_peak(preset, rate, CALLS, "bf16"),
+            "peak_gib": lab.peak_gib(),
+            "first_s": rounded(first),
+            "difference": rounded(relative(call(), reference)),
+        }
 
 
 def _sample(network: Any, measurement: Measurement, noise: Tensor, draws: list[torch.Generator]) -> Tensor:

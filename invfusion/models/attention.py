@@ -48,7 +48,7 @@ def check_backend(name: str) -> None:
         raise ConfigError(f"unknown attention backend '{name}'; valid are auto, {', '.join(get_args(Backend))}")
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose_backend(requested: str, device_type: str, n_tokens: int) -> Backend:
     """The backend for one call; `requested` is a backend's name or "auto". Raises `ConfigError`."""
     available = available_backends(device_type)
@@ -115,7 +115,7 @@ def _seen(mask: Tensor) -> slice:
     return slice(int(seen[0]), int(seen[-1]) + 1)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _dense_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Tensor:
     """`neighbourhood_mask` as a compiled network takes it: a constant, not made anew at every call."""
     with torch.inference_mode(False):
@@ -167,7 +167,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Within a compiled network it is compiled along.
-    attention = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    attention: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     return _flat(q, k, v, partial(attention, block_mask=mask))
 
 
@@ -191,7 +191,7 @@ def _block_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> 
     return getattr(_BLOCK_MASKS, _made_block_mask(grid, window, n_sets, device))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _made_block_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> str:
     """The name of the attribute of `_BLOCK_MASKS` that holds it."""
     name = "_".join(str(n) for n in (*grid, *window, n_sets, device.type, device.index or 0))

@@ -51,7 +51,7 @@ class CapturedDenoiser:
 
     def _record(self, x: Tensor, sigma: Tensor, *batch: Any) -> tuple[Any, tuple[Tensor, Tensor], Tensor]:
         self._recorded = ()
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):

@@ -39,7 +39,7 @@ class FeatureDegradation(nn.Module):
     def forward(self, x: Tensor, measurement: Measurement) -> Tensor:
         return self._outside(x, measurement) if self.outside_graphs else self._degraded(x, measurement)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _outside(self, x: Tensor, measurement: Measurement) -> Tensor:
         return self._degraded(x, measurement)
 
