@@ -167,7 +167,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Within a compiled network it is compiled along.
-    attention: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     return _flat(q, k, v, partial(attention, block_mask=mask))
 
 
