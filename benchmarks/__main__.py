@@ -74,7 +74,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES), help="some of the suites")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for which each comparison is repeated")
     parser.add_argument("--compile", action="store_true", help="also measure compiled networks (minutes more)")
-    parser.add_argument("--output", type=Path, help="the JSON file; default: benchmarks/results/<cpu or cuda>.json")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file; default: benchmarks/results/<cpu or cuda_suites>.json"
+    )
     parser.add_argument("--doctor", action="store_true", help="only say what would run on this machine, and why")
     parser.add_argument("--no-document", action="store_true", help="leave docs/performance.md as it is")
     return parser.parse_args()
@@ -88,7 +90,7 @@ def main() -> None:
     if arguments.doctor:
         log.info("%s", "\n".join(diagnosis(device)))
         return
-    output = arguments.output or RESULTS / f"{device.type}.json"
+    output = arguments.output or RESULTS / ("cuda_suites.json" if device.type == "cuda" else "cpu.json")
     result = measure(arguments.only, device, arguments.seconds, arguments.compile, output)
     if not arguments.no_document:
         update(PERFORMANCE, RESULTS)

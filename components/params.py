@@ -245,7 +245,8 @@ class RuntimeConfig(Config):
     processes: that share training's batches and evaluation's, each with a GPU of its own. "auto" is one on a GPU; on a
     CPU as many as find a core and a micro-batch, since small networks gain more from processes than from threads.
     workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
-    networks through torch.compile; worth its minutes of compilation in long runs only. activation_checkpointing: less
+    networks through torch.compile, on a GPU layer by layer; worth its minutes of compilation in long runs only.
+    activation_checkpointing: less
     memory in training, for about a third more arithmetic.
     """
 

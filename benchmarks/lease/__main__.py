@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.doctor import diagnosis
+from benchmarks.document import PERFORMANCE, update
 from benchmarks.lease import equal, speed
 from benchmarks.lease.lab import Lab
 from benchmarks.lease.learning import learning
@@ -136,8 +137,11 @@ class Lease:
         self._write()
 
     def _write(self) -> None:
+        names, peaks = {"float32": "fp32", "bfloat16": "bf16"}, self.lab.peaks
+        speeds = {name: rounded(peaks[short] / 1e9) for name, short in names.items() if short in peaks}
+        machine = self.facts | {"matmul_gflops": speeds}
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.output.write_text(json.dumps({"machine": self.facts, "records": self.records}, indent=1) + "\n")
+        self.output.write_text(json.dumps({"machine": machine, "records": self.records}, indent=1) + "\n")
 
 
 def line(record: Record) -> str:
@@ -153,7 +157,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--learning-seconds", type=float, default=60, help="of real training")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, help=f"the JSON file; default: {OUTPUT}, lease.json on a CPU")
     return parser.parse_args()
 
 
@@ -163,7 +167,8 @@ def main() -> None:
     logging.getLogger("invfusion").setLevel(logging.WARNING)
     torch._dynamo.config.recompile_limit = 512
     lab = Lab(torch.device(arguments.device))
-    lease = Lease(lab, arguments.output, start + 60 * arguments.minutes, speed.machine(lab))
+    output = arguments.output or (OUTPUT if lab.is_gpu else Path("lease.json"))
+    lease = Lease(lab, output, start + 60 * arguments.minutes, speed.machine(lab))
     lease.facts["diagnosis"] = list(diagnosis(lab.device))
     log.info("%s\n%s", lease.facts, "\n".join(lease.facts["diagnosis"]))
     cases = {case.name: case for case in plan(arguments.learning_seconds)}
@@ -173,6 +178,8 @@ def main() -> None:
             lease.run(cases[name])
     finally:
         lab.close()
+    if output == OUTPUT and PERFORMANCE.exists():
+        update(PERFORMANCE, OUTPUT.parent)
     log.info("\n%s", "\n".join(line(record) for record in lease.records))
     log.info("%.0f s; seconds by case: %s", time.monotonic() - start, lease.facts.get("seconds"))
 

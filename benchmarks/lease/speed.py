@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.lease.lab import GIB, Lab, batches, relative
-from benchmarks.records import Record, rounded
+from benchmarks.records import Record, revision, rounded
 from benchmarks.setting import family
 from invfusion import rng
 from invfusion.degradations import DegradationFamily
@@ -198,7 +198,7 @@ def parts(lab: Lab, preset: str) -> Iterator[Record]:
         "forward": forward,
         "forward and backward": lambda: torch.autograd.backward(forward()),
         "feature degradation, forward and backward": _layers_alone(denoiser, measurement, n),
-        "H and H_pinv, forward and backward": _maps(denoiser, measurement, n),
+        "H and H_pinv, forward and backward": maps_of(denoiser, measurement, n),
         "optimizer and moving average": lambda: (optimizer.step(), ema.update(denoiser, 10**6, n)),
         "noise drawn and moved": lambda: rng.upload(torch.randn(x.shape, generator=torch.Generator()), lab.device),
     }
@@ -231,7 +231,9 @@ def _layers_alone(denoiser: Denoiser, measurement: Measurement, n: int) -> Calla
     return call
 
 
-def _maps(denoiser: Denoiser, measurement: Measurement, n: int) -> Callable[[], None]:
+def maps_of(denoiser: Denoiser, measurement: Measurement, n: int) -> Callable[[], None]:
+    """The operators' maps alone, as many as a network call of training has, forward and backward."""
+
     def call() -> None:
         operator = measurement.operator
         for layer, _ in _feature_layers(denoiser):
@@ -244,7 +246,9 @@ def _maps(denoiser: Denoiser, measurement: Measurement, n: int) -> Callable[[], 
 
 def machine(lab: Lab) -> dict[str, Any]:
     """What ran the measurements."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    facts: dict[str, Any] = {
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "git_revision": revision(),
+    }  # fmt: skip
     if lab.is_gpu:
         properties = torch.cuda.get_device_properties(lab.device)
         facts |= {

@@ -23,7 +23,7 @@ from components.params import Params
 from components.paths import STAGED
 from invfusion.files import sha256_of
 from invfusion.gaussian import GaussianPrior
-from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
+from invfusion.models import Denoiser, compile_denoiser, load_denoiser, lower_precision, set_attention_backend
 from invfusion.operators import OPERATORS
 
 STATE = Path("state/evaluate")
@@ -131,7 +131,7 @@ class Restorer:
             if self.params.evaluate.precision == "bf16":
                 lower_precision(denoiser)
             if self.params.runtime.compile:
-                compile_network(denoiser)
+                compile_denoiser(denoiser, self.device)
         return self.loaded[name]
 
     def _source(self, method: Method) -> Denoiser | GaussianPrior | None:

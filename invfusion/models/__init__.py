@@ -1,6 +1,7 @@
 """Denoisers: architecture, presets, checkpoints."""
 
 from invfusion.models.acceleration import checkpoint_activations as checkpoint_activations
+from invfusion.models.acceleration import compile_denoiser as compile_denoiser
 from invfusion.models.acceleration import compile_layers as compile_layers
 from invfusion.models.acceleration import compile_network as compile_network
 from invfusion.models.acceleration import lower_precision as lower_precision

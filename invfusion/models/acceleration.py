@@ -14,6 +14,15 @@ from invfusion.models.hdit import Layer, Level
 MAX_GRAPHS = 64
 
 
+def compile_denoiser(denoiser: Denoiser, device: torch.device) -> None:
+    """Compile what pays on the device.
+
+    On a GPU each layer by itself, which takes a minute whatever the operators; on a CPU, where Python between the
+    graphs costs more, the whole network.
+    """
+    (compile_layers if device.type == "cuda" else compile_network)(denoiser)
+
+
 def compile_network(denoiser: Denoiser, backend: str = "inductor") -> None:
     """Run the raw network through torch.compile from now on, operators inside the graph and without graph breaks.
 
