@@ -40,7 +40,8 @@ def test_kills_at_random_moments(tmp_path: Path, full: bool, note: Any, n_worker
 
 
 def test_kills_at_each_operation_of_checkpoints(tmp_path: Path, full: bool, note: Any) -> None:
-    outcome = run(tmp_path, 72 if full else 24, 0, 1, "points", 0)
+    images, every = (72, 1) if full else (48, 4)
+    outcome = run(tmp_path, images, 0, 1, "points", every)
     assert outcome["equal"]
-    assert outcome["points"] > 10
+    assert outcome["points"] > 20 // every
     note("SIGKILL of training at each file operation of its checkpoints and logs, in turn", outcome["points"])
