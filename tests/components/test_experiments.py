@@ -55,7 +55,9 @@ def make_params(**evaluate: Any) -> Params:
         update=FEWEST["heun"]
     )}  # fmt: skip
     short = {"images": 8, "warmup_images": 0}
-    recipes = {name: base.recipe(name).model_copy(update=short) for name in ("mmse", "nppc", "unrolled_ddrm")}
+    # All that train for a number of images of their own.
+    finetuning = {name: recipe for name, recipe in base.recipes if "images" in type(recipe).model_fields}
+    recipes = {name: recipe.model_copy(update=short) for name, recipe in finetuning.items()}
     recipes["unrolled_ddrm"] = recipes["unrolled_ddrm"].model_copy(update={"n_steps": 2})
     values = base.model_copy(
         update={

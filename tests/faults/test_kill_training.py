@@ -31,7 +31,7 @@ CASES = [(0, 1), (4, 1), (0, 2), (4, 2)]
 def test_kills_at_random_moments(tmp_path: Path, full: bool, note: Any, n_workers: int, n_processes: int) -> None:
     if not full and (n_workers, n_processes) not in {(0, 1), (0, 2)}:
         pytest.skip("part of `make faults`")
-    images, wanted = (480, 40) if full else (240, 3)
+    images, wanted = (480, 40) if full else (96, 3)
     outcome = run(tmp_path, images, n_workers, n_processes, wanted, 7)
     assert outcome["equal"]
     assert outcome["kills"] >= wanted
