@@ -85,12 +85,24 @@ def add_classes() -> None:
     fit_prior(train.STAGED, PriorFitConfig(rank=8))
 
 
+def with_few_steps(name: str) -> Experiment:
+    """An experiment whose curves over steps have as many points, closer to each other."""
+    experiment = load_experiment(name)
+    rows = {}
+    for key, row in experiment.rows.items():
+        steps = row.sampler.get("n_steps", 0)
+        fewer = {"n_steps": int(steps).bit_length()} if steps else {}
+        rows[key] = row.model_copy(update={"sampler": row.sampler | fewer})
+    return experiment.model_copy(update={"rows": rows})
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working copy with a small staged dataset that has classes; models and cells are shared by the tests."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    with workplace(folder):
+    with workplace(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "load_experiment", with_few_steps)
         add_classes()
         yield folder
 
