@@ -28,7 +28,7 @@ TRIES = 3 if IS_FULL else 1
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(tmp_path_factory.mktemp("site")) as place:
         # Every test finds the data staged, whichever of them run.
-        place.run("-m", "flows.reproduce", "stage")
+        place.run("-m", "dvc", "repro", "--pull", "stage", INVFUSION_JOB="1")
         yield place
 
 
