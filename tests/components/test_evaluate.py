@@ -38,6 +38,8 @@ from invfusion.operators import LinearOperator, MatrixOperator
 from invfusion.rng import generator
 from invfusion.samplers import DDNM, DDRM, Heun, SampleOutput
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 # Numbers of an evaluation that restored and judged in one go.
 GOLDEN = Path(__file__).with_name("golden_evaluation.json")

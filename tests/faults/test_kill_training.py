@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from fault_report import ROOT
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

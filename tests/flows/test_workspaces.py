@@ -21,6 +21,8 @@ from flows.reproduce import dvc_command, dvc_environment
 from flows.workspaces import FOLDER, LOCK, VARIANTS, Wanted, working_copy, workspace
 from invfusion.errors import ConfigError, ServiceError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = """
 stages:

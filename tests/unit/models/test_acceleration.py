@@ -13,6 +13,8 @@ from invfusion.operators.base import Measurement
 from invfusion.rng import generator
 from invfusion.training.step import seeded_dropout
 
+pytestmark = pytest.mark.slow
+
 X = normal(2, 3, 8, 8)
 SIGMA = torch.tensor([0.3, 4.0])
 # Smaller strides and matrices than the defaults, which 8x8 images with 2 samples do not need.
