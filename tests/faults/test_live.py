@@ -67,7 +67,7 @@ def begin(here: Site, variant: str = "palette") -> str:
     """A long training that has made some steps."""
     before = here.progress(variant)
     run = here.start("train", model=variant, settings={"train": LONG})
-    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 120, "training runs")
+    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 300, "training runs")
     return run
 
 
@@ -140,7 +140,7 @@ def test_what_is_killed_is_marked_as_crashed_and_resumed(here: Site, note: Any, 
             process.kill()
         if "all" in victims:
             here.up()
-        wait_for(lambda: here.state(run) == "CRASHED", 120, "marked as crashed")  # noqa: B023
+        wait_for(lambda: here.state(run) == "CRASHED", 300, "marked as crashed")  # noqa: B023
         slowest = max(slowest, time.monotonic() - start)
         wait_for(lambda: not here.processes("flows.step", "train"), 30, "nothing is left")
         trained = here.trained("palette")
