@@ -37,7 +37,7 @@ from flows.pages import shown
 from flows.reproduce import dvc_command, dvc_environment
 from flows.stages import STAGES, Stage, target
 from flows.workspaces import PARAMS, Wanted, workspace
-from invfusion.errors import ServiceError
+from invfusion.errors import ConfigError, ServiceError
 from invfusion.training.recipes import RECIPES
 
 # The working copy in which this host's jobs work.
@@ -154,6 +154,7 @@ def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force
         Pause, Abort: the run was suspended, or has come to another end. Likewise.
     """
     run_id, worker = str(flow_run.get_id()), os.getppid()
+    _refuse_to_lose(wanted)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(at_root())
@@ -172,6 +173,14 @@ def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force
     except StoppedError as stopped:
         return _end_as(stopped.state)
     return None
+
+
+def _refuse_to_lose(wanted: Wanted) -> None:
+    if os.environ.get(PUSHES) and wanted.keeps:
+        raise ConfigError(
+            "keep: this host's files do not last, params.yaml with them. Leave it empty: the results go to the DVC "
+            "remote, where every working copy with these values finds them"
+        )
 
 
 def _end_as(state: State | None) -> State:

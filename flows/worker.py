@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # One run at a time for each device; and short jobs that compute nothing.
 POOL, REGISTRY = "gpu", "registry"
 POOLS = (POOL, REGISTRY)
+# A queue of a pool that is served before its other runs.
+FIRST = "registry"
 SWEEP_S = 3.0
 RESTART_S = 3.0
 
