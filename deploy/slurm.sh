@@ -34,7 +34,8 @@ srun --kill-on-bad-exit=1 bash -c 'exec torchrun --nnodes="$SLURM_NNODES" --node
     -m components.training.train --model "$3"' node "$head" "$port" "$model" &
 step=$!
 stopped=
-trap 'stopped=yes; kill -TERM $step' TERM
+# Not to srun, which would kill the training outright.
+trap 'stopped=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 wait $step
 code=$?
 if [ -n "$stopped" ]; then

@@ -10,7 +10,8 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy/slurm.sh"
 # One task on each node, as srun starts them; a signal reaches them all.
-SRUN = """trap 'kill -TERM $(jobs -p)' TERM
+SRUN = """echo $$ > srun.pid
+trap 'kill -TERM $(jobs -p)' TERM
 shift
 for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & done
 wait -n; code=$?; wait; exit $code"""
@@ -28,6 +29,7 @@ def cluster(tmp_path: Path) -> Path:
         "dvc": f'{NOTE}; [ "$1" != stage ] || printf "train@palette\\ndistill@mmse\\n"',
         "python": NOTE,
         "scontrol": f'{NOTE}; [ "$1" = requeue ] || printf "node-a\\nnode-b\\n"',
+        "scancel": f"{NOTE}; kill -TERM $(cat srun.pid)",
         "srun": SRUN,
         "torchrun": TORCHRUN,
     }
@@ -67,7 +69,7 @@ def test_a_job_whose_time_is_over_goes_on_later(cluster: Path) -> None:
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     job.wait(10)
-    assert calls(cluster)[-3:] == ["stopped", "stopped", "scontrol requeue 7"]
+    assert calls(cluster)[-4:] == ["scancel --signal=TERM 7.0", "stopped", "stopped", "scontrol requeue 7"]
 
 
 def test_what_fails_is_not_committed(cluster: Path) -> None:
