@@ -3,6 +3,9 @@
 An empty field keeps the value of params.yaml; a filled one holds for the job, in a workspace of its own.
 """
 
+import copy
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -24,10 +27,48 @@ def changes_of(model: type[BaseModel], only: Sequence[str] = ()) -> type[BaseMod
             kind = Annotated[(kind, *field.metadata)]
         if field.discriminator:
             kind = Annotated[kind, Field(discriminator=field.discriminator)]
-        fields[name] = (kind | None, Field(None, alias=field.alias, description=field.description))
+        says = field.description or explained(model, name)
+        fields[name] = (kind | None, Field(None, alias=field.alias, description=says))
     doc = f"{model.__doc__ or ''}\n\nWhat is left empty stays as params.yaml says."
     config = ConfigDict(extra="forbid", protected_namespaces=())
     return create_model(f"{model.__name__}Changes", __config__=config, __doc__=doc, **fields)
+
+
+def explained(model: type[BaseModel], name: str) -> str | None:
+    """What the docstring of a config says of a field: "name: text", up to the next such name or the paragraph's end."""
+    fields = "|".join(re.escape(field) for field in model.model_fields)
+    text = rf"(?:^|[.;]\s+|\n\s*){re.escape(name)}: (.+?)(?=[.;]?\s+(?:{fields}): |\n\s*\n|\Z)"
+    found = re.search(text, model.__doc__ or "", re.DOTALL)
+    return " ".join(found[1].split()).removesuffix(".") + "." if found else None
+
+
+def with_values(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A form's JSON schema, in which each field's description ends with the value that it has now.
+
+    values: of the field `settings`, as in params.yaml.
+    """
+    schema = copy.deepcopy(schema)
+    definitions = schema.get("definitions", {})
+
+    def describe(part: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        for key, field in part.get("properties", {}).items():
+            value = values.get(key)
+            if isinstance(value, Mapping):
+                for section in _sections(field, definitions):
+                    describe(section, value)
+            elif key in values:
+                now = f"Now: {json.dumps(value)}"
+                field["description"] = f"{field['description']} {now}" if field.get("description") else now
+
+    for section in _sections(schema.get("properties", {}).get("settings", {}), definitions):
+        describe(section, values)
+    return schema
+
+
+def _sections(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[Any]:
+    """The models that a field may hold; of several, which one it is cannot be told from here."""
+    found = [option["$ref"].rpartition("/")[2] for option in field.get("anyOf", [field]) if "$ref" in option]
+    return [definitions[name] for name in found] if len(found) == 1 else []
 
 
 def filled(form: BaseModel) -> dict[str, Any]:

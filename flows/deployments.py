@@ -22,7 +22,9 @@ from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
 
 from components import cli
+from components.params import read_values
 from flows import entry, jobs, pools
+from flows.changes import with_values
 from flows.stages import STAGES
 from flows.worker import FIRST, POOL, POOLS, REGISTRY
 
@@ -95,12 +97,11 @@ async def _deploy(client: PrefectClient, flow: Any, name: str, pool: str) -> Non
         # By name: each host's worker finds it in its own working copy.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    form = with_values(flow.parameters.model_dump(exclude_unset=True), read_values(jobs.PARAMS))
     try:
         found = await client.read_deployment_by_name(f"{flow.name}/{name}")
     except ObjectNotFound:
-        await deployment.aapply()
-        return
-    form = flow.parameters.model_dump(exclude_unset=True)
+        found = await client.read_deployment(await deployment.aapply())
     if found.parameter_openapi_schema != form:
         await client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=form))
 

@@ -107,7 +107,9 @@ def _store(params: Params) -> str:
 
 
 def _worker(_: Params) -> Service:
-    return Service("worker", [sys.executable, "-m", "flows.worker"], _client())
+    # A store that is a server itself shows its own pages.
+    pages = {tracking.PAGES: _address("MLFLOW_PORT", "5000")}
+    return Service("worker", [sys.executable, "-m", "flows.worker"], {**_client(), **pages})
 
 
 # In the order in which they start, and the other way round in which they end: the worker's runs write checkpoints and

@@ -55,6 +55,7 @@ def work(sweeper: Sweeper) -> None:
 def sweep(sweeper: Sweeper, **options: float) -> None:
     """One look after the runs of this host; a server that does not answer is asked again the next time."""
     try:
+        sweeper.name_waiting()
         sweeper.sweep(**options)
     except Exception as error:  # noqa: BLE001  Prefect's client has no common base of its errors
         log.debug("no look after runs: %s", error)
