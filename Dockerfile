@@ -14,7 +14,7 @@ ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
 COPY pyproject.toml constraints.txt README.md ./
 RUN python3 -m venv /opt/venv \
     && if [ "$DEVICE" = cpu ]; then export PIP_EXTRA_INDEX_URL="$CPU_INDEX"; fi \
-    && pip install --no-cache-dir -c constraints.txt setuptools wheel '.[pipeline,cluster]'
+    && pip install --no-cache-dir -c constraints.txt setuptools wheel '.[pipeline,servers,containers]'
 
 # Jobs work in git worktrees of it.
 COPY . .

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("dvc_s3", reason="pip install -c constraints.txt -e '.[cluster]'")
-boto3 = pytest.importorskip("boto3", reason="pip install -c constraints.txt -e '.[cluster]'")
+pytest.importorskip("dvc_s3", reason="pip install -c constraints.txt -e '.[servers]'")
+boto3 = pytest.importorskip("boto3", reason="pip install -c constraints.txt -e '.[servers]'")
 server = pytest.importorskip("moto.server", reason="pip install -c constraints.txt 'moto[s3]'")
 
 pytestmark = pytest.mark.slow
