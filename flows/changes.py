@@ -14,6 +14,22 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 # A server keeps what is filled in, in its database and its log; an address may hold a password.
 SECRET = ("mlflow_uri",)
 
+# What the parameters of jobs mean beside the config.
+MEANS = {
+    "model": "The model to train; what it needs is brought up to date first.",
+    "settings": "Values of this job alone. What is left empty stays as params.yaml says.",
+    "keep": "These values and their results come into the working copy.",
+    "force": "Run even what is up to date.",
+    "profile": "A name under profiles/, in place of params.yaml.",
+    "discard_edits": "Even where values that somebody has changed in params.yaml are lost.",
+    "targets": "Stages as DVC names them; without any, all.",
+    "version": "Of the registered model.",
+    "why": "For the history.",
+    "who": "The person who decides this.",
+    "expect": "The champion whose place is meant; left empty, the one at the time of asking.",
+    "anyway": "Even where a gate has failed.",
+}
+
 
 def changes_of(model: type[BaseModel], only: Sequence[str] = ()) -> type[BaseModel]:
     """A model of the same fields and checks, each optional; sections in it are treated alike. only: these fields."""
@@ -35,15 +51,18 @@ def changes_of(model: type[BaseModel], only: Sequence[str] = ()) -> type[BaseMod
 
 
 def explained(model: type[BaseModel], name: str) -> str | None:
-    """What the docstring of a config says of a field: "name: text", up to the next such name or the paragraph's end."""
+    """What the docstring of a config, or of one that it extends, says of a field: "name: text", up to the next such
+    name or the paragraph's end."""
     fields = "|".join(re.escape(field) for field in model.model_fields)
     text = rf"(?:^|[.;]\s+|\n\s*){re.escape(name)}: (.+?)(?=[.;]?\s+(?:{fields}): |\n\s*\n|\Z)"
-    found = re.search(text, model.__doc__ or "", re.DOTALL)
-    return " ".join(found[1].split()).removesuffix(".") + "." if found else None
+    for kind in model.__mro__:
+        if found := re.search(text, kind.__doc__ or "", re.DOTALL):
+            return " ".join(found[1].split()).removesuffix(".") + "."
+    return None
 
 
 def with_values(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A form's JSON schema, in which each field's description ends with the value that it has now.
+    """A form's JSON schema, in which each field has a description, which ends with the value that it has now.
 
     values: of the field `settings`, as in params.yaml.
     """
@@ -53,15 +72,18 @@ def with_values(schema: dict[str, Any], values: Mapping[str, Any]) -> dict[str, 
     def describe(part: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         for key, field in part.get("properties", {}).items():
             value = values.get(key)
-            if isinstance(value, Mapping):
-                for section in _sections(field, definitions):
-                    describe(section, value)
+            sections = _sections(field, definitions)
+            if isinstance(value, Mapping) and sections:
+                describe(sections[0], value)
             elif key in values:
                 now = f"Now: {json.dumps(value)}"
                 field["description"] = f"{field['description']} {now}" if field.get("description") else now
 
-    for section in _sections(schema.get("properties", {}).get("settings", {}), definitions):
+    parameters = schema.get("properties", {})
+    for section in _sections(parameters.get("settings", {}), definitions):
         describe(section, values)
+    for name, parameter in parameters.items():
+        parameter.setdefault("description", MEANS[name])
     return schema
 
 

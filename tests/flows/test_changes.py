@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from components.params import Params, RuntimeConfig, read_values
 from flows import changes
-from flows.jobs import JOBS, ParamsChanges, form_of
+from flows.jobs import JOBS, ParamsChanges, form_of, promote, reproduce, rollback
 
 
 def test_the_form_has_the_fields_of_the_config() -> None:
@@ -48,5 +48,8 @@ def test_a_form_says_what_a_field_means_and_which_value_it_has() -> None:
     values = read_values("profiles/base.yaml")
     values["runtime"]["device"] = "cpu"
     known = changes.with_values(form, values)["definitions"]
+    for job in (*JOBS.values(), reproduce, promote, rollback):
+        shown = changes.with_values(job.parameters.model_dump(exclude_unset=True), values)["properties"]
+        assert all(parameter["description"] for parameter in shown.values())
     assert known["RuntimeConfigChanges"]["properties"]["device"]["description"].endswith('among GPUs. Now: "cpu"')
     assert "Now:" not in str(form)
