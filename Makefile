@@ -18,7 +18,7 @@ export PREFECT_HOME ?= $(abspath .prefect)
 SWITCH := $(if $(PROFILE),--profile $(PROFILE)) $(if $(DISCARD),--discard-edits)
 EXPERIMENT := $(SWITCH) $(if $(filter 0,$(TRAIN)),--no-train)
 
-.PHONY: help setup repro oracle table figure tune demo test check faults bench up down dry-run clean
+.PHONY: help setup repro oracle table figure tune demo test check faults bench image up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ bench: setup  ## measure training, sampling and their parts; brings the tables o
 
 dry-run: setup  ## try a profile, and say what each stage takes: make dry-run PROFILE=ffhq64 GPU=a40 (without GPU: here)
 	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPU),--gpu $(GPU))
+
+image:  ## build the container image `invfusion`; DEVICE=cuda: for NVIDIA GPUs
+	docker build -t $(if $(filter cuda,$(DEVICE)),invfusion:cuda,invfusion) --build-arg DEVICE=$(or $(DEVICE),cpu) .
 
 up: setup  ## start Prefect, MLflow and this machine's worker in the background, and say where
 	@$(BIN)/python -m flows.services up
