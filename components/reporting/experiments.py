@@ -138,7 +138,9 @@ class Experiment(Config):
                 or values["evaluate"]["families"],
                 "methods": self.names,
                 "calibration_images": 0,
-            }
+            },
+            # Its own metrics first; what cannot be computed here leaves the choice to the next.
+            "tune": {"metrics": list(dict.fromkeys([*self.metrics, *params.tune.metrics]))},
         }
         if self.class_conditional:
             if n_classes == 0:
@@ -151,6 +153,14 @@ class Experiment(Config):
         values = merged(merged(values, changes), self.params)
         values["methods"] = {name: self._method(params, name) for name in self.names}
         return params_from(values, f"experiment '{self.title}'")
+
+    def changed_for(self, model: str, params: Params) -> Params:
+        """The parameters with which one of its models is trained; params: as `applied` makes them."""
+        spec = self.models.get(model)
+        if spec is None or not spec.params:
+            return params
+        changed = merged(params.model_dump(mode="json", by_alias=True), spec.params)
+        return params_from(changed, f"the model '{model}' of experiment '{self.title}'")
 
     def _method(self, params: Params, name: str) -> dict[str, Any]:
         row = self.row(name)

@@ -602,7 +602,7 @@ def test_diverged_images_are_counted_and_left_out(workplace: Path, monkeypatch: 
 
 def test_tuned_values_hold_on_their_family_alone() -> None:
     base = make_params()
-    dps = base.methods["DPS"].model_copy(update={"tuned": {"matrix": {"zeta": 1.5}}})
+    dps = base.methods["DPS"].model_copy(update={"tuned": {"psnr": {"matrix": {"zeta": 1.5}}}})
     params = base.model_copy(update={"methods": {**base.methods, "DPS": dps}})
     evaluated = params.evaluate.model_copy(update={"methods": ["DPS"]})
     plan = columns(params.model_copy(update={"evaluate": evaluated}), ["unconditional"])
