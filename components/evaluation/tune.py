@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from components import cli
 from components.evaluation.evaluate import Evaluation, prepare
-from components.evaluation.judging import OF_DRAWS, Case
+from components.evaluation.judging import Case
 from components.evaluation.methods import Column, columns
 from components.params import UNCONDITIONAL, Params
 from components.paths import MODELS, STAGED
@@ -108,7 +108,7 @@ def _trials(evaluation: Evaluation, column: Column, metric: Metric) -> Iterator[
     measured = evaluation.measured(column)
     for method in column.methods:
         assert method.sampler is not None, "only those that can be tuned"
-        draws = method.extra_draws if OF_DRAWS & metric.needs else 0
+        draws = method.extra_draws if metric.judges_draws else 0
         for setting, values in method.sampler.tunable.items():
             for value in values:
                 trial = replace(method, sampler=method.sampler.model_copy(update={setting: value}), extra_draws=draws)

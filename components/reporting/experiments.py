@@ -14,6 +14,7 @@ from components.params import UNCONDITIONAL, MetricName, Params, params_from, re
 from components.profiles import merged
 from invfusion.degradations import FAMILIES
 from invfusion.errors import ConfigError
+from invfusion.metrics import METRICS
 from invfusion.names import nearest, unknown
 from invfusion.schema import Config
 from invfusion.training.recipes import RECIPES
@@ -118,6 +119,11 @@ class Experiment(Config):
         """All rows in order."""
         return [name for names in self.groups.values() for name in names]
 
+    @property
+    def judges_draws(self) -> bool:
+        """Whether a metric needs repeated draws of an image, which other tables do without."""
+        return any(METRICS[metric].judges_draws for metric in self.metrics)
+
     def row(self, name: str) -> Row:
         """What a row is."""
         return self.rows.get(name, Row(method=name))
@@ -137,7 +143,7 @@ class Experiment(Config):
                 "families": [_family(params, kind) for kind in self.families if kind != UNCONDITIONAL]
                 or values["evaluate"]["families"],
                 "methods": self.names,
-                "calibration_images": 0,
+                "calibration_images": params.evaluate.calibration_images if self.judges_draws else 0,
             },
             # Its own metrics first; what cannot be computed here leaves the choice to the next.
             "tune": {"metrics": list(dict.fromkeys([*self.metrics, *params.tune.metrics]))},

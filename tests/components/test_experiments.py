@@ -1,5 +1,6 @@
 """Every table and figure of the paper can be made, and says what is missing where it cannot."""
 
+import csv
 import json
 import re
 import statistics
@@ -23,7 +24,7 @@ from components.profiles import load_profile
 from components.records import Record
 from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
-from components.reporting.paper import Paper
+from components.reporting.paper import FILE, Paper
 from components.training import train, zoo
 from invfusion.errors import CheckpointError, ConfigError, DataError
 from invfusion.metrics import METRICS
@@ -109,6 +110,13 @@ def test_it_can_be_made_of_the_default_parameters(project: Path, name: str) -> N
     experiment = load_experiment(name)
     changed = experiment.applied(load_profile(), n_classes=2)
     assert changed.evaluate.methods == experiment.names
+
+
+def test_draws_are_repeated_where_a_metric_judges_them(project: Path) -> None:
+    calibration = {
+        name: load_experiment(name).applied(load_profile(), n_classes=2).evaluate.calibration_images for name in NAMES
+    }
+    assert {name for name, n in calibration.items() if n} == {"few_step"}
 
 
 def test_together_they_exercise_every_method(project: Path) -> None:
@@ -326,6 +334,21 @@ def test_no_claim_is_judged_by_a_stand_in() -> None:
     claims = [claim for name in NAMES for claim in Experiment.model_validate(
         experiments.read_values(ROOT / "experiments" / f"{name}.yaml")).claims]  # fmt: skip
     assert not stand_ins & {metric for claim in claims for metric in (claim.metric, claim.than_metric)}
+
+
+def test_the_page_on_reproduction_has_a_row_for_every_table_and_figure() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    of_rows = text.partition("## Table by table")[2]
+    with FILE.open(newline="") as file:
+        reported = {(row["table"], row["dataset"].split()[0].lower()) for row in csv.DictReader(file)}
+    assert len({number for number, _ in reported}) == 13, "all but the hyperparameters"
+    for number, dataset in reported:
+        (row,) = re.findall(rf"^\| Table {number} \|.*$", of_rows, re.MULTILINE)
+        assert f"make table T={number} " in row
+        assert dataset in row
+        assert re.search(rf"^\| Table {number}\b[^|]*\| {dataset} \|", text, re.MULTILINE), "its cost"
+    assert all(f"| Figure {number} |" in of_rows for number in range(1, 7))
+    assert "| Tables 5, 6 |" in of_rows
 
 
 def test_no_result_in_the_docs_says_more_about_fid_and_cfid() -> None:
