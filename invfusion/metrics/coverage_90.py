@@ -21,7 +21,8 @@ def share(values: Tensor, _: Tensor | None) -> Weighted:
 
     def shares(weights: Tensor, _: Tensor | None = None) -> Tensor:
         inside, uncertain = (weights @ values.double()).T
-        return inside / uncertain.clamp(min=1)
+        found: Tensor = inside / uncertain.clamp(min=1)
+        return found
 
     return shares
 
