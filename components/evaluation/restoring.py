@@ -176,7 +176,9 @@ class Restorer:
 
     @torch.inference_mode()
     def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> Tensors:
-        measurement = frozen.measurement(batch.indices).to(self.device)
+        # What inference mode makes, operators copy: at 64 pixels a batch of matrices takes hundreds of megabytes.
+        with torch.inference_mode(False):
+            measurement = frozen.measurement(batch.indices).to(self.device)
         denoiser = self._source(method)
         keys, labels = [frozen.keys[i] for i in batch.indices], frozen.images.labels[list(batch.indices)]
         task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate
