@@ -56,7 +56,7 @@ demo: setup  ## open a page that restores pictures
 	@$(BIN)/invfusion serve --open
 
 test: setup  ## run the tests
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 faults: setup  ## kill, cut and damage everything, often (about half an hour); writes docs/faults.md
 	@INVFUSION_FAULTS=full $(BIN)/python -m pytest -q tests/faults

@@ -1,6 +1,7 @@
-"""One addition of each kind (additions.yaml), made in a copy of the tree: what changes, and that it appears everywhere.
+"""One addition of each kind (additions.yaml), all made in a copy of the tree: what changes, and that each appears
+everywhere.
 
-`python tests/architecture/additions.py` makes them all and prints the files that each changes.
+`python tests/architecture/additions.py` makes them and prints the files that each changes.
 """
 
 import os
@@ -58,26 +59,30 @@ def edited(text: str, edit: Any) -> str:
     return before + found + edit["text"].removesuffix(end) + end + after
 
 
-def check(addition: Any, tree: Path) -> None:
-    """Fail unless it appears where it should, and keeps the contract of its kind."""
-    code = addition["check"]
-    if "test" in addition:
-        chosen = ["-q", "-x", "-p", "no:cacheprovider", f"tests/contract/{addition['test']}", "-k", addition["member"]]
-        code += f"import sys, pytest; sys.exit(pytest.main({chosen!r}))"
+def check(tree: Path) -> None:
+    """Fail unless each appears where it should, and keeps the contract of its kind."""
+    tested = [addition for addition in ADDITIONS.values() if "test" in addition]
+    files = [f"tests/contract/{addition['test']}" for addition in tested]
+    chosen = " or ".join(f"({Path(a['test']).stem} and {a['member']})" for a in tested)
+    options = ["-x", "-p", "no:cacheprovider", *files, "-k", chosen]
+    parts = [addition["check"] for addition in ADDITIONS.values()]
+    code = "\n".join([*parts, f"import sys, pytest; sys.exit(pytest.main({options!r}))"])
     environment = {**os.environ, "PYTHONPATH": str(tree), "INVFUSION_JOB": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"{Path(file).name} ." in done.stdout for file in files), done.stdout
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for kind, addition in ADDITIONS.items():
-            tree = copied(Path(folder) / kind.replace(" ", "_"))
+        tree = copied(Path(folder))
+        for addition in ADDITIONS.values():
             make(addition, tree)
-            check(addition, tree)
-            sys.stdout.write(f"{kind:<14}{len(changed(addition))}  {', '.join(changed(addition))}\n")
+        check(tree)
+    for kind, addition in ADDITIONS.items():
+        sys.stdout.write(f"{kind:<14}{len(changed(addition))}  {', '.join(changed(addition))}\n")
 
 
 if __name__ == "__main__":

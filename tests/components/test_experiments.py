@@ -55,7 +55,9 @@ def make_params(**evaluate: Any) -> Params:
         update=FEWEST["heun"]
     )}  # fmt: skip
     short = {"images": 8, "warmup_images": 0}
-    recipes = {name: base.recipe(name).model_copy(update=short) for name in ("mmse", "nppc", "unrolled_ddrm")}
+    # All that train for a number of images of their own.
+    finetuning = {name: recipe for name, recipe in base.recipes if "images" in type(recipe).model_fields}
+    recipes = {name: recipe.model_copy(update=short) for name, recipe in finetuning.items()}
     recipes["unrolled_ddrm"] = recipes["unrolled_ddrm"].model_copy(update={"n_steps": 2})
     values = base.model_copy(
         update={
@@ -83,12 +85,24 @@ def add_classes() -> None:
     fit_prior(train.STAGED, PriorFitConfig(rank=8))
 
 
+def with_few_steps(name: str) -> Experiment:
+    """An experiment whose curves over steps have as many points, closer to each other."""
+    experiment = load_experiment(name)
+    rows = {}
+    for key, row in experiment.rows.items():
+        steps = row.sampler.get("n_steps", 0)
+        fewer = {"n_steps": int(steps).bit_length()} if steps else {}
+        rows[key] = row.model_copy(update={"sampler": row.sampler | fewer})
+    return experiment.model_copy(update={"rows": rows})
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working copy with a small staged dataset that has classes; models and cells are shared by the tests."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    with workplace(folder):
+    with workplace(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "load_experiment", with_few_steps)
         add_classes()
         yield folder
 

@@ -2,14 +2,15 @@
 
 One process imports everything and forks each attempt, so that an attempt costs no start-up:
 `python kill_training.py <folder> <images> <loader workers> <processes> <wanted kills> <seed>` prints
-{"kills", "runs", "equal"}. With "points" as the wanted kills, each operation on files that a checkpoint consists of is
-tried instead: {"points", "equal"}.
+{"kills", "runs", "equal"}. With "points" as the wanted kills, every <seed>-th operation on files that a checkpoint
+consists of is tried instead: {"points", "equal"}.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import shutil
@@ -131,10 +132,20 @@ def random_kills(folder: Path, images: int, n_workers: int, world: int, wanted: 
 
 
 class Countdown:
-    """Ends this process with SIGKILL at the n-th operation on files."""
+    """Ends this process with SIGKILL at the n-th operation on files; never for n = 0.
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    taken: the number of operations so far, in memory that a forked process shares with this one.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.taken = n, multiprocessing.RawValue("i", 0)
+
+    def arm(self) -> None:
+        """Watch the operations that checkpoints and logs consist of, in this process from now on."""
+        checkpoint.save_file = self.tear
+        for owner, names in ((Path, ("rename", "replace", "write_text")), (os, ("fsync",)), (shutil, ("rmtree",))):
+            for name in names:
+                self.watch(owner, name)
 
     def watch(self, owner: Any, name: str) -> None:
         original = getattr(owner, name)
@@ -145,45 +156,36 @@ class Countdown:
 
         setattr(owner, name, watched)
 
-    def step(self) -> None:
-        self.left -= 1
-        if self.left == 0:
+    def step(self, cut: Callable[[], None] = lambda: None) -> None:
+        self.taken.value += 1
+        if self.taken.value == self.n:
+            cut()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def tear(self, tensors: Any, path: Path) -> None:
         """Writing tensors can be cut in the middle of the file."""
         self.step()
         save_file(tensors, path)
-        self.left -= 1
-        if self.left == 0:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.step(lambda: os.truncate(path, path.stat().st_size // 2))
 
 
 save_file = checkpoint.save_file
 
 
-def crash_points(folder: Path, images: int) -> dict[str, Any]:
-    """Kill at the first operation, at the second, and so on, until the run ends before its turn comes."""
-    assert end(attempt(fresh(folder / "reference"), images, 0, 1)) == [0]
-    reference = results(folder / "reference")
-    equal, point = True, 0
-    while True:
-        point += 1
+def crash_points(folder: Path, images: int, every: int) -> dict[str, Any]:
+    """Kill at the first operation of an undisturbed run, at every `every`-th after it, and at the last."""
+    count = Countdown(0)
+    assert end(attempt(fresh(folder / "reference"), images, 0, 1, count.arm)) == [0]
+    reference, last = results(folder / "reference"), count.taken.value
+    points = sorted({*range(1, last + 1, every), last})
+    equal = True
+    for point in points:
         place = fresh(folder / "killed")
-
-        def arm(point: int = point) -> None:
-            countdown = Countdown(point)
-            checkpoint.save_file = countdown.tear
-            countdown.watch(checkpoint, "_flush")
-            for owner, name in ((Path, "rename"), (Path, "replace"), (Path, "write_text"), (shutil, "rmtree")):
-                countdown.watch(owner, name)
-
-        codes = end(attempt(place, images, 0, 1, arm))
-        if codes == [0]:
-            return {"points": point - 1, "equal": equal}
+        # Whoever ends in another way was not killed where it should have been.
+        assert end(attempt(place, images, 0, 1, Countdown(point).arm)) == [-signal.SIGKILL]
         assert end(attempt(place, images, 0, 1)) == [0]
         equal &= results(place) == reference
+    return {"points": len(points), "equal": equal}
 
 
 def main() -> None:
@@ -192,7 +194,7 @@ def main() -> None:
     folder, images = Path(sys.argv[1]), int(sys.argv[2])
     tiny.run(fresh(folder / "warm"), tiny.task(images=8))  # loads what is loaded late, once for all attempts
     if sys.argv[5] == "points":
-        outcome = crash_points(folder, images)
+        outcome = crash_points(folder, images, every=int(sys.argv[6]))
     else:
         outcome = random_kills(folder, images, *map(int, sys.argv[3:7]))
     sys.stdout.write(json.dumps(outcome) + "\n")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_report import IS_FULL
 from site_in_miniature import Site, make_clone, wait_for
 
-pytestmark = pytest.mark.slow
+# The ordinary run of the tests kills each stage's work (test_kill_training, test_evaluate, test_build) and DVC once
+# (test_reproduce).
+pytestmark = [pytest.mark.slow, pytest.mark.full_size]
 
-KILLS = 20 if IS_FULL else 2
+KILLS = 20
 
 
 def results(folder: Path) -> dict[str, str]:

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 LONG = {"images": 2_000_000, "checkpoint_images": 640, "log_images": 64}
 SHOWN = ("prefect-runs", "prefect-samples", "mlflow-model", "mlflow-history")
+# What the UI's button sends: without the detail Prefect takes the run for one whose process waits.
+SUSPENDED = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
 SHORT = {"images": 320, "checkpoint_images": 320, "log_images": 64}
 TRIES = 3 if IS_FULL else 1
 
@@ -26,15 +28,46 @@ TRIES = 3 if IS_FULL else 1
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(tmp_path_factory.mktemp("site")) as place:
         # Every test finds the data staged, whichever of them run.
-        place.run("-m", "flows.reproduce", "stage")
+        place.run("-m", "dvc", "repro", "--pull", "stage", INVFUSION_JOB="1")
         yield place
+
+
+def test_jobs_of_differing_parameters_side_by_side_suspended_and_cancelled(here: Site) -> None:
+    before, lock = ((here.folder / name).read_text() for name in ("params.yaml", "dvc.lock"))
+    wrong = here.start("reproduce", settings={"train": {"batch_size": 33}})
+    often = LONG | {"checkpoint_images": 128}
+    runs = [here.start("train", model="palette", settings={"train": often | {"lr": lr}}) for lr in (0.002, 0.003)]
+    folders = here.folder / "state/variants"
+    found = "*/train/palette/checkpoint-*"
+    wait_for(lambda: len({path.parent for path in folders.glob(found)}) == 2, 500, "both train")
+    assert here.state(wrong) == "FAILED"
+    assert [here.state(run) for run in runs] == ["RUNNING", "RUNNING"]
+    assert (here.folder / "params.yaml").read_text() == before
+    trained = {*folders.glob(found)}
+    here.api("POST", f"/flow_runs/{runs[0]}/set_state", state=SUSPENDED)
+    wait_for(lambda: len(here.processes("flows.step", "train")) == 1, 200, "the suspended training ends")
+    here.cancel(runs[1])
+    wait_for(lambda: not here.processes("flows.step", "train"), 200, "the cancelled training ends")
+    wait_for(lambda: here.state(runs[1]) == "CANCELLED", 200, "cancelled")
+    assert here.state(runs[0]) == "PAUSED"
+    here.cancel(runs[0])
+    wait_for(lambda: here.state(runs[0]) == "CANCELLED", 100, "what is suspended can be cancelled")
+    assert {*folders.glob(found)} - trained, "with newer checkpoints"
+    wait_for(lambda: not workspaces(here), 100, "no workspace is left")
+    assert (here.folder / "params.yaml").read_text() == before
+    assert (here.folder / "dvc.lock").read_text() == lock
+    shutil.rmtree(folders)  # the other tests look for the newest progress
+
+
+def workspaces(here: Site) -> list[Any]:
+    return [path for path in (here.folder / ".dvc/tmp/jobs").iterdir() if path.is_dir()]
 
 
 def begin(here: Site, variant: str = "palette") -> str:
     """A long training that has made some steps."""
     before = here.progress(variant)
     run = here.start("train", model=variant, settings={"train": LONG})
-    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 120, "training runs")
+    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 300, "training runs")
     return run
 
 
@@ -107,7 +140,7 @@ def test_what_is_killed_is_marked_as_crashed_and_resumed(here: Site, note: Any, 
             process.kill()
         if "all" in victims:
             here.up()
-        wait_for(lambda: here.state(run) == "CRASHED", 120, "marked as crashed")  # noqa: B023
+        wait_for(lambda: here.state(run) == "CRASHED", 300, "marked as crashed")  # noqa: B023
         slowest = max(slowest, time.monotonic() - start)
         wait_for(lambda: not here.processes("flows.step", "train"), 30, "nothing is left")
         trained = here.trained("palette")

@@ -30,7 +30,7 @@ def nodes(place: Site, count: int) -> list["subprocess.Popen[bytes]"]:
     for rank in range(count):
         where = ["--nnodes", str(count), "--node-rank", str(rank), "--nproc-per-node", "1"]
         torchrun = ["-m", "torch.distributed.run", *where, "--master-addr", "127.0.0.1", "--master-port", port]
-        command = [sys.executable, *torchrun, "-m", "components.training.train", "--variant", "palette"]
+        command = [sys.executable, *torchrun, "-m", "components.training.train", "--model", "palette"]
         started.append(subprocess.Popen(command, cwd=place.folder, env=place.environment))
     return started
 
@@ -42,7 +42,7 @@ def losses(place: Site) -> list[float]:
 
 def test_two_nodes_and_a_change_of_their_number(tmp_path: Path, note: Any) -> None:
     alone, together, changed = (prepare(tmp_path / name) for name in ("alone", "together", "changed"))
-    alone.run("-m", "components.training.train", "--variant", "palette")
+    alone.run("-m", "components.training.train", "--model", "palette")
     assert [node.wait(timeout=300) for node in nodes(together, 2)] == [0, 0]
     assert losses(together) == pytest.approx(losses(alone), rel=1e-3)
     both = nodes(changed, 2)
@@ -51,12 +51,12 @@ def test_two_nodes_and_a_change_of_their_number(tmp_path: Path, note: Any) -> No
         node.send_signal(signal.SIGTERM)
     for node in both:
         node.wait(timeout=60)
-    changed.run("-m", "components.training.train", "--variant", "palette")
+    changed.run("-m", "components.training.train", "--model", "palette")
     assert losses(changed) == pytest.approx(losses(alone), rel=1e-3)
     note("training on two nodes (torchrun, gloo), then continued by one process", 2, "nothing but rounding")
     edit(changed.folder, lambda params: params.update(runtime={"processes": 3}))
     refused = subprocess.run(
-        [sys.executable, "-m", "components.training.train", "--variant", "palette"],
+        [sys.executable, "-m", "components.training.train", "--model", "palette"],
         cwd=changed.folder, env=changed.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode == 1

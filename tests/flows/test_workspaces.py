@@ -21,6 +21,8 @@ from flows.reproduce import dvc_command, dvc_environment
 from flows.workspaces import FOLDER, LOCK, VARIANTS, Wanted, working_copy, workspace
 from invfusion.errors import ConfigError, ServiceError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = """
 stages:
@@ -31,28 +33,36 @@ stages:
 """
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of one stage, in which one file is edited and one is new."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / ".dvc/tmp/site"))
-    monkeypatch.setattr(subprocess, "run", without_identify(subprocess.run))
+@pytest.fixture(scope="module")
+def project_of_one_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In which one file is edited and one is new."""
+    folder = tmp_path_factory.mktemp("project")
     dvc = [sys.executable, "-m", "dvc"]
     remote = [*dvc, "remote", "add", "--quiet", "--default", "store", ".dvc/store"]
     for command in (["git", "init", "-q"], [*dvc, "init", "-q"], remote):
-        subprocess.run(command, check=True)
+        subprocess.run(command, cwd=folder, check=True)
     write = {"params.yaml": profile_text("digits16"), "dvc.yaml": GRAPH, "a.txt": "old", "gone.txt": ""}
     write |= {".gitignore": "state/\n/made.yaml\n"}
     for name, text in write.items():
-        Path(name).write_text(text)
+        (folder / name).write_text(text)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
     for arguments in (["add", "-A"], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *arguments], check=True)
-    Path("a.txt").write_text("new")
-    Path("b.txt").write_text("new")
-    Path("gone.txt").unlink()
-    return tmp_path
+        subprocess.run([*git, *arguments], cwd=folder, check=True)
+    (folder / "a.txt").write_text("new")
+    (folder / "b.txt").write_text("new")
+    (folder / "gone.txt").unlink()
+    return folder
+
+
+@pytest.fixture
+def here(project_of_one_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project, to work in."""
+    folder = shutil.copytree(project_of_one_stage, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / ".dvc/tmp/site"))
+    monkeypatch.setattr(subprocess, "run", without_identify(subprocess.run))
+    return folder
 
 
 def without_identify(run: Callable[..., Any]) -> Callable[..., Any]:

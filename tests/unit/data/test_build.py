@@ -1,6 +1,6 @@
+import itertools
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -172,29 +172,30 @@ def test_a_tar_that_the_manifest_does_not_list_is_kept(folder: Path, tmp_path: P
         build(folder, tmp_path / "out")
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from invfusion.data.build import BuildConfig, build_dataset
-from invfusion.data.sources.folder import Folder
-left, rename = int(sys.argv[3]), Path.rename
-def dying(self, to):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(self, to)
-Path.rename = dying
-build_dataset(Folder(path=sys.argv[1]).open(), Path(sys.argv[2]), BuildConfig(name="mine", image_size=8))
-"""
+def build_and_die(folder: Path, output: Path, step: int) -> int:
+    """Build in a process of its own that is killed before its rename number `step`; returns its exit code."""
+    process = os.fork()
+    if not process:
+        try:
+            left, rename = itertools.count(1), Path.rename
+
+            def dying(path: Path, to: Path) -> Path:
+                if next(left) == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return rename(path, to)
+
+            Path.rename = dying  # type: ignore[method-assign, assignment]
+            build_dataset(Folder(path=folder).open(), output, BuildConfig(name="mine", image_size=8))
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_kill_between_loses_nothing(folder: Path, tmp_path: Path, step: int) -> None:
     build(folder, tmp_path / "out")
     first = bytes_of(tmp_path / "out")
-    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out"), str(step)]
-    assert subprocess.run(command, check=False).returncode == -9
+    assert build_and_die(folder, tmp_path / "out", step) == -signal.SIGKILL
     (scratch,) = scratch_folders(tmp_path / "out")
     assert bytes_of(tmp_path / "out" if step == 1 else scratch / "earlier") == first
     build(folder, tmp_path / "out")

@@ -2,7 +2,7 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,18 +33,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_ops", None)
 
 
-def run(script: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_page_runs(folder: Path) -> None:
-    report = run("check.py", folder)
+def test_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(folder)
+    runpy.run_path("check.py", run_name="__main__")
+    report = capsys.readouterr().out
     assert "keeps its contract" in report
     assert "tier: iterative" in report
     assert "with noise, all" in report
-    assert float(run("restore.py", folder)) < 1e-3
+    runpy.run_path("restore.py", run_name="__main__")
+    assert float(capsys.readouterr().out) < 1e-3
 
 
 def test_a_plugin_is_loaded_by_name_and_missed_by_name(folder: Path) -> None:

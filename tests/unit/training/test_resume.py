@@ -17,6 +17,8 @@ from invfusion.errors import ConfigError
 from invfusion.models import Denoiser
 from invfusion.training.distributed import Processes
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 
