@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """One line for each model."""
     sys.stdout.write(
-        "photos  Gaussian model of photographs of any size, grey or colour, with trained filters for noise\n"
+        "photos  Gaussian model of photographs of any size, grey or colour, refined by a network\n"
     )
     for folder in options.folders:
         for weights in sorted(Path(folder).rglob(WEIGHTS)):

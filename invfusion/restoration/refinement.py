@@ -87,7 +87,9 @@ class Degradation(nn.Module):
             mixed = F.gelu(torch.matmul(self.mix.weight, seen) + self.mix.bias[:, None])
             back = operator.H_adjoint(mixed.view(z.shape)) / strength[:, None]
             images = F.pad(back.reshape(len(x), STACK, COLOURS, height, width), beyond)
-            return self.features_of(rearrange(images, "b k c (h p) (w q) -> b (k c p q) h w", p=PATCH, q=PATCH))
+            tokens = rearrange(images, "b k c (h p) (w q) -> b (k c p q) h w", p=PATCH, q=PATCH)
+            features: Tensor = self.features_of(tokens)
+            return features
 
 
 class Refiner(nn.Module):
@@ -176,11 +178,13 @@ def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
 
     def of_tile(tile: Tensor, window: Window) -> Tensor:
         assert rule is not None
-        return network(tile, rule(measurement, window))
+        better: Tensor = network(tile, rule(measurement, window))
+        return better
 
     with torch.no_grad():
         if rule is None or height * width <= WHOLE_PIXELS:
-            return network(estimate, measurement)
+            whole: Tensor = network(estimate, measurement)
+            return whole
         multiple = math.lcm(MULTIPLE, factor_of(measurement))
         side = -(-TILE // multiple) * multiple
         return blended(estimate, (min(side, height), min(side, width)), multiple, of_tile)

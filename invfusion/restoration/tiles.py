@@ -198,9 +198,8 @@ def _same_sensor(measurement: Measurement, window: Window) -> Measurement:
     operator = measurement.operator
     rows, columns = window.area
     shape = (operator.image_shape[0], window.bottom - window.top, window.right - window.left)
-    own = (
-        Bayer(shape, operator.pattern, operator.batch_size)
-        if isinstance(operator, Bayer)
-        else Grayscale(shape, operator.weights, operator.batch_size)  # type: ignore[attr-defined]
-    )
-    return Measurement(measurement.y[..., rows, columns], own, measurement.sigma_y)
+    y = measurement.y[..., rows, columns]
+    if isinstance(operator, Bayer):
+        return Measurement(y, Bayer(shape, operator.pattern, operator.batch_size), measurement.sigma_y)
+    assert isinstance(operator, Grayscale)
+    return Measurement(y, Grayscale(shape, operator.weights, operator.batch_size), measurement.sigma_y)

@@ -289,7 +289,8 @@ def learning_rate(step: int, n_steps: int, largest: float) -> float:
 
 def train(found: Pictures, folder: Path, plan: Plan, device: torch.device) -> Refiner:
     """The averaged network; goes on from the newest checkpoint in `folder`."""
-    model = _first(plan).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _first(plan).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), plan.lr, (0.9, 0.99), weight_decay=1e-4, fused=fused)
     ema = EMA(model, EMA_HALF_LIFE, EMA_RAMPUP)
@@ -306,7 +307,7 @@ def train(found: Pictures, folder: Path, plan: Plan, device: torch.device) -> Re
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             estimate = model(batch.gaussian, batch.measurement)
         loss = losses(estimate, batch.x)
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ema.update(model, step * BATCH, BATCH)
@@ -326,7 +327,7 @@ def _first(plan: Plan) -> Refiner:
     if plan.start is not None:
         return load_refiner(plan.start).requires_grad_()
     with torch.random.fork_rng():
-        torch.random.default_generator.set_state(generator(plan.seed, "photos/weights").get_state())
+        torch.set_rng_state(generator(plan.seed, "photos/weights").get_state())
         return Refiner()
 
 
