@@ -1,7 +1,7 @@
 """Train the network of `photos`: python -m invfusion.restoration.train_photos PICTURES [PICTURES ...]
 
 PICTURES: files, or folders of them. scikit-image's photographs (extra `pictures`) and dead leaves are added. The
-shipped weights took eight minutes of one GPU. The same command continues after an interruption.
+shipped weights took six minutes of one GPU. The same command continues after an interruption.
 """
 
 import argparse
