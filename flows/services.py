@@ -31,7 +31,7 @@ FOLDER = Path("state/services")
 HOST = "INVFUSION_HOST"
 # The note of the service that a process belongs to.
 MARK = "INVFUSION_SERVICE"
-START_S = 120
+START_S = 300
 # In which a service without an address would fail.
 MOMENT_S = 2
 STOP_S = 40

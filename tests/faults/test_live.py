@@ -39,17 +39,17 @@ def test_jobs_of_differing_parameters_side_by_side_suspended_and_cancelled(here:
     runs = [here.start("train", model="palette", settings={"train": often | {"lr": lr}}) for lr in (0.002, 0.003)]
     folders = here.folder / "state/variants"
     found = "*/train/palette/checkpoint-*"
-    wait_for(lambda: len({path.parent for path in folders.glob(found)}) == 2, 500, "both train")
-    assert here.state(wrong) == "FAILED"
+    wait_for(lambda: len({path.parent for path in folders.glob(found)}) == 2, 120, "both train")
+    wait_for(lambda: here.state(wrong) == "FAILED", 60, "the wrong one is refused")
     assert [here.state(run) for run in runs] == ["RUNNING", "RUNNING"]
     assert (here.folder / "params.yaml").read_text() == before
     trained = {*folders.glob(found)}
     here.api("POST", f"/flow_runs/{runs[0]}/set_state", state=SUSPENDED)
-    wait_for(lambda: len(here.processes("flows.step", "train")) == 1, 200, "the suspended training ends")
+    wait_for(lambda: len(here.processes("flows.step", "train")) == 1, 60, "the suspended training ends")
     here.cancel(runs[1])
-    wait_for(lambda: not here.processes("flows.step", "train"), 200, "the cancelled training ends")
-    wait_for(lambda: here.state(runs[1]) == "CANCELLED", 200, "cancelled")
-    assert here.state(runs[0]) == "PAUSED"
+    wait_for(lambda: not here.processes("flows.step", "train"), 60, "the cancelled training ends")
+    wait_for(lambda: here.state(runs[1]) == "CANCELLED", 60, "cancelled")
+    wait_for(lambda: here.state(runs[0]) == "PAUSED", 60, "suspended")
     here.cancel(runs[0])
     wait_for(lambda: here.state(runs[0]) == "CANCELLED", 100, "what is suspended can be cancelled")
     assert {*folders.glob(found)} - trained, "with newer checkpoints"
@@ -67,7 +67,7 @@ def begin(here: Site, variant: str = "palette") -> str:
     """A long training that has made some steps."""
     before = here.progress(variant)
     run = here.start("train", model=variant, settings={"train": LONG})
-    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 300, "training runs")
+    wait_for(lambda: here.state(run) == "RUNNING" and here.progress(variant) > before + 64, 120, "training runs")
     return run
 
 
@@ -103,7 +103,7 @@ def test_a_server_that_is_down_at_the_start(here: Site, note: Any, name: str, va
     note(f"the {name} server down at the start", 1, "nothing: refused within a minute, with its address and the remedy")
 
 
-def test_a_cancelled_run_ends_within_15_seconds_with_a_checkpoint(here: Site, note: Any) -> None:
+def test_a_cancelled_run_ends_soon_with_a_checkpoint(here: Site, note: Any) -> None:
     slowest = 0.0
     for _ in range(TRIES):
         run, before = begin(here), here.trained("palette")
@@ -155,7 +155,7 @@ def test_the_prefect_server_dies_in_mid_run(here: Site, note: Any) -> None:
         run = begin(here)
         here.service("prefect").kill()
         before = here.progress("palette")
-        wait_for(lambda: here.progress("palette") > before + 640, 60, "training goes on")  # noqa: B023
+        wait_for(lambda: here.progress("palette") > before + 128, 60, "training goes on")  # noqa: B023
         here.up()
         wait_for(lambda: here.state(run) == "RUNNING", 30, "the server knows the run")  # noqa: B023
         finish(here, run)
