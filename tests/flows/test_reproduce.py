@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 def small(params: dict) -> dict:
     """The default experiment, cut down to seconds: a model of each sort, a few families and methods."""
-    params["train"] |= {"images": 320, "log_images": 64, "checkpoint_images": 320, "sample_grid_images": 320}
+    params["train"] |= {"images": 128, "log_images": 64, "checkpoint_images": 128, "sample_grid_images": 128}
     params["train"] |= {"models": ["unconditional", "palette", "invfusion_g"], "distilled": {"mmse": "invfusion_g"}}
     params["recipes"]["mmse"] |= {"images": 64}
     params["evaluate"] |= {"n_images": 8, "n_unconditional": 8, "bootstrap_resamples": 10}
