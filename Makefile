@@ -18,9 +18,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PREFECT_HOME ?= $(abspath .prefect)
 # TRAIN=0: tables with the models at hand.
 SWITCH := $(if $(PROFILE),--profile $(PROFILE)) $(if $(DISCARD),--discard-edits)
-EXPERIMENT := $(SWITCH) $(if $(filter 0,$(TRAIN)),--no-train)
+EXPERIMENT := $(SWITCH) $(if $(filter 0,$(TRAIN)),--no-train) $(if $(SEEDS),--seeds $(SEEDS))
 
-.PHONY: help setup repro oracle table figure tune demo test check faults bench up down dry-run clean
+.PHONY: help setup repro oracle table figure tune demo test check faults bench image up down dry-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,15 +44,15 @@ repro: setup  ## run what is stale, end to end; PROFILE=ffhq64 switches the expe
 oracle: setup  ## judge samplers and small models against exact posteriors (hours: the authors' step counts); see docs/oracle.md
 	@$(BIN)/python -m flows.reproduce oracle
 
-table: setup  ## make a table of the paper: make table T=3; all of them and the figures without T; PROFILE= as above
+table: setup  ## make a table of the paper: make table T=3; all of them and the figures without T; SEEDS=3 tells the spread; PROFILE= as above
 	@$(BIN)/python -m flows.table $(if $(T),--name table_$(shell printf %02d $(T))) $(EXPERIMENT)
 
 figure: setup  ## make a figure of the paper: make figure F=4
 	@test -n "$(F)" || { echo "Which figure? make figure F=4; there are: $(patsubst experiments/figure_%.yaml,%,$(wildcard experiments/figure_*.yaml))"; exit 2; }
 	@$(BIN)/python -m flows.table --name figure_$(shell printf %02d $(F)) $(EXPERIMENT)
 
-tune: setup  ## find step sizes on the validation split: make tune METHODS="DPS DAPS"; writes reports/tuned.yaml
-	@$(BIN)/python -m components.evaluation.tune $(METHODS)
+tune: setup  ## find step sizes on the validation split: make tune METHODS="DPS DAPS" T=9 (without T: of the evaluation); writes reports/tuned.yaml
+	@$(BIN)/python -m components.evaluation.tune $(METHODS) $(if $(T),--table table_$(shell printf %02d $(T)))
 
 demo: setup  ## open a page that restores pictures
 	@$(BIN)/invfusion serve --open
@@ -72,8 +72,11 @@ check: setup  ## format, lint, types and layers
 bench: setup  ## measure training, sampling and their parts; brings the tables of docs/performance.md up to date
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-dry-run: setup  ## try a profile, and say what each stage takes: make dry-run PROFILE=ffhq64 GPU=a40 (without GPU: here)
-	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPU),--gpu $(GPU))
+dry-run: setup  ## try a profile, and say what each stage takes: make dry-run PROFILE=ffhq64 GPU=a40 (without GPU: here; TABLES=1: each table)
+	@$(BIN)/python -m components.training.dry_run $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPU),--gpu $(GPU)) $(if $(TABLES),--tables)
+
+image:  ## build the container image `invfusion`; DEVICE=cuda: for NVIDIA GPUs
+	docker build -t $(if $(filter cuda,$(DEVICE)),invfusion:cuda,invfusion) --build-arg DEVICE=$(or $(DEVICE),cpu) .
 
 up: setup  ## start Prefect, MLflow and this machine's worker in the background, and say where
 	@$(BIN)/python -m flows.services up

@@ -19,10 +19,10 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.arithmetic import matmul_peak
+from benchmarks.doctor import diagnosis
 from benchmarks.document import PERFORMANCE, update
-from benchmarks.records import Record, rounded
+from benchmarks.records import Record, revision, rounded
 from benchmarks.suites import SUITES
-from components import tracking
 
 RESULTS = Path("benchmarks/results")
 # Seconds for which one comparison is repeated; the largest part of what a run takes.
@@ -60,7 +60,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": None if is_gpu else rounded(os.getloadavg()[0]),
         "torch": torch.__version__,
-        "git_revision": tracking.git_revision(),
+        "git_revision": revision(),
         "matmul_gflops": {
             str(dtype).removeprefix("torch."): rounded(matmul_peak(device, dtype) / 1e9)
             for dtype in (torch.float32, torch.bfloat16)
@@ -74,7 +74,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES), help="some of the suites")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for which each comparison is repeated")
     parser.add_argument("--compile", action="store_true", help="also measure compiled networks (minutes more)")
-    parser.add_argument("--output", type=Path, help="the JSON file; default: benchmarks/results/<cpu or cuda>.json")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file; default: benchmarks/results/<cpu or cuda_suites>.json"
+    )
+    parser.add_argument("--doctor", action="store_true", help="only say what would run on this machine, and why")
     parser.add_argument("--no-document", action="store_true", help="leave docs/performance.md as it is")
     return parser.parse_args()
 
@@ -84,7 +87,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("invfusion").setLevel(logging.WARNING)
     device = torch.device(arguments.device)
-    output = arguments.output or RESULTS / f"{device.type}.json"
+    if arguments.doctor:
+        log.info("%s", "\n".join(diagnosis(device)))
+        return
+    output = arguments.output or RESULTS / ("cuda_suites.json" if device.type == "cuda" else "cpu.json")
     result = measure(arguments.only, device, arguments.seconds, arguments.compile, output)
     if not arguments.no_document:
         update(PERFORMANCE, RESULTS)

@@ -21,7 +21,7 @@ def matmul_flops(call: Callable[[], Any]) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """FLOPs per second of a large square matrix product in `dtype`, at its fastest."""
+    """FLOPs per second of a large square product of random matrices in `dtype`, at its fastest."""
     n = SIDES[device.type]
-    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / interleaved({"product": lambda: a @ b}, seconds, device)["product"].least

@@ -14,27 +14,30 @@ from benchmarks.records import Record, rounded
 PERFORMANCE = Path("docs/performance.md")
 NOT_MEASURED = "not measured"
 PAPER = ("ffhq64", "imagenet64", "ffhq256")
-# Network calls per image: a training step is one, the paper's sampler takes 63.
-CALLS = {"training": 1, "sampling": 63}
-# How the network ran -> where a record has the time, and in which precision the peak was measured.
-TIMES = {
-    "float32": ("ours_ms", "float32"),
-    "bf16": ("bf16_ms", "bfloat16"),
-    "compiled bf16": ("compiled_bf16_ms", "bfloat16"),
-}
+# A lease's names of training and of sampling, and what it says of their speed.
+LEASED = {"training": ("train", "images_per_s"), "sampling": ("sample", "images_per_s_at_63_calls")}
+# How the network ran -> the end of the case's name.
+WAYS = {"float32": "-fp32", "float32 with TF32": "-tf32", "bf16": "", "bf16, layers compiled": "-layers"}
+# Written before the first measurement: what, goal, prediction, case of a lease, and its field.
+PREDICTIONS = (
+    ("FFHQ64 training, eager, images/s", "", "about 750", "train-ffhq64", "images_per_s"),
+    ("FFHQ64 training, layers compiled, images/s", "1300", "1000 to 1280", "train-ffhq64-layers", "images_per_s"),
+    ("FFHQ64 sampling, 63 calls, images/s", "50", "50 or more", "sample-ffhq64-layers", "images_per_s_at_63_calls"),
+    ("FFHQ64 training, 128 images a call, peak GiB", "", "50.1", "train-ffhq64", "peak_gib"),
+)
 
 Results = dict[str, dict[str, Any]]
 Row = Sequence[Any]
 
 
 def update(document: Path, results: Path) -> None:
-    """Write the tables anew from <results>/cpu.json and <results>/cuda.json, as far as these exist."""
+    """Write the tables anew from the JSON files in `results`: cpu, cuda_suites, cuda of a lease, and roofline."""
     found: Results = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     document.write_text(render(document.read_text(), found))
 
 
 def render(text: str, results: Results) -> str:
-    """The document with all its tables made from `results`: {"cpu" or "cuda": {machine, records}}."""
+    """The document with all its tables made from `results`: {"cpu", "cuda_suites" or "cuda": {machine, records}}."""
 
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{TABLES[match[2]](results)}\n<!-- end -->"
@@ -44,7 +47,7 @@ def render(text: str, results: Results) -> str:
 
 def _markdown(head: Row, rows: Sequence[Row]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
 
 
 def _records(results: Results, suite: str, device: str = "cpu") -> list[Record]:
@@ -56,15 +59,22 @@ def _x(value: float | None) -> str:
 
 
 def _machine(results: Results) -> str:
-    rows = [
-        [name, m["device"], m["cores"], m["threads"], m["load_average"], m["torch"], m["git_revision"][:7],
-         m["matmul_gflops"]["float32"], m["matmul_gflops"]["bfloat16"], m["seconds"]]
-        for name, m in ((name, result["machine"]) for name, result in results.items())
-    ]  # fmt: skip
-    if "cuda" not in results:
-        rows.append(["cuda", *[NOT_MEASURED] * 9])
+    rows = [[name, *_facts(result)] for name, result in results.items() if result["machine"]]
+    rows += [["cuda", *[NOT_MEASURED] * 9]] * ("cuda" not in results)
     head = ["", "device", "cores", "threads", "load", "torch", "revision", "fp32 GFLOP/s", "bf16 GFLOP/s", "run, s"]
     return _markdown(head, rows)
+
+
+def _facts(result: dict[str, Any]) -> Row:
+    machine = result["machine"]
+    peaks = machine.get("matmul_gflops", {})
+    # A lease times its cases one by one.
+    seconds = machine["seconds"]
+    total = rounded(sum(seconds.values())) if isinstance(seconds, dict) else seconds
+    return [
+        machine["device"], machine.get("cores"), machine["threads"], machine.get("load_average"), machine["torch"],
+        (machine["git_revision"] or "")[:7], peaks.get("float32"), peaks.get("bfloat16"), total,
+    ]  # fmt: skip
 
 
 def _steps(suite: str) -> Callable[[Results], str]:
@@ -91,29 +101,67 @@ def _over(record: Record, name: str) -> str:
 def _paper(results: Results) -> str:
     """The paper's presets: on a GPU whole, on a CPU narrowed, as proof that the code path runs."""
     rows = []
-    for suite, calls in CALLS.items():
+    for job, (name, speed) in LEASED.items():
         for preset in PAPER:
-            gpu = _named(_records(results, suite, "cuda"), preset)
-            cpu = _named(_records(results, suite), f"{preset} (narrow)")
-            peaks = results["cuda"]["machine"]["matmul_gflops"] if gpu else {}
-            figures = [_rate(gpu, time, calls, peaks.get(dtype)) for time, dtype in TIMES.values()]
-            rows.append([suite, preset, *figures, _x(gpu["ratio"] if gpu else None), _x(cpu["ratio"] if cpu else None)])
-    head = [f"GPU, {name}: images/s (MFU)" for name in TIMES]
+            rates = [_rate(_leased(results, f"{name}-{preset}{way}", speed), speed) for way in WAYS.values()]
+            gpu = _named(_records(results, job, "cuda_suites"), preset)
+            cpu = _named(_records(results, job), f"{preset} (narrow)")
+            rows.append([job, preset, *rates, _x(gpu["ratio"] if gpu else None), _x(cpu["ratio"] if cpu else None)])
+    head = [f"GPU, {way}: images/s (MFU)" for way in WAYS]
     return _markdown(["", "preset", *head, "GPU: plain / ours", "CPU, narrow network: plain / ours"], rows)
 
 
-def _rate(record: Record | None, time: str, calls: int, peak: float | None) -> str:
-    """Images per second where each takes so many calls, and the share of the peak (GFLOP/s) that their products use."""
-    if record is None or peak is None or time not in record:
+def _leased(results: Results, case: str, field: str) -> Record | None:
+    """The last record of a case that has the field: of sampling, that of the CUDA graph."""
+    found = [r for r in _records(results, case, "cuda") if field in r]
+    return found[-1] if found else None
+
+
+def _rate(record: Record | None, speed: str) -> str:
+    """Images per second, and the share of the measured speed of matrix products where that is known."""
+    if record is None:
         return NOT_MEASURED
-    per_call = 1e3 * record["images"] / record[time]
-    return f"{rounded(per_call / calls)} ({per_call * record['gflop_per_image'] / peak:.1%})"
+    return f"{record[speed]}" if record["mfu"] is None else f"{record[speed]} ({record['mfu']:.1%})"
+
+
+def _predictions(results: Results) -> str:
+    rows = []
+    for what, goal, prediction, case, field in PREDICTIONS:
+        record = _leased(results, case, field)
+        rows.append([what, goal, prediction, record[field] if record else NOT_MEASURED])
+    return _markdown(["", "goal", "predicted", "measured"], rows)
+
+
+def _lease(results: Results) -> str:
+    rows = [
+        [r["case"] or r["suite"], _found(r) or NOT_MEASURED, r.get("run")]
+        for r in results.get("cuda", {}).get("records", [])
+    ]
+    return _markdown(["case", "found", "run"], rows)
+
+
+def _found(record: Record) -> str:
+    elsewhere = ("suite", "case", "run", "skipped")
+    return ", ".join(f"{name} {value}" for name, value in record.items() if name not in elsewhere and value is not None)
 
 
 def _named(records: Sequence[Record], preset: str) -> Record | None:
     """The InvFusion model on the mixture."""
     chosen = (r for r in records if r["preset"] == preset and r["variant"] == "invfusion" and r["family"] == "mixture")
     return next(chosen, None)
+
+
+def _roofline(results: Results) -> str:
+    measured = {r["case"]: r["ms"] for r in _records(results, "parts-ffhq64", "cuda")}
+    records = _records(results, "roofline", "roofline")
+    cards = list(records[0]["ms"]) if records else []
+    rows = [
+        [r["preset"], r["part"], r["images"], r["kernels"], r["gigabytes"], r["teraflops"],
+         measured.get(f"{r['preset']}, {r['images']} images: {r['part']}", NOT_MEASURED), *r["ms"].values()]
+        for r in records
+    ]  # fmt: skip
+    head = ["preset", "part", "images", "kernels", "GB", "TFLOP", "H200 measured, ms", *(f"{c}, ms" for c in cards)]
+    return _markdown(head, rows)
 
 
 def _breakdown(results: Results) -> str:
@@ -123,10 +171,10 @@ def _breakdown(results: Results) -> str:
 
     rows: list[Row] = [
         [r["preset"], r["family"], r["precision"], r["step_ms"], *shares(r)]
-        for device in ("cpu", "cuda")
+        for device in ("cpu", "cuda_suites")
         for r in _records(results, "breakdown", device)
     ]
-    if "cuda" not in results:
+    if "cuda_suites" not in results:
         rows += [[preset, "all, on a GPU", "bf16", *[NOT_MEASURED] * 5] for preset in PAPER]
     parts = ["operators drawn and prepared", "H and H_pinv", "network besides", "update and the rest"]
     return _markdown(["preset", "family", "precision", "step, ms", *parts], rows)
@@ -152,17 +200,17 @@ def _creation(results: Results) -> str:
 def _attention(results: Results) -> str:
     rows = [
         [r["preset"], r["tokens"], r["kernel"], r["heads"], r["backend"], r["plain_ms"], r["ours_ms"], _x(r["ratio"])]
-        for device in ("cpu", "cuda")
+        for device in ("cpu", "cuda_suites")
         for r in _records(results, "attention", device)
     ]
     rows += [["all, on a GPU", "", "", "", name, *[NOT_MEASURED] * 3] for name in ("natten", "flex")] * (
-        "cuda" not in results
+        "cuda_suites" not in results
     )
     return _markdown(["preset", "tokens", "kernel", "heads", "backend", "plain, ms", "ours, ms", "ratio"], rows)
 
 
 def _memory(results: Results) -> str:
-    records = _records(results, "memory") + _records(results, "memory", "cuda")
+    records = _records(results, "memory") + _records(results, "memory", "cuda_suites")
     rows = [
         [r["preset"], "computed again" if r["recomputes"] else "kept", r["parameters_mib"], r["kept_mib_per_image"],
          r["peak_mib"] or NOT_MEASURED]
@@ -201,7 +249,7 @@ def _whole(results: Results) -> str:
     rows = [
         [r["preset"], r["what"], r["plain_ms"], r["ours_ms"], _x(r["ratio"]), r["images_per_second"],
          _x(r["ours_ms"] / r["drawn_ahead_ms"]) if "drawn_ahead_ms" in r else ""]
-        for device in ("cpu", "cuda") for r in _records(results, "whole", device)
+        for device in ("cpu", "cuda_suites") for r in _records(results, "whole", device)
     ]  # fmt: skip
     head = ["preset", "", "plain, ms", "ours, ms", "ratio", "images/s", "ours, drawn ahead by a thread: further"]
     return _markdown(head, rows)
@@ -227,7 +275,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "machine": _machine,
     "training": _steps("training"),
     "sampling": _steps("sampling"),
+    "predictions": _predictions,
     "paper": _paper,
+    "lease": _lease,
+    "roofline": _roofline,
     "breakdown": _breakdown,
     "operators": _operators,
     "creation": _creation,
@@ -239,3 +290,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "whole": _whole,
     "threads": _threads,
 }
+
+
+if __name__ == "__main__":
+    update(PERFORMANCE, Path("benchmarks/results"))

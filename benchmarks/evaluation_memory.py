@@ -2,8 +2,9 @@
 
     python -m benchmarks.evaluation_memory ffhq64
 
-Random images are staged in a scratch folder, and each method of METHODS restores every family of the profile with one
-step. What is printed is the most memory that the process held, over what it held with the models loaded, in MiB.
+Random images are staged in a scratch folder, as many to restore as the profile says and as many to compare with, and
+each method of METHODS restores every family of the profile with one step. For each family the line that is printed
+says the most memory that the process held, over what it held with the models loaded, in MiB, and the seconds it took.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ SHARD = 1000
 WIDTH, PATCH = 48, 16
 # Seconds between two looks at the memory.
 PERIOD = 0.05
+# Resamples of a distance between sets take time, and of memory a number for each image.
+RESAMPLES = 10
 
 log = logging.getLogger("benchmarks")
 
@@ -50,6 +54,7 @@ def tiny(params: Params, n_images: int | None) -> Params:
         "sampler": Heun(n_steps=1),
         "n_images": n,
         "n_unconditional": min(n, params.evaluate.n_unconditional),
+        "bootstrap_resamples": RESAMPLES,
     }
     return params.model_copy(
         update={
@@ -60,31 +65,33 @@ def tiny(params: Params, n_images: int | None) -> Params:
 
 
 def stage_noise(params: Params) -> None:
-    """Random smooth images as the staged test split."""
-    n, size = params.evaluate.n_images, params.data.image_size
-    (STAGED / "test").mkdir(parents=True)
-    names = []
-    for first in range(0, n, SHARD):
-        names.append(f"test-{first // SHARD:06d}")
-        count = min(SHARD, n - first)
-        draws = generator(params.seed, "memory/images", first)
-        coarse = torch.randint(256, (count, 3, size // 8, size // 8), dtype=torch.uint8, generator=draws)
-        images = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
-        np.save(STAGED / "test" / f"{names[-1]}.npy", images.numpy())
-        keys = [f"image-{first + i:06d}" for i in range(count)]
-        labels = [i % max(params.model.n_classes, 1) for i in range(count)]
-        sidecar = StagedShard(source="", source_sha256="", pixels_sha256="", keys=keys, labels=labels)
-        (STAGED / "test" / f"{names[-1]}.json").write_text(sidecar.model_dump_json())
+    """Random smooth images as the staged test split, and as many to train on."""
+    n, splits = params.evaluate.n_images, ("test", "train")
     manifest = StagedManifest(
         name="noise",
-        image_size=size,
+        image_size=params.data.image_size,
         channels=3,
         class_names=[],
-        n_samples={"test": n},
-        digests={"test": ""},
-        shards={"test": names},
+        n_samples=dict.fromkeys(splits, n),
+        digests=dict.fromkeys(splits, ""),
+        shards={split: [stage_shard(params, split, first, n) for first in range(0, n, SHARD)] for split in splits},
     )
     (STAGED / MANIFEST).write_text(manifest.model_dump_json())
+
+
+def stage_shard(params: Params, split: str, first: int, n: int) -> str:
+    """The images of a split from number `first` on, at most a shard of them; returns the shard's name."""
+    name, size, count = f"{split}-{first // SHARD:06d}", params.data.image_size, min(SHARD, n - first)
+    folder = STAGED / split
+    folder.mkdir(parents=True, exist_ok=True)
+    draws = generator(params.seed, f"memory/{split}", first)
+    coarse = torch.randint(256, (count, 3, size // 8, size // 8), dtype=torch.uint8, generator=draws)
+    np.save(folder / f"{name}.npy", coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).numpy())
+    keys = [f"image-{first + i:06d}" for i in range(count)]
+    labels = [i % max(params.model.n_classes, 1) for i in range(count)]
+    sidecar = StagedShard(source="", source_sha256="", pixels_sha256="", keys=keys, labels=labels)
+    (folder / f"{name}.json").write_text(sidecar.model_dump_json())
+    return name
 
 
 def save_models(params: Params) -> None:
@@ -120,8 +127,8 @@ def watched() -> Iterator[list[float]]:
         thread.join()
 
 
-def run(profile: str, n_images: int | None, folder: Path) -> dict[str, Any]:
-    """The figures of one profile."""
+def run(profile: str, n_images: int | None, kinds: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """The figures of one profile, family by family."""
     params = tiny(load_profile(profile), n_images)
     with contextlib.chdir(folder):
         stage_noise(params)
@@ -131,30 +138,35 @@ def run(profile: str, n_images: int | None, folder: Path) -> dict[str, Any]:
         evaluation = component.prepare(params, plan, models, Path("artifacts/evaluation"))
         for name in models:
             evaluation.restorer.denoiser(name)
-        before, start = held(), time.perf_counter()
-        with watched() as peak:
-            evaluation.run()
-        return {
-            "profile": profile,
-            "images": params.evaluate.n_images,
-            "pixels": params.data.image_size,
-            "families": [column.kind for column in plan],
-            "methods": list(params.evaluate.methods),
-            "held_before_mib": round(before),
-            "peak_over_models_mib": round(max(peak) - before),
-            "seconds": round(time.perf_counter() - start),
-        }
+        before = held()
+        for column in plan:
+            if not kinds or column.kind in kinds:
+                start = time.perf_counter()
+                with watched() as peak:
+                    replace(evaluation, plan=(column,)).run()
+                yield {
+                    "profile": profile,
+                    "pixels": params.data.image_size,
+                    "images": params.evaluate.n_images,
+                    "family": column.kind,
+                    "methods": [method.name for method in column.methods],
+                    "held_before_mib": round(before),
+                    "peak_over_models_mib": round(max(peak) - before),
+                    "seconds": round(time.perf_counter() - start),
+                }
 
 
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("profile")
     command.add_argument("--images", type=int, help="instead of the profile's own number")
+    command.add_argument("--families", nargs="*", default=[], help="kinds; default: all of the profile")
     options = command.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder = Path(tempfile.mkdtemp(prefix="evaluation-memory-"))
     try:
-        print(run(options.profile, options.images, folder), flush=True)
+        for line in run(options.profile, options.images, options.families, folder):
+            print(line, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

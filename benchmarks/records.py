@@ -1,6 +1,8 @@
 """The form of a result."""
 
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Timing
@@ -29,3 +31,12 @@ def milliseconds(timing: Timing) -> float:
 def rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
+
+
+def revision() -> str | None:
+    """The git commit of this code; None where it is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -81,12 +81,16 @@ class Setting:
 
     def denoiser(self, variant: Variant) -> Denoiser:
         """A network whose weights are off zero, as after training: zeros may be cheaper, and hide errors."""
+        return self.cpu_denoiser(variant).to(self.device)
+
+    def cpu_denoiser(self, variant: Variant) -> Denoiser:
+        """`denoiser` before it goes to the device."""
         denoiser = build_denoiser(self.config, variant)
         draws = rng.generator(0, "benchmarks/weights")
         with torch.no_grad():
             for parameter in denoiser.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=draws))
-        return denoiser.to(self.device)
+        return denoiser
 
     def task(self, kind: str | None, precision: Precision = "fp32") -> Task:
         """Training on one family of degradations; "mixture" on all of them, None on none."""

@@ -5,11 +5,13 @@ is that of a named GPU at the share of its peak that the paper's own trainings r
 each method's sampler, counted with a stand-in for the network.
 """
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,9 @@ from torch import Tensor
 
 from components.evaluation.methods import Column, Method, columns
 from components.params import Params
+from components.reporting.experiments import Experiment, Model
 from invfusion.degradations import FAMILIES, DegradationFamily, Mixture
+from invfusion.errors import ConfigError
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
 from invfusion.models import DenoiserConfig
 from invfusion.models.flops import activation_numbers, forward_flops
@@ -75,6 +79,10 @@ class Step:
     activation_bytes: float
 
 
+# The parameters of a model, by the parameters of its experiment and its recipe's name.
+Count = Callable[[Params, str], int]
+
+
 @dataclass(frozen=True)
 class Line:
     """What one stage, or one method of it, takes. calls: network calls per image, where images are restored."""
@@ -108,6 +116,30 @@ def account(params: Params, sizes: dict[str, int], step: Step) -> list[Line]:
     lines = [_training(params, name, configs[name], known[name], step) for name in params.models]
     plan = columns(params, params.models)
     return [*lines, *evaluation(params, plan, configs, known)]
+
+
+def of_experiment(experiment: Experiment, params: Params, count: Count, step: Step) -> list[Line]:
+    """All trainings and restorations of a table or figure, without the rows whose model cannot be made.
+
+    params: as it changes them.
+    """
+    trained: dict[str, tuple[str, Params]] = {}
+    for model in dict.fromkeys(method.model for method in params.methods.values() if method.model):
+        with contextlib.suppress(ConfigError):
+            spec = experiment.models.get(model) or Model(train=model)
+            trained[model] = spec.train, experiment.changed_for(model, params)
+    plan = [column for column in columns(params, trained) if column.kind in experiment.families]
+    for name, changed in list(trained.values()):
+        while (before := changed.starts_from(name)) is not None:
+            name = before
+            trained.setdefault(name, (name, changed))
+    configs = {model: _config(changed, name) for model, (name, changed) in trained.items()}
+    sizes = {model: count(changed, name) for model, (name, changed) in trained.items()}
+    trainings = [
+        replace(_training(changed, name, configs[model], sizes[model], step), what=model)
+        for model, (name, changed) in trained.items()
+    ]
+    return [*trainings, *evaluation(params, plan, configs, sizes)]
 
 
 def evaluation(
@@ -144,12 +176,16 @@ def _restoring(
 
 def calls_of(params: Params, sampler: Sampler, config: DenoiserConfig) -> int:
     """Network calls per image, as a stand-in for the network counts them on images of 8 pixels."""
-    shape = (params.data.channels, 8, 8)
+    guided = params.evaluate.guidance != 1 and config.n_classes > 0 and "components" not in sampler.requires
+    return _counted(sampler, params.data.channels) * (2 if guided else 1)
+
+
+@cache
+def _counted(sampler: Sampler, channels: int) -> int:
+    shape = (channels, 8, 8)
     x = randn(shape, generators(0, "account/x", range(1)))
     measurement = measure_batch(x, FAMILIES["box_inpainting"](), NOISELESS, 0, 0)
-    counted = sampler.sample(_StandIn(), measurement, seed=0).nfe
-    guided = params.evaluate.guidance != 1 and config.n_classes > 0 and "components" not in sampler.requires
-    return counted * (2 if guided else 1)
+    return sampler.sample(_StandIn(), measurement, seed=0).nfe
 
 
 class _StandIn:
@@ -233,6 +269,23 @@ def table(lines: Iterable[Line], machine: Machine) -> list[str]:
     if disk > machine.disk:
         rows.append(f"does not fit: {disk / GIB:.0f} GiB of disk, {machine.disk / GIB:.0f} are free in {Path.cwd()}")
     return rows
+
+
+def summary(lines: Sequence[Line], machine: Machine) -> str:
+    """A table's account in one line: its trainings, its restorations, and which of these take longest."""
+    trainings = {line.what: line.seconds(machine) for line in lines if line.stage != "evaluate"}
+    restoring, methods = 0.0, dict[str, float]()
+    for line in lines:
+        if line.stage == "evaluate":
+            restoring += line.seconds(machine)
+            method = line.what.partition(": ")[2]
+            methods[method] = methods.get(method, 0) + line.seconds(machine)
+    longest = sorted(methods, key=lambda method: -methods[method])[:3]
+    return (
+        f"training {duration(sum(trainings.values()))} "
+        f"({', '.join(f'{name} {duration(seconds)}' for name, seconds in trainings.items()) or 'nothing'}); "
+        f"restoring {duration(restoring)} ({', '.join(f'{m} {duration(methods[m])}' for m in longest)})"
+    )
 
 
 def _row(line: Line, machine: Machine) -> str:

@@ -103,7 +103,8 @@ class MethodConfig(Config):
     model: a folder of artifacts/models. sampler: `evaluate.sampler` where there is a model and none is named; without
     either, the method is H_pinv(y) itself. restores: the kinds of families that it is for. generates: whether it also
     generates images from nothing (Table 4). extra_draws: further samples of the images that are shown.
-    tuned: {kind of family: {setting: value}}, in place of the sampler's own there.
+    tuned: {metric: {kind of family: {setting: value}}}, found by that metric on the validation split, in place of the
+    sampler's own.
     """
 
     model: str | None = None
@@ -111,22 +112,34 @@ class MethodConfig(Config):
     restores: Literal["all"] | list[str] = "all"
     generates: bool = False
     extra_draws: int = Field(default=0, ge=0)
-    tuned: dict[str, dict[str, float]] = Field(default_factory=dict)
+    tuned: dict[MetricName, dict[str, dict[str, float]]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.sampler is not None and self.sampler.uses_denoiser and self.model is None:
             raise ValueError(f"the sampler '{self.sampler.kind}' reads out a model: name it under 'model'")
         kinds = [] if self.restores == "all" else self.restores
-        _refuse([*unknown_kinds("restores", kinds), *twice("restores", kinds), *unknown_kinds("tuned", self.tuned)])
-        tunable = () if self.sampler is None else self.sampler.tunable
-        for kind, values in self.tuned.items():
-            for name in values:
-                if name not in tunable:
-                    raise ValueError(f"tuned.{kind}: '{name}' is no setting that can be tuned{nearest(name, tunable)}")
-            if self.sampler is not None:
-                type(self.sampler).model_validate(self.sampler.model_dump() | values)
+        _refuse([*unknown_kinds("restores", kinds), *twice("restores", kinds)])
+        for metric, families in self.tuned.items():
+            _refuse(unknown_kinds(f"tuned.{metric}", families))
+            for kind, values in families.items():
+                self._check_tuned(f"tuned.{metric}.{kind}", values)
         return self
+
+    def _check_tuned(self, key: str, values: Mapping[str, float]) -> None:
+        tunable = () if self.sampler is None else self.sampler.tunable
+        for name in values:
+            if name not in tunable:
+                raise ValueError(f"{key}: '{name}' is no setting that can be tuned{nearest(name, tunable)}")
+        if self.sampler is not None:
+            type(self.sampler).model_validate({**self.sampler.model_dump(), **values})
+
+    def tuned_by(self, kind: str, metrics: Sequence[str]) -> MetricName | None:
+        """The metric whose values hold on a kind of family: the first of `metrics` that found any, else any that did.
+
+        None where nothing was tuned on that kind.
+        """
+        return next((m for m in (*metrics, *self.tuned) if kind in self.tuned.get(m, {})), None)
 
 
 class EvaluateConfig(Config):
@@ -158,10 +171,11 @@ class TablesConfig(Config):
 
 
 class TuneConfig(Config):
-    """How step sizes are tuned: on so many images of the validation split, by this metric of the evaluation."""
+    """How step sizes are tuned: on so many images of the validation split, by the first of these metrics that can be
+    computed. Of values that were found by several, the evaluation takes those of the first likewise."""
 
     n_images: int = Field(default=128, ge=2)
-    metric: MetricName = "psnr"
+    metrics: list[MetricName] = Field(default=["psnr"], min_length=1)
 
 
 class ReportConfig(Config):
@@ -245,7 +259,8 @@ class RuntimeConfig(Config):
     processes: that share training's batches and evaluation's, each with a GPU of its own. "auto" is one on a GPU; on a
     CPU as many as find a core and a micro-batch, since small networks gain more from processes than from threads.
     workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
-    networks through torch.compile; worth its minutes of compilation in long runs only. activation_checkpointing: less
+    networks through torch.compile, on a GPU layer by layer; worth its minutes of compilation in long runs only.
+    activation_checkpointing: less
     memory in training, for about a third more arithmetic.
     """
 

@@ -25,19 +25,21 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.runtime import flow_run
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
 
+from components import tracking
 from components.children import child
 from components.params import Params, load_params
 from components.registry import promotion
 from flows import entry, records
 from flows.changes import changes_of, filled
-from flows.pages import shown
+from flows.names import named
+from flows.pages import Timeline, link_of, page_of, shown
 from flows.reproduce import dvc_command, dvc_environment
 from flows.stages import STAGES, Stage, target
 from flows.workspaces import PARAMS, Wanted, workspace
-from invfusion.errors import ServiceError
+from invfusion.errors import ConfigError, ServiceError
 from invfusion.training.recipes import RECIPES
 
 # The working copy in which this host's jobs work.
@@ -50,6 +52,8 @@ STOP_S = 12
 DECISION_S = 600
 # How often a run looks whether it should be running, and how long it leaves its end to its worker.
 LOOK_S = 2.0
+# What DVC says where it does not skip a stage.
+RUNS = re.compile(r"Running stage '(?:.*:)?([\w@.-]+)'")
 STOPPED_S = 4.0
 
 
@@ -77,8 +81,7 @@ def job_of(stage: Stage) -> Flow[..., Any]:
     job.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     # Workers find a flow by its module and its function's name.
     job.__name__ = job.__qualname__ = stage.name
-    name = f"{stage.name}-{{{stage.each}}}" if stage.each else None
-    return flow(name=stage.name, flow_run_name=name, description=stage.does)(job)
+    return flow(name=stage.name, flow_run_name=named(stage.name), description=stage.does)(job)
 
 
 JOBS = {name: job_of(stage) for name, stage in STAGES.items()}
@@ -90,7 +93,7 @@ else:
     ParamsChanges = form_of()
 
 
-@flow(name="reproduce")
+@flow(name="reproduce", flow_run_name=named("reproduce"))
 def reproduce(
     profile: str = "",
     settings: ParamsChanges | None = None,
@@ -108,7 +111,7 @@ def reproduce(
     return run_job(lambda _: targets or [], Wanted(profile, changes, keep, discard_edits), force)
 
 
-@flow(name="promote", flow_run_name="promote-{version}", timeout_seconds=DECISION_S)
+@flow(name="promote", flow_run_name=named("promote"), timeout_seconds=DECISION_S)
 def promote(version: int, why: str, who: str = "", expect: int | None = None, anyway: bool = False) -> None:
     """Make a registered version the champion where every gate passes; `anyway` goes against failed gates.
 
@@ -119,7 +122,7 @@ def promote(version: int, why: str, who: str = "", expect: int | None = None, an
         promotion.promote(load_params(PARAMS), str(version), decision(why, who, expect), anyway)
 
 
-@flow(name="rollback", timeout_seconds=DECISION_S)
+@flow(name="rollback", flow_run_name=named("rollback"), timeout_seconds=DECISION_S)
 def rollback(why: str, who: str = "", expect: int | None = None) -> None:
     """Give the champion's place back to the version that held it before; `who` and `expect` as for promote."""
     with at_root():
@@ -154,6 +157,7 @@ def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force
         Pause, Abort: the run was suspended, or has come to another end. Likewise.
     """
     run_id, worker = str(flow_run.get_id()), os.getppid()
+    _refuse_to_lose(wanted)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(at_root())
@@ -172,6 +176,14 @@ def run_job(targets_of: Callable[[Params], Sequence[str]], wanted: Wanted, force
     except StoppedError as stopped:
         return _end_as(stopped.state)
     return None
+
+
+def _refuse_to_lose(wanted: Wanted) -> None:
+    if os.environ.get(PUSHES) and wanted.keeps:
+        raise ConfigError(
+            "keep: this host's files do not last, params.yaml with them. Leave it empty: the results go to the DVC "
+            "remote, where every working copy with these values finds them"
+        )
 
 
 def _end_as(state: State | None) -> State:
@@ -196,10 +208,12 @@ def _follow(command: Sequence[str], worker: int) -> int:
     # The workspace's own code comes before the working copy's, and with it vanish DVC's notes about its files.
     here = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))}
     here["DVC_SITE_CACHE_DIR"] = str(Path(".dvc/tmp/site").absolute())
-    environment = {**dvc_environment(), **quiet, **here, entry.JOB: "1"}
+    run_id = flow_run.get_id()
+    page = {tracking.JOB_PAGE: page_of(run_id)} if run_id else {}
+    environment = {**dvc_environment(), **quiet, **here, **page, entry.JOB: "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with child(command, environment, STOP_S, **pipes) as process:
-        reader = threading.Thread(target=_log_lines, args=(process.stdout, get_run_logger()), daemon=True)
+    with Timeline(run_id) as timeline, child(command, environment, STOP_S, **pipes) as process:
+        reader = threading.Thread(target=_read, args=(process.stdout, get_run_logger(), timeline), daemon=True)
         reader.start()
         watch = Watch()
         while (code := process.poll()) is None:
@@ -207,13 +221,19 @@ def _follow(command: Sequence[str], worker: int) -> int:
             watch.check()
             time.sleep(0.5)
         reader.join(timeout=5)
+        timeline.end(Failed() if code else Completed())
     return code
 
 
-def _log_lines(stream: Any, log: Any) -> None:
+def _read(stream: Any, log: Any, timeline: Timeline) -> None:
+    """Log the lines, and show which stage runs."""
     for line in stream:
         if line.strip():
             log.log(logging.ERROR if line.startswith(("error:", "ERROR:")) else logging.INFO, "%s", line.rstrip())
+        if stage := RUNS.match(line):
+            timeline.begin(stage[1])
+        elif link := link_of(line):
+            timeline.link(*link)
 
 
 @dataclass

@@ -4,16 +4,22 @@ import base64
 import contextlib
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
+from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_UI_URL
+from prefect.states import Cancelled, Completed, Running
 
+from components import tracking
 from components.paths import EVALUATION
 from components.progress import FOLDER
 from components.records import Record, read_records
@@ -51,10 +57,8 @@ def _watch(page: "Page", ended: threading.Event) -> None:
 
 
 def _refresh(page: "Page") -> None:
-    try:
+    with _unless_down():
         page.refresh()
-    except Exception as error:  # noqa: BLE001  whatever Prefect raises, the work goes on
-        log.debug("the page of this run could not be refreshed: %s", error)
 
 
 class Page:
@@ -74,8 +78,9 @@ class Page:
                     self._show_progress(client, path.stem, json.loads(path.read_text()))
             for path in sorted(FOLDER.glob("*.png")):
                 if self._is_new(path, path.stem) and path.stat().st_size <= MAX_PICTURE_BYTES:
-                    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-                    self._put(client, f"{path.stem}-samples", "image", url, f"newest samples of {path.stem}")
+                    # Prefect writes the address of an artifact that is an image below it, however long that is.
+                    picture = f"![](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+                    self._put(client, f"{path.stem}-samples", "markdown", picture, f"newest samples of {path.stem}")
             if EVALUATION.exists() and self._is_new(EVALUATION, "evaluate"):
                 rows = table(read_records(EVALUATION))
                 self._put(client, "results", "table", json.dumps(rows), "the evaluation, with 95% intervals")
@@ -100,6 +105,74 @@ class Page:
             return
         wanted = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=self._run)
         self._artifacts[key] = client.create_artifact(wanted).id
+
+
+class Timeline:
+    """The stages of a run, one after the other, as tasks on its page; and what else is worth a look.
+
+    A server that does not answer, or no run at all, costs nothing but these.
+    """
+
+    def __init__(self, run_id: str | None) -> None:
+        self._run, self._count = UUID(run_id) if run_id else None, 0
+        self._task: UUID | None = None
+        self._links = [f"commit `{tracking.git_revision()}`"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(Cancelled(message="the run ended meanwhile"))
+
+    def begin(self, stage: str) -> None:
+        """A stage runs, and the one before it is done."""
+        self.end(Completed())
+        self._count += 1
+        if self._run is None:
+            return
+        with _unless_down(), get_client(sync_client=True) as client:
+            task: Task[[], None] = Task(fn=lambda: None, name=stage)
+            created = client.create_task_run(task, self._run, str(self._count), name=stage)
+            client.set_task_run_state(created.id, Running(), force=True)
+            self._task = created.id
+
+    def end(self, state: State) -> None:
+        """The stage has come to this end."""
+        task, self._task = self._task, None
+        if task is not None:
+            with _unless_down(), get_client(sync_client=True) as client:
+                client.set_task_run_state(task, state, force=True)
+
+    def link(self, name: str, address: str) -> None:
+        """Show where else this run is told of."""
+        self._links.append(f"[{name}]({address})" if address.startswith("http") else f"{name}: `{address}`")
+        if self._run is None:
+            return
+        with _unless_down(), get_client(sync_client=True) as client:
+            text = "\n".join(f"* {link}" for link in self._links)
+            wanted = ArtifactCreate(
+                key="links", type="markdown", data=text, description="commit and MLflow runs", flow_run_id=self._run
+            )
+            client.create_artifact(wanted)
+
+
+@contextlib.contextmanager
+def _unless_down() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever Prefect raises, the work goes on
+        log.debug("the page of this run could not be refreshed: %s", error)
+
+
+def link_of(line: str) -> tuple[str, str] | None:
+    """The name and address of an MLflow run, of which a stage tells in its log."""
+    found = re.fullmatch(re.escape(tracking.RUN_LINE).replace("%s", "(.*)"), line.rstrip())
+    return (found[1], found[2]) if found else None
+
+
+def page_of(run_id: str) -> str:
+    """The address of a run's page."""
+    return f"{PREFECT_UI_URL.value() or ''}/runs/flow-run/{run_id}"
 
 
 def status_text(name: str, content: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psutil
 from filelock import FileLock
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -26,6 +26,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
+from flows.names import run_name
 from invfusion.locks import lock, locked
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,13 @@ def ended() -> Iterator[str]:
 @dataclass
 class Sweeper:
     """Marks runs that died as crashed (as cancelled where that was asked for) where Prefect still counts them as alive,
-    so that slots are free: those that worked here, and those of the pools that died before they began."""
+    so that slots are free: those that worked here, and those of the pools that died before they began. It also names
+    the runs that wait."""
 
     pools: Sequence[str] = ()
     seen: dict[str, float] = field(default_factory=dict)
+    named: set[UUID] = field(default_factory=set)
+    flows: dict[UUID, str] = field(default_factory=dict)
 
     def sweep(self, grace: float = GRACE_S) -> list[str]:
         """Look once; returns the runs marked. Call it again and again: what ended just now has `grace` seconds."""
@@ -70,6 +74,23 @@ class Sweeper:
         self.seen = found
         dead = [run_id for run_id, since in found.items() if now - since >= grace and _mark_ended(run_id)]
         return dead + (_mark_unborn(self.pools, grace) if self.pools else [])
+
+    def name_waiting(self) -> None:
+        """Prefect gives a run its flow's name for it when it begins; until then it would have a random one."""
+        with get_client(sync_client=True) as client:
+            for run in _runs(client, self.pools, StateType.SCHEDULED):
+                if run.id not in self.named:
+                    if run.flow_id not in self.flows:
+                        self.flows[run.flow_id] = client.read_flow(run.flow_id).name
+                    client.update_flow_run(run.id, name=run_name(self.flows[run.flow_id], run.parameters))
+                    self.named.add(run.id)
+
+
+def _runs(client: SyncPrefectClient, pools: Sequence[str], state: StateType) -> list[FlowRun]:
+    """The runs of pools in a state."""
+    of_state = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[state])))
+    of_pools = WorkPoolFilter(name=WorkPoolFilterName(any_=list(pools)))
+    return client.read_flow_runs(flow_run_filter=of_state, work_pool_filter=of_pools)
 
 
 def _mark_ended(run_id: str) -> bool:
@@ -91,11 +112,9 @@ def _mark_ended(run_id: str) -> bool:
 
 def _mark_unborn(pools: Sequence[str], grace: float) -> list[str]:
     """The pending runs that will never begin: their process is gone from this host, or their worker from any."""
-    pending = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING])))
-    ours = WorkPoolFilter(name=WorkPoolFilterName(any_=list(pools)))
     marked = []
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=pending, work_pool_filter=ours):
+        for run in _runs(client, pools, StateType.PENDING):
             if _is_unborn(run, grace):
                 client.set_flow_run_state(
                     run.id, Crashed(message="The run's process died before it began."), force=True

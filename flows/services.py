@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path("state/services")
 HOST = "INVFUSION_HOST"
+# MLflow's configuration of users; where it is named, its server asks for passwords.
+PASSWORDS = "MLFLOW_AUTH_CONFIG_PATH"
 # The note of the service that a process belongs to.
 MARK = "INVFUSION_SERVICE"
 START_S = 300
@@ -84,10 +86,12 @@ def _mlflow(params: Params) -> Service | None:
         return None
     host, port = at.removeprefix("http://").rsplit(":", 1)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"]
+    if PASSWORDS in os.environ:
+        command += ["--app-name", "basic-auth"]
     # The store's address may hold a password: a command line is for all to see.
     environment = {
         "MLFLOW_BACKEND_STORE_URI": store,
-        "MLFLOW_ARTIFACTS_DESTINATION": "mlartifacts",
+        "MLFLOW_ARTIFACTS_DESTINATION": os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     return Service("mlflow", command, environment, at, f"{at}/health")
@@ -103,7 +107,9 @@ def _store(params: Params) -> str:
 
 
 def _worker(_: Params) -> Service:
-    return Service("worker", [sys.executable, "-m", "flows.worker"], _client())
+    # A store that is a server itself shows its own pages.
+    pages = {tracking.PAGES: _address("MLFLOW_PORT", "5000")}
+    return Service("worker", [sys.executable, "-m", "flows.worker"], {**_client(), **pages})
 
 
 # In the order in which they start, and the other way round in which they end: the worker's runs write checkpoints and

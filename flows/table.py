@@ -30,11 +30,11 @@ VERSION = SETS.with_suffix(".dvc")
 
 
 @flow(name="table", flow_run_name="{name}")
-def table(name: str = "table_01", params: str = "params.yaml", trains: bool = True) -> Path:
-    """Make one table or figure of the paper."""
+def table(name: str = "table_01", params: str = "params.yaml", trains: bool = True, seeds: int = 1) -> Path:
+    """Make one table or figure of the paper, with so many seeds."""
 
     def make_table(settings: Params, chosen: str) -> Path:
-        return component(settings, chosen, trains)
+        return component(settings, chosen, trains, seeds)
 
     return entry.step(make_table, params, name, devices=lambda p: p.runtime.n_devices)
 
@@ -68,6 +68,7 @@ def main() -> int:
     parser.add_argument("--name", default="", help="such as table_03 or figure_04; default: all of them")
     parser.add_argument("--profile", default="", help="a name under profiles/, to put in place of params.yaml first")
     parser.add_argument("--discard-edits", action="store_true", help="even where values of params.yaml are lost")
+    parser.add_argument("--seeds", type=int, default=1, help="make it so often, trainings too, and tell the spread")
     parser.add_argument("--no-train", action="store_true", help="use the models at hand")
     arguments = parser.parse_args()
     failed: list[str] = []
@@ -80,7 +81,7 @@ def main() -> int:
                 trainings = [target(params, "train", model) for model in models]
                 if code := run_stale(params, ["stage", *trainings], force=False):
                     return code
-                table(name, str(PARAMS), not arguments.no_train)
+                table(name, str(PARAMS), not arguments.no_train, arguments.seeds)
             except InvFusionError as error:
                 failed.append(f"{name}: {error}")
         version_sets()

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # One run at a time for each device; and short jobs that compute nothing.
 POOL, REGISTRY = "gpu", "registry"
 POOLS = (POOL, REGISTRY)
+# A queue of a pool that is served before its other runs.
+FIRST = "registry"
 SWEEP_S = 3.0
 RESTART_S = 3.0
 
@@ -53,6 +55,7 @@ def work(sweeper: Sweeper) -> None:
 def sweep(sweeper: Sweeper, **options: float) -> None:
     """One look after the runs of this host; a server that does not answer is asked again the next time."""
     try:
+        sweeper.name_waiting()
         sweeper.sweep(**options)
     except Exception as error:  # noqa: BLE001  Prefect's client has no common base of its errors
         log.debug("no look after runs: %s", error)

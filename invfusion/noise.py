@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from invfusion.errors import OperatorError
 from invfusion.operators.base import LinearOperator, Measurement
+from invfusion.rng import upload
 from invfusion.schema import Config
 
 
@@ -66,7 +67,7 @@ class GaussianNoise(Noise):
             return Measurement.of(x, operator)
         sigma_y = _drawn(self.sigma_y, len(x), generator)
         noise = torch.randn((len(x), *operator.measurement_shape), generator=generator)
-        return Measurement.of(x, operator, sigma_y.to(x.device), noise.to(x.device))
+        return Measurement.of(x, operator, upload(sigma_y, x.device), upload(noise, x.device))
 
 
 class PoissonNoise(Noise):

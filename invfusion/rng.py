@@ -33,4 +33,11 @@ def randn(
 ) -> Tensor:
     """Standard normal (B, *shape) float32, row i drawn from generator i."""
     rows = [torch.randn(tuple(shape), generator=g) for g in sample_generators]
-    return torch.stack(rows).to(device)
+    return upload(torch.stack(rows), device)
+
+
+def upload(drawn: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU tensor on a device; itself on the CPU. From pinned memory the host need not wait for the work queued."""
+    if torch.device(device).type != "cuda":
+        return drawn.to(device)
+    return drawn.pin_memory().to(device, non_blocking=True)

@@ -37,7 +37,6 @@ READS: dict[Need, frozenset[str]] = {
     "projected": frozenset({"projected"}),
     "components": OF_COMPONENTS,
 }
-OF_DRAWS: frozenset[Need] = frozenset({"draws", "forecast"})
 # A distance between sets costs an eigenvalue problem per resample.
 MAX_SET_RESAMPLES = 100
 
@@ -115,8 +114,8 @@ class Judge:
         if reason := self._obstacle(case, metric):
             return unavailable(case.cell, metric.name, reason)
         _, values = self.values(case, metric)
-        if len(values) < (2 if metric.statistic or OF_DRAWS & metric.needs else 1):
-            return unavailable(case.cell, metric.name, _DRAWS_DIVERGED if OF_DRAWS & metric.needs else _DIVERGED)
+        if len(values) < (2 if metric.statistic or metric.judges_draws else 1):
+            return unavailable(case.cell, metric.name, _DRAWS_DIVERGED if metric.judges_draws else _DIVERGED)
         return record(case.cell, metric.name, self._summary(case, metric, values), len(values))
 
     def scores(self, case: Case) -> Tensors:
@@ -178,7 +177,7 @@ class Judge:
 
     def _kept_values(self, case: Case, metric: Metric, *, wait: bool) -> Tensors | None:
         def compute() -> Tensors:
-            return self._of_draws(case, metric) if OF_DRAWS & metric.needs else self._of_images(case, metric)
+            return self._of_draws(case, metric) if metric.judges_draws else self._of_images(case, metric)
 
         return self.memo.tensors(self._values_facts(case, metric), compute, wait=wait)
 
@@ -188,7 +187,7 @@ class Judge:
             "restorations": case.restored.identity,
             "code": code_digest(metric.values.__module__),
             "weights": _file_digest(self.networks.weights / metric.weights) if metric.weights else None,
-            "n": self.params.evaluate.calibration_images if OF_DRAWS & metric.needs else None,
+            "n": self.params.evaluate.calibration_images if metric.judges_draws else None,
         }
 
     def _of_images(self, case: Case, metric: Metric) -> Tensors:

@@ -13,13 +13,15 @@ from invfusion.samplers import Heun, Sampler
 class Method:
     """A trained model and the sampler that reads it out; neither for H_pinv(y) itself.
 
-    extra_draws: further samples of the images that are shown, and of those on which calibration is judged.
+    extra_draws: further samples of the images that are shown, and of those on which calibration is judged. tuned_by:
+    the metric that found its step sizes on the validation split; None where they are the sampler's own.
     """
 
     name: str
     model: str | None = None
     sampler: Sampler | None = None
     extra_draws: int = 0
+    tuned_by: str | None = None
 
     @property
     def needs_prior(self) -> bool:
@@ -67,8 +69,9 @@ def _methods(params: Params, models: Collection[str], kind: str) -> Iterable[Met
     for name in params.evaluate.methods:
         config = params.methods[name]
         if restores(config, kind) and (config.model is None or config.model in models):
-            sampler = sampler_on(config, kind, params.evaluate.sampler)
-            method = Method(name, config.model, sampler, config.extra_draws)
+            by = config.tuned_by(kind, params.tune.metrics)
+            sampler = sampler_on(config, kind, params.evaluate.sampler, by)
+            method = Method(name, config.model, sampler, config.extra_draws, by)
             yield replace(method, extra_draws=_extra_draws(params, method, kind))
 
 
@@ -79,11 +82,12 @@ def restores(config: MethodConfig, kind: str) -> bool:
     return config.restores == "all" or kind in config.restores
 
 
-def sampler_on(config: MethodConfig, kind: str, default: Heun) -> Sampler | None:
+def sampler_on(config: MethodConfig, kind: str, default: Heun, tuned_by: str | None) -> Sampler | None:
     """A method's sampler on this kind of family; `default` reads out a model for which none is named."""
     if config.sampler is None:
         return default if config.model is not None else None
-    return type(config.sampler).model_validate(config.sampler.model_dump() | config.tuned.get(kind, {}))
+    tuned = {} if tuned_by is None else config.tuned[tuned_by][kind]
+    return type(config.sampler).model_validate(config.sampler.model_dump() | tuned)
 
 
 def _extra_draws(params: Params, method: Method, kind: str) -> int:

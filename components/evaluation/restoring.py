@@ -23,7 +23,7 @@ from components.params import Params
 from components.paths import STAGED
 from invfusion.files import sha256_of
 from invfusion.gaussian import GaussianPrior
-from invfusion.models import Denoiser, compile_network, load_denoiser, lower_precision, set_attention_backend
+from invfusion.models import Denoiser, compile_denoiser, load_denoiser, lower_precision, set_attention_backend
 from invfusion.operators import OPERATORS
 
 STATE = Path("state/evaluate")
@@ -131,7 +131,7 @@ class Restorer:
             if self.params.evaluate.precision == "bf16":
                 lower_precision(denoiser)
             if self.params.runtime.compile:
-                compile_network(denoiser)
+                compile_denoiser(denoiser, self.device)
         return self.loaded[name]
 
     def _source(self, method: Method) -> Denoiser | GaussianPrior | None:
@@ -176,7 +176,9 @@ class Restorer:
 
     @torch.inference_mode()
     def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> Tensors:
-        measurement = frozen.measurement(batch.indices).to(self.device)
+        # What inference mode makes, operators copy: at 64 pixels a batch of matrices takes hundreds of megabytes.
+        with torch.inference_mode(False):
+            measurement = frozen.measurement(batch.indices).to(self.device)
         denoiser = self._source(method)
         keys, labels = [frozen.keys[i] for i in batch.indices], frozen.images.labels[list(batch.indices)]
         task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate

@@ -1,15 +1,16 @@
 """Tune the step sizes of the zero-shot methods, family by family, on the validation split.
 
 `python -m components.evaluation.tune DPS DAPS` tries, on each family of params.evaluate.families, every value that a
-sampler declares in `tunable`, one setting at a time with the others as they are, and takes the best by
-params.tune.metric.
+sampler declares in `tunable`, one setting at a time with the others as they are, and takes the best by the first of
+params.tune.metrics that can be computed. With `--table table_09` rows, families, noise and metrics are those of that
+experiment, so that a table's step sizes are tuned by what it reports.
 It writes reports/tuned.yaml, whose `tuned:` sections are to be put under the methods in params.yaml, and
 reports/tuning.json with all values tried.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from ruamel.yaml import YAML
 
 from components import cli
 from components.evaluation.evaluate import Evaluation, prepare
-from components.evaluation.judging import OF_DRAWS, Case
+from components.evaluation.judging import Case
 from components.evaluation.methods import Column, columns
 from components.params import UNCONDITIONAL, Params
-from components.paths import MODELS
+from components.paths import MODELS, STAGED
+from components.reporting.experiments import load_experiment
+from invfusion.data import StagedDataset
 from invfusion.errors import ConfigError
 from invfusion.metrics import METRICS, Metric
 
@@ -48,20 +51,49 @@ def tune(params: Params, names: Sequence[str] = ()) -> Path:
     """Try the values of the named methods (default: all that can be tuned); returns the path of the fragment.
 
     Raises:
-        ConfigError: a name is no method that can be tuned, or tune.metric is no metric.
+        ConfigError: a name is no method that can be tuned, or none of tune.metrics can be computed.
         CheckpointError: a method's model is not trained.
     """
-    chosen, metric = _tunable(params, names), METRICS[params.tune.metric]
+    chosen = _tunable(params, names)
     own = {"split": "val", "n_images": params.tune.n_images, "n_unconditional": 0, "bootstrap_resamples": 10}
     settings = params.evaluate.model_copy(update=own | {"methods": chosen})
     params = params.model_copy(update={"evaluate": settings})
     models = {m: MODELS / m for name in chosen if (m := params.methods[name].model)}
     plan = columns(params, models)
     evaluation = prepare(params, plan, models, OUTPUT)
+    metric = choose_metric(params, evaluation.judge.missing)
     families = [column for column in plan if column.kind != UNCONDITIONAL]
     trials = [trial for column in families for trial in _trials(evaluation, column, metric)]
     evaluation.restorer.memo.forget_unused("tune")
-    return write(trials, params.tune.metric)
+    return write(trials, metric.name)
+
+
+def choose_metric(params: Params, missing: Mapping[str, str]) -> Metric:
+    """The first of tune.metrics that can be computed; missing: why others cannot.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    noisy = not params.evaluate.noise.is_absent
+    reasons = {
+        name: missing.get(name) or "not defined for noisy measurements"
+        for name in params.tune.metrics
+        if name in missing or (noisy and "projected" in METRICS[name].needs)
+    }
+    for name, reason in reasons.items():
+        log.info("not tuned by %s: %s", METRICS[name].label, reason)
+    for name in params.tune.metrics:
+        if name not in reasons:
+            return METRICS[name]
+    raise ConfigError(f"none of tune.metrics can be computed: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
+
+
+def of_table(params: Params, name: str) -> Params:
+    """The parameters of an experiment, with those of its rows that are methods of params.methods."""
+    experiment = load_experiment(name)
+    changed = experiment.applied(params, len(StagedDataset(STAGED, "val").class_names))
+    own = {row: method for row, method in changed.methods.items() if row not in experiment.rows}
+    return changed.model_copy(update={"methods": own})
 
 
 def _tunable(params: Params, names: Sequence[str]) -> list[str]:
@@ -76,7 +108,7 @@ def _trials(evaluation: Evaluation, column: Column, metric: Metric) -> Iterator[
     measured = evaluation.measured(column)
     for method in column.methods:
         assert method.sampler is not None, "only those that can be tuned"
-        draws = method.extra_draws if OF_DRAWS & metric.needs else 0
+        draws = method.extra_draws if metric.judges_draws else 0
         for setting, values in method.sampler.tunable.items():
             for value in values:
                 trial = replace(method, sampler=method.sampler.model_copy(update={setting: value}), extra_draws=draws)
@@ -117,14 +149,14 @@ def write(trials: Sequence[Trial], metric: str) -> Path:
     """The fragment for params.yaml, and all trials."""
     FRAGMENT.parent.mkdir(parents=True, exist_ok=True)
     fragment: dict[str, Any] = {
-        "methods": {method: {"tuned": families} for method, families in best(trials, metric).items()}
+        "methods": {method: {"tuned": {metric: families}} for method, families in best(trials, metric).items()}
     }
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     with FRAGMENT.open("w") as file:
         file.write(
             f"# The best values by {metric} on the validation split, which may not be so by another metric; put "
-            "them under the methods in params.yaml.\n"
+            "them under the methods in params.yaml. A table takes those of the first of its metrics that has any.\n"
         )
         yaml.dump(fragment, file)
     for ends in at_the_end(trials, metric):
@@ -138,8 +170,9 @@ def main() -> None:
     """Tune methods of params.yaml on the validation split."""
     command = cli.parser(main.__doc__)
     command.add_argument("methods", nargs="*", help="names of params.methods; default: all that can be tuned")
+    command.add_argument("--table", default="", help="an experiment, such as table_09, instead of the evaluation")
     with cli.started(command) as options:
-        tune(options.params, options.methods)
+        tune(of_table(options.params, options.table) if options.table else options.params, options.methods)
 
 
 if __name__ == "__main__":

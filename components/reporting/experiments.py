@@ -14,6 +14,7 @@ from components.params import UNCONDITIONAL, MetricName, Params, params_from, re
 from components.profiles import merged
 from invfusion.degradations import FAMILIES
 from invfusion.errors import ConfigError
+from invfusion.metrics import METRICS
 from invfusion.names import nearest, unknown
 from invfusion.schema import Config
 from invfusion.training.recipes import RECIPES
@@ -118,6 +119,11 @@ class Experiment(Config):
         """All rows in order."""
         return [name for names in self.groups.values() for name in names]
 
+    @property
+    def judges_draws(self) -> bool:
+        """Whether a metric needs repeated draws of an image, which other tables do without."""
+        return any(METRICS[metric].judges_draws for metric in self.metrics)
+
     def row(self, name: str) -> Row:
         """What a row is."""
         return self.rows.get(name, Row(method=name))
@@ -137,8 +143,10 @@ class Experiment(Config):
                 "families": [_family(params, kind) for kind in self.families if kind != UNCONDITIONAL]
                 or values["evaluate"]["families"],
                 "methods": self.names,
-                "calibration_images": 0,
-            }
+                "calibration_images": params.evaluate.calibration_images if self.judges_draws else 0,
+            },
+            # Its own metrics first; what cannot be computed here leaves the choice to the next.
+            "tune": {"metrics": list(dict.fromkeys([*self.metrics, *params.tune.metrics]))},
         }
         if self.class_conditional:
             if n_classes == 0:
@@ -151,6 +159,14 @@ class Experiment(Config):
         values = merged(merged(values, changes), self.params)
         values["methods"] = {name: self._method(params, name) for name in self.names}
         return params_from(values, f"experiment '{self.title}'")
+
+    def changed_for(self, model: str, params: Params) -> Params:
+        """The parameters with which one of its models is trained; params: as `applied` makes them."""
+        spec = self.models.get(model)
+        if spec is None or not spec.params:
+            return params
+        changed = merged(params.model_dump(mode="json", by_alias=True), spec.params)
+        return params_from(changed, f"the model '{model}' of experiment '{self.title}'")
 
     def _method(self, params: Params, name: str) -> dict[str, Any]:
         row = self.row(name)

@@ -48,9 +48,10 @@ HOW = {
     "together; PSNR, below it, favours draws without spread. One-step estimates are judged by PSNR.",
     "tables": "Every method of a column saw the same frozen measurements. PSNR (dB, against the truth) rewards the "
     "mean of all plausible images, so the one-step MMSE predictors lead it by construction: compare samplers with "
-    "samplers. FD-px8 is the Fréchet distance between the restored and the true images as sets, in the space of their "
-    "pixels averaged to 8×8; CFD-px8 is the same after the restorations were projected onto the measurements. They are "
-    "not FID and CFID, and compare only within this page. Consistency (cons.) is the mean squared difference between H "
+    "samplers. FD-px8 is the Fréchet distance between the restored images and other real ones as sets, in the space of "
+    "their pixels averaged to 8×8; CFD-px8 is the same after the restorations were projected onto the measurements. "
+    "They are not FID and CFID, and no claim is judged by them: below the tables stands how held-out real images "
+    "score. Consistency (cons.) is the mean squared difference between H "
     "of the restoration and y, in thousandths; 0 is perfect agreement with what was measured. Bold marks the best "
     "value of a column, NFE the network evaluations per image.",
     "unconditional": "Images generated from noise alone, compared with the held-out images as a set.",

@@ -7,15 +7,20 @@
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from components import cli, tracking
-from components.evaluation.evaluate import Results, prepare
-from components.evaluation.methods import Column, columns
+from components.evaluation.evaluate import Evaluation, Results, prepare
+from components.evaluation.methods import Column as Measured
+from components.evaluation.methods import columns
+from components.evaluation.restoring import STATE
 from components.evaluation.sharing import helpers, is_helper
+from components.memo import Memo
 from components.params import UNCONDITIONAL, Params
 from components.paths import STAGED
 from components.records import available, by_key
@@ -23,7 +28,7 @@ from components.reporting import figures, pictures, tables, verdicts
 from components.reporting.experiments import Experiment, experiment_names, load_experiment
 from components.reporting.pages import Notes, Page, Picture, Section
 from components.reporting.paper import Paper
-from components.reporting.tables import Cell, Table, listing
+from components.reporting.tables import Cell, Column, Table, listing
 from components.reporting.verdicts import Evidence, Finding
 from components.training.zoo import Zoo
 from invfusion.data import StagedDataset
@@ -40,52 +45,78 @@ REPORTS = Path("reports/tables")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a table tells. missing: why rows are not there."""
+    """Everything that a table tells of one seed. missing: why rows are not there."""
 
     name: str
     experiment: Experiment
     params: Params
-    plan: Sequence[Column]
+    plan: Sequence[Measured]
     results: Results
     missing: Mapping[str, str]
     trained_images: Mapping[str, int]
 
+    @property
+    def home(self) -> Path:
+        """The folder of its scores and restorations."""
+        return home_of(self.name, self.params)
 
-def table(params: Params, name: str, trains: bool = True) -> Path:
+
+def home_of(name: str, params: Params) -> Path:
+    """Where an evaluation of one seed lies."""
+    return OUTPUT / name / f"seed-{params.seed}"
+
+
+def table(params: Params, name: str, trains: bool = True, seeds: int = 1) -> Path:
     """Make one experiment of experiments/; returns the path of its page. Without `trains`, with the models at hand.
+
+    seeds: how often all of it is made, trainings too: with params.seed and the numbers that follow it.
 
     Raises:
         DataError: the dataset has not been staged, or a frozen measurement set was changed.
         ConfigError: the experiment cannot be run with these parameters.
         CheckpointError: none of its models is there.
     """
-    experiment = load_experiment(name)
-    n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
-    changed = experiment.applied(params, n_classes)
-    zoo = Zoo(name, experiment, changed, trains and not is_helper())
-    models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
-    plan = [column for column in columns(changed, models) if column.kind in experiment.families]
-    _report_missing(name, plan, missing)
-    evaluation = prepare(changed, plan, {m: models[m] for m in _needed(plan)}, OUTPUT / name)
-    evaluation.kept_sets, evaluation.name = SETS, name
+    load_experiment(name)
     if is_helper():
-        evaluation.help()
+        _prepared(params, name, trains=False)[1].help()
         return REPORTS / f"{name}.html"
-    with tracking.start_run(changed, "evaluate", name) as run, helpers(params, "components.reporting.table", [name]):
-        results = evaluation.run()
-        evaluation.restorer.memo.forget_unused(name)
-        trained = {model: _images_of(folder) for model, folder in models.items()}
-        page = write(Outcome(name, experiment, changed, plan, results, missing, trained))
+    prepared = _prepared(params, name, trains)
+    with tracking.start_run(prepared[0].params, "evaluate", name) as run:
+        memo, outcomes = Memo(STATE), list[Outcome]()
+        for i in range(seeds):
+            own = params.model_copy(update={"seed": params.seed + i})
+            outcome, evaluation = _prepared(own, name, trains) if i else prepared
+            with helpers(own, "components.reporting.table", [name]):
+                outcomes.append(replace(outcome, results=evaluation.run()))
+            memo.used.update(evaluation.restorer.memo.used)
+        memo.forget_unused(name)
+        page = write(*outcomes)
         run.log_artifact(page)
     log.info("%s is at %s", name, page)
     return page
 
 
-def _needed(plan: Sequence[Column]) -> set[str]:
+def _prepared(params: Params, name: str, trains: bool) -> tuple[Outcome, Evaluation]:
+    """One seed's models, trained where they are missing, and its evaluation, of which there are no results yet."""
+    experiment = load_experiment(name)
+    n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
+    changed = experiment.applied(params, n_classes)
+    zoo = Zoo(name, experiment, changed, trains)
+    models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
+    plan = [column for column in columns(changed, models) if column.kind in experiment.families]
+    _report_missing(name, plan, missing)
+    needed = {model: models[model] for model in _needed(plan)}
+    evaluation = prepare(changed, plan, needed, home_of(name, changed))
+    evaluation.kept_sets, evaluation.name = SETS, name
+    trained = {model: _images_of(folder) for model, folder in models.items()}
+    return Outcome(name, experiment, changed, plan, Results(), missing, trained), evaluation
+
+
+def _needed(plan: Sequence[Measured]) -> set[str]:
     return {method.model for column in plan for method in column.methods if method.model}
 
 
-def _report_missing(name: str, plan: Sequence[Column], missing: Mapping[str, str]) -> None:
+def _report_missing(name: str, plan: Sequence[Measured], missing: Mapping[str, str]) -> None:
     """Say what is missing, and what can be computed nevertheless.
 
     Raises:
@@ -109,49 +140,98 @@ def _images_of(folder: Path) -> int:
 # What is written.
 
 
-def write(outcome: Outcome) -> Path:
-    """The page, its Markdown, the pictures, and everything as JSON."""
-    found = findings(outcome)
+def write(outcome: Outcome, *others: Outcome) -> Path:
+    """The page, its Markdown, the pictures, and everything as JSON; others: the same with other seeds."""
     data = REPORTS / f"{outcome.name}.json"
     data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text(json.dumps(as_data(outcome, found), indent=1) + "\n")
-    return describe(outcome, found).write(data.with_suffix(".html"), data.with_suffix(".md"))
+    content = as_data(outcome) | {"seeds": [of_seed(one) for one in (outcome, *others)]}
+    data.write_text(json.dumps(content, indent=1) + "\n")
+    return describe(outcome, *others).write(data.with_suffix(".html"), data.with_suffix(".md"))
 
 
 def findings(outcome: Outcome) -> list[Finding]:
     """How the paper's claims come out here."""
     experiment, kinds = outcome.experiment, [column.kind for column in outcome.plan]
-    evidence = Evidence(outcome.results.records, OUTPUT / outcome.name / "scores")
+    evidence = Evidence(outcome.results.records, outcome.home / "scores")
     return verdicts.findings(experiment.claims, experiment.names, kinds, evidence)
 
 
-def describe(outcome: Outcome, found: Sequence[Finding]) -> Page:
+def describe(outcome: Outcome, *others: Outcome) -> Page:
     """Everything that the page says."""
     experiment, records = outcome.experiment, outcome.results.records
     notes = [*outcome.missing.values(), *tables.reasons(records)]
     notes += [*tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
-    claims = [(f.claim, f.degradation, Cell(f.verdict, style=verdicts.STYLES[f.verdict]), f.numbers) for f in found]
     return Page(
         title=f"{heading(outcome.name)}: {experiment.title}",
         lead=caption(outcome),
         sections=(
             Section("Results", [results_table(outcome), Notes(notes)]),
-            Section("What the paper claims", [listing("Claim, Degradation, Here, Numbers", claims)] if claims else []),
+            *([seeds_section([outcome, *others])] if others else []),
+            Section("What the paper claims", [claims_table([outcome, *others])] if experiment.claims else []),
             Section("Figures", figures_of(outcome)),
             Section("How each row sampled, and what it took", [Notes(settings(outcome)), costs_table(outcome)]),
         ),
     )
 
 
+def claims_table(outcomes: Sequence[Outcome]) -> Table:
+    """How each claim came out with the first seed, and where there are more, how often each way with all of them."""
+    first, *others = ({(f.claim, f.degradation): f for f in findings(outcome)} for outcome in outcomes)
+    rows = []
+    for key, finding in first.items():
+        verdict = Cell(finding.verdict, style=verdicts.STYLES[finding.verdict])
+        counts = Counter([finding.verdict, *(other[key].verdict for other in others if key in other)])
+        over = [", ".join(f"{outcome} {n}" for outcome, n in counts.items())] if others else []
+        rows.append([*key, verdict, *over, finding.numbers])
+    return listing(f"Claim, Degradation, Here, {'Over seeds, ' if others else ''}Numbers", rows)
+
+
+def seeds_section(outcomes: Sequence[Outcome]) -> Section:
+    """Each number's mean and standard deviation over seeds."""
+    first = outcomes[0]
+    groups, metrics = first.experiment.groups, metrics_of(first)
+    columns = [
+        Column(METRICS[m].label + METRICS[m].arrow, tables.name_of(kind)) for kind in metrics for m in metrics[kind]
+    ]
+    found = [by_key(available(outcome.results.records)) for outcome in outcomes]
+
+    def row(method: str) -> list[Cell]:
+        keys = [(method, kind, m) for kind in metrics for m in metrics[kind]]
+        return [
+            Cell(tables.label(method)),
+            *(spread([r[key].value for r in found if key in r], key[2]) for key in keys),
+        ]
+
+    rows = {group: [row(method) for method in methods] for group, methods in groups.items()}
+    seeds = ", ".join(str(outcome.params.seed) for outcome in outcomes)
+    return Section(
+        "Spread over seeds",
+        [Table((Column("Method", is_number=False), *columns), rows)],
+        f"Mean ± standard deviation over the seeds {seeds}. Each has its own trainings, operators, noise and draws, of "
+        f"the same images; all other tables of this page are of seed {first.params.seed}.",
+    )
+
+
+def spread(values: Sequence[float | None], metric: str) -> Cell:
+    """Mean and standard deviation of a metric's values; of a single one there is none."""
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return Cell("–")
+    return Cell(f"{METRICS[metric].show(mean(there))} ± {METRICS[metric].show(stdev(there))}")
+
+
 def results_table(outcome: Outcome) -> Table:
     """The paper's table with our numbers, its own beside them."""
     experiment, records = outcome.experiment, outcome.results.records
-    metrics = {
-        column.kind: tables.with_stand_ins(experiment.metrics, [r for r in records if r.degradation == column.kind])
-        for column in outcome.plan
-    }
     names = {name: experiment.row(name).paper or name for name in experiment.names}
-    return tables.layout(experiment.groups, metrics, records, paper_of(outcome), names)
+    return tables.layout(experiment.groups, metrics_of(outcome), records, paper_of(outcome), names)
+
+
+def metrics_of(outcome: Outcome) -> dict[str, list[str]]:
+    """{degradation: metrics that are shown}, with stand-ins for what cannot be computed."""
+    wanted, records = outcome.experiment.metrics, outcome.results.records
+    kinds = [column.kind for column in outcome.plan]
+    return {kind: tables.with_stand_ins(wanted, [r for r in records if r.degradation == kind]) for kind in kinds}
 
 
 def paper_of(outcome: Outcome) -> Paper:
@@ -182,6 +262,8 @@ def caption(outcome: Outcome) -> str:
         f"{params.data.name}, {params.data.image_size}×{params.data.image_size} pixels, {params.evaluate.split} split, "
         f"{params.evaluate.n_images} images; {noise}; models trained on {trained} images."
     )
+    if tuned := tuned_line(outcome):
+        text = f"{text} {tuned}"
     if paper.dataset:
         return (
             f"{text} The paper's numbers ({paper.dataset}, {experiment.n_images:,} images) stand below ours where the "
@@ -191,6 +273,19 @@ def caption(outcome: Outcome) -> str:
         return text
     reduced = " Reduced in images and steps." if params.evaluate.n_images < experiment.n_images else ""
     return f"{text} The paper's table is on {experiment.dataset}, so its numbers do not stand here.{reduced}"
+
+
+def tuned_line(outcome: Outcome) -> str:
+    """By which metric the step sizes were found, and on what; empty where all are the samplers' own."""
+    found: dict[str, list[str]] = {}
+    for method in (method for column in outcome.plan for method in column.methods if method.tuned_by):
+        found.setdefault(method.tuned_by or "", []).append(tables.label(method.name))
+    if not found:
+        return ""
+    by = "; ".join(f"{', '.join(dict.fromkeys(names))} by {METRICS[metric].label}" for metric, names in found.items())
+    headline = outcome.experiment.metrics[0]
+    rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
+    return f"Step sizes were tuned on the validation split: {by}{rest}."
 
 
 def frozen_notes(results: Results) -> list[str]:
@@ -215,7 +310,7 @@ def figures_of(outcome: Outcome) -> list[Picture]:
     """The pictures, one per degradation."""
     if outcome.experiment.shows == "curve":
         return [curve_of(outcome)]
-    restorations, found = OUTPUT / outcome.name / "restorations", []
+    restorations, found = outcome.home / "restorations", []
     for column in outcome.plan:
         kind, methods = column.kind, [method.name for method in column.methods]
         path = REPORTS / f"{outcome.name}_{kind}.png"
@@ -247,18 +342,26 @@ def curve_of(outcome: Outcome) -> Picture:
     return Picture(path, "Quality against network calls")
 
 
-def as_data(outcome: Outcome, found: Sequence[Finding]) -> dict[str, Any]:
+def as_data(outcome: Outcome) -> dict[str, Any]:
     """The table for programs."""
     return {
         "name": outcome.name,
         "title": outcome.experiment.title,
         "caption": caption(outcome),
         "dataset": outcome.params.data.name,
-        "measurements_sha256": outcome.results.measurements,
         "settings": settings(outcome),
         "missing": dict(outcome.missing),
-        "claims": [asdict(finding) for finding in found],
         "costs": outcome.results.costs,
+        **of_seed(outcome),
+    }
+
+
+def of_seed(outcome: Outcome) -> dict[str, Any]:
+    """What depends on the seed."""
+    return {
+        "seed": outcome.params.seed,
+        "measurements_sha256": outcome.results.measurements,
+        "claims": [asdict(finding) for finding in findings(outcome)],
         "records": [record.as_json() for record in outcome.results.records],
     }
 
@@ -267,12 +370,13 @@ def main() -> None:
     """Make a table or figure of the paper, or all of them."""
     command = cli.parser(main.__doc__)
     command.add_argument("names", nargs="*", help=f"of {', '.join(experiment_names())}; default: all")
+    command.add_argument("--seeds", type=int, default=1, help="how often, with params.seed and the following numbers")
     command.add_argument("--no-train", action="store_true", help="leave out rows whose model is not trained")
     failed = []
     with cli.started(command, quiet=is_helper()) as options:
         for name in options.names or experiment_names():
             try:
-                table(options.params, name, trains=not options.no_train)
+                table(options.params, name, trains=not options.no_train, seeds=options.seeds)
             except InvFusionError as error:
                 failed.append(name)
                 log.error("error: %s: %s", name, error)

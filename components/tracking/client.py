@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATE = Path("state/tracking")
+# Where the pages of an MLflow store are shown that is no server itself.
+PAGES = "INVFUSION_MLFLOW_PAGES"
+# The page of the job that a run belongs to.
+JOB_PAGE = "INVFUSION_JOB_PAGE"
+RUN_LINE = "MLflow run %s: %s"
 # The parameters that runs of a stage are compared by; all of them are in the run's file params.json.
 SECTIONS = {
     "train": ("seed", "data", "degradation", "noise", "model", "train"),
@@ -156,6 +161,7 @@ def _open_run(params: "Params", stage: str, name: str) -> MlflowRun:
     facts = {"uri": address, "params": _sha256(json.dumps(settings, sort_keys=True))}
     with service_errors(uri):
         run_id = _unfinished(client, live, facts) or _create_run(client, uri, params.data.name, stage, name)
+        log.info(RUN_LINE, _run_name(stage, name), _page(client, uri, run_id))
     write_text(live, json.dumps({**facts, "run": run_id}))
     run = MlflowRun(client, address, run_id, live)
     run.log_params({section: settings[section] for section in SECTIONS.get(stage, settings) if section in settings})
@@ -176,9 +182,23 @@ def _synchronise_all(client: Any, address: str) -> None:
 
 def _create_run(client: Any, uri: str, experiment: str, stage: str, name: str) -> str:
     tags = {"mlflow.source.git.commit": git_revision(), "mlflow.source.name": f"components/{stage}.py", "stage": stage}
-    run_name = name if name == stage else f"{stage}-{name}"
-    run = client.create_run(experiment_id(client, uri, experiment), tags=tags, run_name=run_name)
+    if job := os.environ.get(JOB_PAGE):
+        tags["job"] = job
+    run = client.create_run(experiment_id(client, uri, experiment), tags=tags, run_name=_run_name(stage, name))
     return str(run.info.run_id)
+
+
+def _run_name(stage: str, name: str) -> str:
+    return name if name == stage else f"{stage}-{name}"
+
+
+def _page(client: Any, uri: str, run_id: str) -> str:
+    """Where a run is shown."""
+    address = os.environ.get(PAGES) or (masked(uri) if uri.startswith("http") else None)
+    if address is None:
+        return f"{run_id} in {masked(uri)}"
+    experiment = client.get_run(run_id).info.experiment_id
+    return f"{address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def _unfinished(client: Any, live: Path, facts: Mapping[str, str]) -> str | None:

@@ -101,18 +101,30 @@ def service_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        remedy = "Start that server"
+        if missing := _missing_module(error):
+            remedy = f"Install {missing} (PostgreSQL's: pip install -c constraints.txt psycopg2-binary)"
         raise ServiceError(
-            f"MLflow at {masked(uri)} cannot be used: {_without_password(_reason(error), uri)}. Start "
-            "that server, or unset MLFLOW_TRACKING_URI and set runtime.mlflow_uri to a local file such as "
-            "sqlite:///mlflow.db"
+            f"MLflow at {masked(uri)} cannot be used: {_without_password(_reason(error), uri)}. {remedy}, or unset "
+            "MLFLOW_TRACKING_URI and set runtime.mlflow_uri to a local file such as sqlite:///mlflow.db"
         ) from error
+
+
+def _missing_module(error: BaseException) -> str | None:
+    """The driver of a database that is not installed."""
+    root = _root(error)
+    return root.name if isinstance(root, ModuleNotFoundError) else None
+
+
+def _root(error: BaseException) -> BaseException:
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return error
 
 
 def _reason(error: BaseException) -> str:
     """The first line of the error at the bottom: "Connection refused" rather than what each layer made of it."""
-    root = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    root = _root(error)
     lines = (str(root) or str(error)).splitlines()
     return lines[0][:200] if lines else type(root).__name__
 

@@ -2,11 +2,13 @@
 account for time, memory and disk of every stage.
 
 `python -m components.training.dry_run --profile ffhq64` says what would be trained, what each stage takes on this
-machine and what does not fit; with `--gpu a40`, on one GPU of that kind.
+machine and what does not fit; with `--gpu a40`, on one GPU of that kind. With `--tables` it says in a line what each
+table and figure takes, with all of its trainings: what two of them share is trained and restored once.
 """
 
 import logging
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,9 +17,11 @@ from components import account, cli
 from components.account import Line, Machine, Step, families
 from components.params import Params, load_params
 from components.profiles import load_profile
+from components.reporting.experiments import experiment_names, load_experiment
 from components.training.train import network
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import Condition
+from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
 from invfusion.models import Denoiser
@@ -31,9 +35,9 @@ log = logging.getLogger(__name__)
 STAND_IN = 17
 
 
-def dry_run(params: Params, batch_size: int = 1, gpu: str = "") -> list[Line]:
+def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = False) -> list[Line]:
     """Build every model, run the largest that is given measurements forward and backward on each family, and log what
-    all stages take: on this machine, or on one GPU of a kind. Returns the account.
+    all stages take, or `tables`: on this machine, or on one GPU of a kind. Returns the account of the stages.
 
     Raises:
         InvFusionError: the model, the operators or the loss do not fit together.
@@ -59,9 +63,30 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "") -> list[Line]:
     machine = Machine.named(gpu) if gpu else Machine.this(speed, x.device)
     step = Step(denoiser.config, max(kept for _, kept in steps) / batch_size)
     lines = account.account(params, sizes, step)
-    for row in account.table(lines, machine):
+    for row in of_tables(params, step, machine, stand_in) if tables else account.table(lines, machine):
         log.info(row)
     return lines
+
+
+def of_tables(params: Params, step: Step, machine: Machine, prior: GaussianPrior) -> Iterator[str]:
+    """What each table and figure takes, in a line; or why it cannot be made."""
+
+    def count(changed: Params, name: str) -> int:
+        while (before := changed.starts_from(name)) is not None:
+            name = before
+        with torch.device("meta"):
+            return sum(p.numel() for p in network(changed, name, prior=prior).parameters())
+
+    yield f"on {machine.name}"
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        try:
+            changed = experiment.applied(params, params.model.n_classes)
+        except ConfigError as error:
+            yield f"{name}: {error}"
+        else:
+            lines = account.of_experiment(experiment, changed, count, step)
+            yield f"{name}: {account.summary(lines, machine)}"
 
 
 def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> tuple[float, float]:
@@ -94,12 +119,13 @@ def main() -> None:
     command = cli.parser(__doc__, params=False)
     command.add_argument("--profile", default="", help="a name under profiles/; default: params.yaml")
     command.add_argument("--batch-size", type=int, default=1)
+    command.add_argument("--tables", action="store_true", help="account for each table and figure instead")
     command.add_argument("--gpu", default="", choices=["", *account.GPUS], help="account for one GPU of this kind")
     with cli.started(command) as options:
         params = load_profile(options.profile) if options.profile else load_params()
         name = options.profile or "params.yaml"
         log.info("%s is valid: %d training images at %d px", name, params.train.images, params.data.image_size)
-        dry_run(params, options.batch_size, options.gpu)
+        dry_run(params, options.batch_size, options.gpu, options.tables)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
@@ -37,7 +38,7 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.models import (
     Denoiser,
     checkpoint_activations,
-    compile_network,
+    compile_denoiser,
     load_denoiser,
     save_denoiser,
     set_attention_backend,
@@ -118,7 +119,7 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     dataset = StagedDataset(STAGED, "train")
     facts = facts_of(params, name, denoiser, dataset)
     task = replace(params.task(name), fingerprint=facts["fingerprint"])
-    _accelerate(denoiser, params.runtime)
+    _accelerate(denoiser, params.runtime, device)
     stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
@@ -140,11 +141,11 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     return places.model
 
 
-def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig) -> None:
+def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device) -> None:
     set_attention_backend(denoiser, runtime.attention_backend)
     checkpoint_activations(denoiser, runtime.activation_checkpointing)
     if runtime.compile:
-        compile_network(denoiser)
+        compile_denoiser(denoiser, device)
 
 
 def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:

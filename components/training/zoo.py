@@ -11,9 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from components import cli
-from components.params import Params, params_from
+from components.params import Params
 from components.paths import MODELS, STAGED
-from components.profiles import merged
 from components.reporting.experiments import Experiment, Model
 from components.training import train
 from components.training.identity import identity
@@ -118,10 +117,7 @@ class Zoo:
     def wanted(self, name: str) -> Wanted | None:
         """What a model is to be; None where it starts from one that is missing."""
         spec = self.experiment.models.get(name) or Model(train=_known(name))
-        params = self.params
-        if spec.params:
-            changed = merged(params.model_dump(mode="json", by_alias=True), spec.params)
-            params = params_from(changed, f"the model '{name}' of experiment '{self.experiment.title}'")
+        params = self.experiment.changed_for(name, self.params)
         before = params.starts_from(spec.train)
         if before is None:
             return Wanted(spec.train, params)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invfusion.diffusion.components import gram_schmidt
 from invfusion.operators.base import Measurement
+from invfusion.rng import upload
 from invfusion.schema import Config
 
 # A denoiser's forward with all its switches; data-parallel wrappers have the same signature.
@@ -44,7 +45,7 @@ class LossOutput:
 
 def standard_normal(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     """Drawn on the CPU, so that the numbers do not depend on the device."""
-    return torch.randn(shape, generator=generator).to(device)
+    return upload(torch.randn(shape, generator=generator), device)
 
 
 def squared_error(estimate: Tensor, x: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class DiffusionLoss(Config):
 
     def __call__(self, network: Network, x: Tensor, condition: Condition, generator: torch.Generator) -> LossOutput:
         """x (B, C, H, W) in [-1, 1] -> the loss at freshly drawn noise levels and noise."""
-        sigma = self.noise_levels(len(x), generator).to(x.device)
+        sigma = upload(self.noise_levels(len(x), generator), x.device)
         return self.at(network, x, condition, sigma, standard_normal(tuple(x.shape), generator, x.device))
 
     def noise_levels(self, n: int, generator: torch.Generator) -> Tensor:

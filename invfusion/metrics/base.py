@@ -121,6 +121,11 @@ class Metric:
     decimals: int | None = None
 
     @property
+    def judges_draws(self) -> bool:
+        """Whether it is computed of repeated draws of an image, or of a point estimate in their place."""
+        return not self.needs.isdisjoint({"draws", "forecast"})
+
+    @property
     def arrow(self) -> str:
         """Which way is better, as a sign: ↑, ↓, or → and the value that is best."""
         return {"higher": "↑", "lower": "↓"}.get(str(self.better)) or f"→{self.better:g}"

@@ -3,19 +3,28 @@
 import torch
 from torch import Tensor
 
-from invfusion.metrics.base import Metric, Restorations
+from invfusion.metrics.base import Metric, Restorations, Weighted
 from invfusion.metrics.tools.calibration import ranks_at_stake
 
 LEVEL = 0.9
 
 
-def coverage_of_pixels(restored: Restorations) -> Tensor:
-    """The share of each image's uncertain pixels that lie within their interval, (n,)."""
+def pixels_within(restored: Restorations) -> Tensor:
+    """Of each image, its uncertain pixels within their interval, and all of them: (n, 2) float64."""
     found = ranks_at_stake(restored.need("draws"), restored.need("truth"), restored.random())
     counts = [(int(((of_pixels - 0.5).abs() <= LEVEL / 2).sum()), len(of_pixels)) for _, of_pixels in found]
-    inside, uncertain = torch.tensor(counts).T
-    share: Tensor = inside / uncertain.clamp(min=1)
-    return share
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+def share(values: Tensor, _: Tensor | None) -> Weighted:
+    """Of all uncertain pixels, which some images have none of: a mean over images would count those as missed."""
+
+    def shares(weights: Tensor, _: Tensor | None = None) -> Tensor:
+        inside, uncertain = (weights @ values.double()).T
+        found: Tensor = inside / uncertain.clamp(min=1)
+        return found
+
+    return shares
 
 
 COVERAGE_90 = Metric(
@@ -23,5 +32,6 @@ COVERAGE_90 = Metric(
     label="90% covers",
     better=LEVEL,
     needs=frozenset({"truth", "draws"}),
-    values=coverage_of_pixels,
+    values=pixels_within,
+    statistic=share,
 )

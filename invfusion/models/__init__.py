@@ -1,9 +1,12 @@
 """Denoisers: architecture, presets, checkpoints."""
 
 from invfusion.models.acceleration import checkpoint_activations as checkpoint_activations
+from invfusion.models.acceleration import compile_denoiser as compile_denoiser
+from invfusion.models.acceleration import compile_layers as compile_layers
 from invfusion.models.acceleration import compile_network as compile_network
 from invfusion.models.acceleration import lower_precision as lower_precision
 from invfusion.models.attention import available_backends as available_backends
+from invfusion.models.captured import CapturedDenoiser as CapturedDenoiser
 from invfusion.models.checkpoint import load_denoiser as load_denoiser
 from invfusion.models.checkpoint import load_manifest as load_manifest
 from invfusion.models.checkpoint import load_weights as load_weights

@@ -24,6 +24,8 @@ Backend = Literal["sdpa", "natten", "flex"]
 Grid = tuple[int, int]
 # Below this many tokens a dense mask beats a sparse one, whose blocks hold 128 tokens.
 FLEX_MIN_TOKENS = 1024
+# Compiled kernels of flex attention, by shape, precision and direction.
+MAX_KERNELS = 64
 # Above this many tokens "sdpa" goes through the grid by tiles, since the dense mask grows with their square.
 DENSE_MAX_TOKENS = 4096
 
@@ -35,7 +37,7 @@ def available_backends(device_type: str = "cpu") -> tuple[Backend, ...]:
     if device_type == "cuda":
         if importlib.util.find_spec("triton") is not None:
             found.insert(0, "flex")
-        if _natten_is_compiled():
+        if natten_is_compiled():
             found.insert(0, "natten")
     return tuple(found)
 
@@ -46,6 +48,7 @@ def check_backend(name: str) -> None:
         raise ConfigError(f"unknown attention backend '{name}'; valid are auto, {', '.join(get_args(Backend))}")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose_backend(requested: str, device_type: str, n_tokens: int) -> Backend:
     """The backend for one call; `requested` is a backend's name or "auto". Raises `ConfigError`."""
     available = available_backends(device_type)
@@ -82,7 +85,7 @@ def _flat(q: Tensor, k: Tensor, v: Tensor, attention: Callable[..., Tensor]) -> 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
     if q.shape[1] * q.shape[2] > DENSE_MAX_TOKENS:
         return _sdpa_by_tiles(q, k, v, window)
-    mask = neighbourhood_mask((q.shape[1], q.shape[2]), window, k.shape[1], q.device)
+    mask = _dense_mask((q.shape[1], q.shape[2]), window, k.shape[1], q.device)
     return _flat(q, k, v, partial(F.scaled_dot_product_attention, attn_mask=mask))
 
 
@@ -112,6 +115,13 @@ def _seen(mask: Tensor) -> slice:
     return slice(int(seen[0]), int(seen[-1]) + 1)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _dense_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Tensor:
+    """`neighbourhood_mask` as a compiled network takes it: a constant, not made anew at every call."""
+    with torch.inference_mode(False):
+        return neighbourhood_mask(grid, window, n_sets, device)
+
+
 @cache
 def neighbourhood_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Tensor:
     """Which of the S * T keys each of the T queries sees: boolean (T, S * T), T = H * W."""
@@ -130,7 +140,7 @@ def _window_start(position: Tensor, n: int, kernel: int) -> Tensor:
     return (position - kernel // 2).clamp(0, n - kernel)
 
 
-def _natten_is_compiled() -> bool:
+def natten_is_compiled() -> bool:
     """Whether natten is installed with its CUDA library, without which it is slow and has no gradients."""
     if importlib.util.find_spec("natten") is None:
         return False
@@ -153,18 +163,44 @@ def _natten(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
-    mask = _flex_mask((q.shape[1], q.shape[2]), window, k.shape[1], q.device)
-    return _flat(q, k, v, partial(_compiled_flex(), block_mask=mask))
+    mask = _block_mask((q.shape[1], q.shape[2]), window, k.shape[1], q.device)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Within a compiled network it is compiled along.
+    attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    return _flat(q, k, v, partial(attention, block_mask=mask))
 
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Each shape of queries has a kernel of its own; beyond the limit flex attention would run as dense products.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_KERNELS)
     return torch.compile(flex_attention, dynamic=False)
 
 
-@cache
+class _BlockMasks:
+    """Holds block masks as attributes, where a compiled network finds them instead of making them at every call."""
+
+
+_BLOCK_MASKS = _BlockMasks()
+
+
+def _block_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Any:
+    return getattr(_BLOCK_MASKS, _made_block_mask(grid, window, n_sets, device))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _made_block_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> str:
+    """The name of the attribute of `_BLOCK_MASKS` that holds it."""
+    name = "_".join(str(n) for n in (*grid, *window, n_sets, device.type, device.index or 0))
+    if not hasattr(_BLOCK_MASKS, name):
+        with torch.inference_mode(False):
+            setattr(_BLOCK_MASKS, name, _flex_mask(grid, window, n_sets, device))
+    return name
+
+
 def _flex_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Any:
     """The block mask of neighbourhood attention over several sets of keys."""
     from torch.nn.attention.flex_attention import create_block_mask

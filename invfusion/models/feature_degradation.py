@@ -33,7 +33,17 @@ class FeatureDegradation(nn.Module):
         self.damping = damping
         self.mix = Linear(self.stack_size + 1, self.stack_size, bias=True)
 
+    # Whether a compiled network calls this layer between its graphs, which then serve every operator.
+    outside_graphs = False
+
     def forward(self, x: Tensor, measurement: Measurement) -> Tensor:
+        return self._outside(x, measurement) if self.outside_graphs else self._degraded(x, measurement)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _outside(self, x: Tensor, measurement: Measurement) -> Tensor:
+        return self._degraded(x, measurement)
+
+    def _degraded(self, x: Tensor, measurement: Measurement) -> Tensor:
         operator, y = measurement.operator, measurement.y
         with torch.autocast(x.device.type, enabled=False):
             features = self._to_images(x.float())

@@ -16,10 +16,11 @@ Size = Annotated[int, Field(ge=1)]
 class OptimisationConfig(Config):
     """Everything about one training run but its model, data and loss. Durations are counted in images.
 
-    batch_size: images of one update; micro_batch_size: of one pass through the network, of which a batch holds a whole
-    number. The rate rises linearly over `warmup_images` and falls with the inverse square root of the image count after
-    `decay_start_images`. augment_probability: of each augmentation; 0 also turns off the mirroring. label_dropout: the
-    share of class labels hidden, for guidance.
+    images: of the whole training; batch_size: images of one update; micro_batch_size: of one pass through the network,
+    of which a batch holds a whole number. lr: the highest rate; warmup_images: over which the rate rises linearly;
+    decay_start_images: after which it falls with the inverse square root of the image count. betas: of Adam.
+    augment_probability: of each augmentation; 0 also turns off the mirroring. label_dropout: the share of class labels
+    hidden, for guidance. checkpoint_images: between two checkpoints; log_images: between two lines of the loss log.
     """
 
     images: Size = 2**25

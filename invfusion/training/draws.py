@@ -46,6 +46,9 @@ class OperatorDraws:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
+        # On CUDA the first call of torch.linalg loads its library, which is not thread-safe: two threads that begin
+        # with an inverse at once fail with "lazy wrapper should be called at most once". So it is called here before.
+        torch.linalg.cholesky(torch.eye(1, device=self.device))
         return ThreadPoolExecutor(self.n_threads, thread_name_prefix="operator-draws")
 
     def _draw(self, index: int) -> LinearOperator | None:

@@ -15,7 +15,7 @@ from invfusion.errors import NonFiniteError
 from invfusion.measuring import observe
 from invfusion.models import Denoiser
 from invfusion.operators.base import LinearOperator
-from invfusion.rng import derive_seed, generator
+from invfusion.rng import derive_seed, generator, upload
 from invfusion.training.augment import augment
 from invfusion.training.distributed import Processes
 from invfusion.training.draws import OperatorDraws
@@ -91,7 +91,7 @@ class Stepper:
     def _accumulate(self, batch: Batch, start: int, last: bool) -> tuple[list[str], LossOutput]:
         config, group = self.task.config, self.processes
         seed = derive_seed(self.task.seed, "train/dropout", start)
-        moved = Batch(batch.images.to(self.device), batch.keys, batch.labels)
+        moved = Batch(upload(batch.images, self.device), batch.keys, batch.labels)
         operator = self.draws(start)
         with group.sync(self.model, last), seeded_dropout(seed, self.device):
             output = micro_batch_loss(self.task, self._network, moved, operator, self.denoiser.n_classes, start)

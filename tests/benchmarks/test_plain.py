@@ -134,11 +134,15 @@ def test_tables_are_made_from_the_records() -> None:
             "ours_ms": 10, "bf16_ms": 5, "images": 64, "gflop_per_image": 100, "ratio": 3.0}  # fmt: skip
     text = PERFORMANCE.read_text()
     assert sorted(re.findall("<!-- table ([a-z-]+) -->", text)) == sorted(TABLES)
-    sampling = step | {"suite": "sampling"}
-    gpu = render(text, {"cuda": {"machine": facts, "records": [step, sampling]}})
-    trained = "6400.0 (40.0%) | 12800.0 (20.0%) | not measured"
-    assert f"| training | ffhq64 | {trained} | 3.00x | not measured |" in gpu
-    assert "| sampling | ffhq64 | 101.6 (40.0%) |" in gpu, "63 calls for an image"
+    trained = {"suite": "train-ffhq64", "case": "blur", "images_per_s": 6400.0, "mfu": 0.4}
+    sampled = {"suite": "sample-ffhq64", "case": "blur", "images_per_s_at_63_calls": 101.6, "mfu": None}
+    failed = {"suite": "learning", "case": "", "failed": "no such kernel"}
+    lease = {"machine": facts, "records": [trained, sampled, failed]}
+    gpu = render(text, {"cuda": lease, "cuda_suites": {"machine": facts, "records": [step]}})
+    missing = "not measured | not measured"
+    assert f"| training | ffhq64 | {missing} | 6400.0 (40.0%) | not measured | 3.00x | not measured |" in gpu
+    assert f"| sampling | ffhq64 | {missing} | 101.6 | not measured |" in gpu
+    assert "| learning | failed no such kernel |  |" in gpu
     empty = render(gpu, {})
     assert "6400.0" not in empty
     assert render(empty, {}) == empty

@@ -11,13 +11,13 @@ from invfusion.rng import generator
 N, S, SHAPE = 300, 4, (1, 4, 4)
 
 
-def case(spread: float = 1.0, shown: slice = slice(None)) -> Restorations:
+def case(spread: float = 1.0, shown: slice = slice(None), deviation: float = 0.2) -> Restorations:
     """8-bit draws and truths around means, with another spread of the draws; the first row of pixels is known."""
     way = generator(0, "draws")
     mean, unknown = 0.3 * torch.randn(N, *SHAPE, generator=way), torch.ones(SHAPE)
     unknown[:, 0] = 0
-    truth = mean + 0.2 * unknown * torch.randn(N, *SHAPE, generator=way)
-    draws = mean[:, None] + 0.2 * spread * unknown * torch.randn(N, S, *SHAPE, generator=way)
+    truth = mean + deviation * unknown * torch.randn(N, *SHAPE, generator=way)
+    draws = mean[:, None] + deviation * spread * unknown * torch.randn(N, S, *SHAPE, generator=way)
     draws, truth = encode(draws[..., shown, :]), encode(truth[..., shown, :])
     return Restorations(images=draws[:, 0], draws=draws, truth=truth, random=lambda: generator(0, "ties"))
 
@@ -33,6 +33,12 @@ def test_draws_of_the_right_law_are_calibrated() -> None:
     assert number("std_ratio", restored) == pytest.approx(1, abs=0.05)
     curves = curves_of_draws(restored)
     torch.testing.assert_close(torch.tensor(curves["coverage"]).double(), LEVELS, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("grey_levels", [1, 2])
+def test_pixels_are_chosen_without_favouring_the_truth(grey_levels: float) -> None:
+    """Chosen by the range of the draws alone, those whose draws happen to agree would be missing."""
+    assert number("coverage_90", case(deviation=grey_levels / 127.5)) == pytest.approx(0.9, abs=0.02)
 
 
 def test_draws_that_are_too_sure_are_seen() -> None:

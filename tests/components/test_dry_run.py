@@ -6,6 +6,7 @@ import pytest
 from components.account import Machine, Step, account, table
 from components.params import Params, params_from
 from components.profiles import load_profile, merged, profile_values
+from components.reporting.experiments import experiment_names
 from components.training.dry_run import dry_run
 
 
@@ -60,6 +61,21 @@ def test_what_does_not_fit_says_why() -> None:
     (row,) = [row for row in rows if "train / invfusion " in row]
     assert re.search(r"does not fit: \d+ GiB of memory, 7 are there; \d+ days", row)
     assert "GiB of disk, 1 are free" in rows[-1]
+
+
+def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
+    """Trainings, among them those of its own; a table that needs classes says so."""
+    with caplog.at_level(logging.INFO):
+        dry_run(load_profile(), gpu="a40", tables=True)
+    said = {line.partition(":")[0]: line for line in caplog.messages}
+    assert set(experiment_names()) <= set(said)
+    assert "training" in said["table_01"]
+    assert all(name in said["table_01"] for name in ("unconditional", "palette", "indi", "invfusion_g"))
+    assert "has no class labels" in said["table_02"]
+    assert all(name in said["table_08"] for name in ("level_1 ", "levels_1_2 "))
+    assert "levels_1_3" not in said["table_08"], "of an architecture with two"
+    assert "palette_mmse" in said["table_07"]
+    assert "restoring" in said["figure_03"]
 
 
 def test_evaluation_grows_with_images_and_draws() -> None:

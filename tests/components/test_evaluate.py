@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from components.evaluation.evaluate import evaluate
 from components.evaluation.images import Images
 from components.evaluation.measurement_sets import MeasurementSet, Request, frozen
 from components.evaluation.methods import columns
+from components.evaluation.sampling import Task, restore_batch
 from components.params import Params
 from components.paths import file_name
 from components.profiles import load_profile
@@ -36,7 +37,7 @@ from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_d
 from invfusion.noise import AnyNoise, GaussianNoise, PoissonNoise
 from invfusion.operators import LinearOperator, MatrixOperator
 from invfusion.rng import generator
-from invfusion.samplers import DDNM, DDRM, Heun, SampleOutput
+from invfusion.samplers import DDNM, DDRM, Heun, SampleOutput, Sampler
 
 pytestmark = pytest.mark.slow
 
@@ -573,6 +574,23 @@ def test_a_measurement_depends_on_its_key_alone(tmp_path: Path) -> None:
         assert torch.equal(ours.operator.kernel, theirs.operator.kernel)
 
 
+def test_every_method_starts_an_image_from_the_same_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever shares its batch."""
+    for kind in (Heun, DDRM):
+        monkeypatch.setattr(kind, "sample", lambda _, __, ___, noise, **____: SampleOutput(noise, nfe=0))
+    measured = measured_in(tmp_path)
+    indices = measured.groups[0].indices
+
+    def start(sampler: Sampler, chosen: Sequence[int], draw: int) -> torch.Tensor:
+        keys = [measured.keys[i] for i in chosen]
+        task = Task(measured.measurement(chosen), keys, [draw] * len(chosen), torch.zeros(len(chosen)))
+        return restore_batch(sampler, None, task, seed=0, guidance=1.0).x
+
+    assert torch.equal(start(Heun(), indices, 0), start(DDRM(), indices, 0))
+    assert torch.equal(start(Heun(), indices[1:2], 0), start(DDRM(), indices[:2], 0)[1:])
+    assert not torch.equal(start(Heun(), indices, 0), start(Heun(), indices, 1))
+
+
 def test_costs_are_told_for_every_cell(workplace: Path, records: list[dict]) -> None:
     costs = json.loads((workplace / "first-costs.json").read_text())
     assert {(c["method"], c["degradation"]) for c in costs} == {(r["method"], r["degradation"]) for r in records}
@@ -615,7 +633,7 @@ def test_diverged_images_are_counted_and_left_out(workplace: Path, monkeypatch: 
 
 def test_tuned_values_hold_on_their_family_alone() -> None:
     base = make_params()
-    dps = base.methods["DPS"].model_copy(update={"tuned": {"matrix": {"zeta": 1.5}}})
+    dps = base.methods["DPS"].model_copy(update={"tuned": {"psnr": {"matrix": {"zeta": 1.5}}}})
     params = base.model_copy(update={"methods": {**base.methods, "DPS": dps}})
     evaluated = params.evaluate.model_copy(update={"methods": ["DPS"]})
     plan = columns(params.model_copy(update={"evaluate": evaluated}), ["unconditional"])

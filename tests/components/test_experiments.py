@@ -1,6 +1,10 @@
 """Every table and figure of the paper can be made, and says what is missing where it cannot."""
 
+import csv
 import json
+import re
+import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +17,18 @@ from safetensors.torch import save_file
 from tiny_training import read_json, workplace
 
 from components.data.prior import fit_prior
-from components.evaluation import restoring, tune
+from components.evaluation import methods, restoring, tune
+from components.evaluation.evaluate import Results
 from components.params import Params, PriorFitConfig
 from components.profiles import load_profile
 from components.records import Record
 from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
-from components.reporting.paper import Paper
+from components.reporting.paper import FILE, Paper
 from components.training import train, zoo
 from invfusion.errors import CheckpointError, ConfigError, DataError
+from invfusion.metrics import METRICS
+from invfusion.noise import GaussianNoise
 from invfusion.rng import generator
 from invfusion.samplers import SAMPLERS
 
@@ -45,12 +52,12 @@ NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
 def make_params(**evaluate: Any) -> Params:
     """The project's own parameters with tiny models, few steps and images."""
     base = tiny_training.make_params(images=8, log_images=8, checkpoint_images=8, warmup_images=0)
-    methods = {}
+    chosen = {}
     for name, method in base.methods.items():
         if method.sampler is not None:
             sampler = method.sampler.model_copy(update=FEWEST.get(method.sampler.kind, {}))
             method = method.model_copy(update={"sampler": sampler, "extra_draws": min(method.extra_draws, 1)})
-        methods[name] = method
+        chosen[name] = method
     small = {"split": "val", "batch_size": N, "bootstrap_resamples": 10, "sampler": base.evaluate.sampler.model_copy(
         update=FEWEST["heun"]
     )}  # fmt: skip
@@ -61,7 +68,7 @@ def make_params(**evaluate: Any) -> Params:
     recipes["unrolled_ddrm"] = recipes["unrolled_ddrm"].model_copy(update={"n_steps": 2})
     values = base.model_copy(
         update={
-            "methods": methods,
+            "methods": chosen,
             "recipes": base.recipes.model_copy(update=recipes),
             "evaluate": base.evaluate.model_copy(update=small | evaluate),
             "tables": base.tables.model_copy(update={"max_images": N}),
@@ -117,6 +124,13 @@ def test_it_can_be_made_of_the_default_parameters(project: Path, name: str) -> N
     experiment = load_experiment(name)
     changed = experiment.applied(load_profile(), n_classes=2)
     assert changed.evaluate.methods == experiment.names
+
+
+def test_draws_are_repeated_where_a_metric_judges_them(project: Path) -> None:
+    calibration = {
+        name: load_experiment(name).applied(load_profile(), n_classes=2).evaluate.calibration_images for name in NAMES
+    }
+    assert {name for name, n in calibration.items() if n} == {"few_step"}
 
 
 def test_together_they_exercise_every_method(project: Path) -> None:
@@ -312,6 +326,52 @@ def test_claims_are_judged(tmp_path: Path, claim: dict[str, Any], verdict: str, 
     assert numbers in finding.numbers
 
 
+def test_without_inceptions_weights_claims_about_fid_and_cfid_cannot_be_tested(project: Path) -> None:
+    """On the page, in its Markdown and in its JSON; the stand-in is shown with the score of real images."""
+    page = table.table(make_params(), "table_03")
+    content = read_json(page.with_suffix(".json"))
+    (claim,) = [claim for claim in content["claims"] if claim["claim"] == "InvFusion has the best CFID"]
+    assert claim["verdict"] == "cannot be tested here"
+    assert "no file weights/inception" in claim["numbers"]
+    assert len({claim["verdict"] for claim in content["claims"]}) > 1, "others can"
+    shown = page.with_suffix(".md").read_text()
+    (row,) = [line for line in shown.splitlines() if "InvFusion has the best CFID" in line]
+    assert "| cannot be tested here | no file weights/inception" in row
+    assert "CFD-px8↓" in shown
+    assert re.search(r"FD-px8: 4 held-out real images score .* It is no FID, and no claim is judged by it", shown)
+    (row,) = re.findall(r"<tr>(?:(?!<tr>).)*InvFusion has the best CFID.*?</tr>", page.read_text(), re.DOTALL)
+    assert "cannot be tested here" in row
+
+
+def test_no_claim_is_judged_by_a_stand_in() -> None:
+    stand_ins = {metric.stand_in for metric in METRICS.values()} - {None}
+    claims = [claim for name in NAMES for claim in Experiment.model_validate(
+        experiments.read_values(ROOT / "experiments" / f"{name}.yaml")).claims]  # fmt: skip
+    assert not stand_ins & {metric for claim in claims for metric in (claim.metric, claim.than_metric)}
+
+
+def test_the_page_on_reproduction_has_a_row_for_every_table_and_figure() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    of_rows = text.partition("## Table by table")[2]
+    with FILE.open(newline="") as file:
+        reported = {(row["table"], row["dataset"].split()[0].lower()) for row in csv.DictReader(file)}
+    assert len({number for number, _ in reported}) == 13, "all but the hyperparameters"
+    for number, dataset in reported:
+        (row,) = re.findall(rf"^\| Table {number} \|.*$", of_rows, re.MULTILINE)
+        assert f"make table T={number} " in row
+        assert dataset in row
+        assert re.search(rf"^\| Table {number}\b[^|]*\| {dataset} \|", text, re.MULTILINE), "its cost"
+    assert all(f"| Figure {number} |" in of_rows for number in range(1, 7))
+    assert "| Tables 5, 6 |" in of_rows
+
+
+def test_no_result_in_the_docs_says_more_about_fid_and_cfid() -> None:
+    lines = [line for path in (ROOT / "docs" / "results").rglob("*.md") for line in path.read_text().splitlines()]
+    claims = [line for line in lines if line.startswith("| ") and re.search(r"C?FID", line.split("|")[1])]
+    assert len(claims) > 20
+    assert all("| cannot be tested here | no file weights/inception" in line for line in claims)
+
+
 def test_numbers_of_other_measurements_are_not_compared(tmp_path: Path) -> None:
     ours, theirs = RECORDS[0], replace(RECORDS[1], measurements_sha256="other")
     verdict = verdicts.Evidence([ours, theirs], tmp_path).compare(ours.key, theirs.key)
@@ -357,6 +417,102 @@ def test_every_row_of_the_papers_tables_is_known(project: Path) -> None:
             assert {method for _, method, _ in paper.values} == ours - BEYOND_THE_PAPER, name
 
 
+# Without trained models.
+OF_PRIORS = {
+    "title": "t", "table": "", "dataset": "FFHQ64", "metrics": ["psnr"], "families": ["matrix"],
+    "groups": {"all": ["H_pinv y", "Wiener", "Gaussian posterior"]},
+    "claims": [{"text": "c", "better": "Wiener", "than": ["H_pinv y"], "metric": "psnr"}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def of_priors(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A small experiment that needs no training."""
+    (tmp_path / "own.yaml").write_text(json.dumps(OF_PRIORS))
+    monkeypatch.setattr(experiments, "FOLDER", tmp_path)
+    return "own"
+
+
+class TestSeeds:
+    def test_their_spread_is_told(self, of_priors: str) -> None:
+        page = table.table(make_params(), of_priors, seeds=3)
+        seeds = read_json(page.with_suffix(".json"))["seeds"]
+        assert [seed["seed"] for seed in seeds] == [0, 1, 2]
+        assert len({seed["measurements_sha256"]["matrix"] for seed in seeds}) == 3
+        values = [r["value"] for s in seeds for r in s["records"] if (r["method"], r["metric"]) == ("Wiener", "psnr")]
+        text = page.with_suffix(".md").read_text()
+        assert f"| {statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} |" in text
+        counts = Counter(claim["verdict"] for seed in seeds for claim in seed["claims"])
+        assert ", ".join(f"{verdict} {n}" for verdict, n in counts.items()) in text
+
+    def test_one_has_none(self, of_priors: str) -> None:
+        page = table.table(make_params(), of_priors)
+        assert "±" not in page.read_text()
+        assert len(read_json(page.with_suffix(".json"))["seeds"]) == 1
+
+    def test_each_trains_its_own_models(self, project: Path) -> None:
+        params, experiment = make_params(), load_experiment("table_04")
+        homes = {
+            zoo.Zoo("t", experiment, experiment.applied(params.model_copy(update={"seed": seed})), trains=False)
+            .wanted("palette").home for seed in range(3)
+        }  # fmt: skip
+        assert len(homes) == 3
+
+
+def tuned(params: Params, **values: float) -> Params:
+    """DPS with other step sizes for the matrix family, by the metric that found them."""
+    sections = {metric: {"matrix": {"zeta": zeta}} for metric, zeta in values.items()}
+    dps = params.methods["DPS"].model_copy(update={"tuned": sections})
+    return params.model_copy(update={"methods": {**params.methods, "DPS": dps}})
+
+
+class TestTunedByWhatIsReported:
+    @pytest.mark.parametrize(
+        ("found", "zeta", "said"),
+        [
+            ({"psnr": 1.0, "lpips": 2.0}, 2.0, "DPS by LPIPS."),
+            ({"psnr": 1.0}, 1.0, "DPS by PSNR, as none were tuned by LPIPS."),
+            ({"kid": 3.0}, 3.0, "DPS by KID, as none were tuned by LPIPS."),
+            ({}, None, ""),
+        ],
+    )
+    def test_a_table_takes_the_values_of_its_own_metric(
+        self, project: Path, found: dict[str, float], zeta: float | None, said: str
+    ) -> None:
+        params, experiment = tuned(make_params(), **found), load_experiment("table_09")
+        changed = experiment.applied(params)
+        plan = [column for column in methods.columns(changed, ["unconditional"]) if column.kind == "matrix"]
+        (dps,) = [method for column in plan for method in column.methods if method.name == "DPS"]
+        assert dps.sampler.zeta == (zeta or params.methods["DPS"].sampler.zeta)
+        outcome = table.Outcome("table_09", experiment, changed, [methods.Column(None, (dps,))], Results(), {}, {})
+        line = f"Step sizes were tuned on the validation split: {said}" if said else ""
+        assert table.tuned_line(outcome) == line
+        assert line in table.caption(outcome)
+
+    def test_the_evaluation_takes_those_of_its_own(self, project: Path) -> None:
+        (column, *_) = methods.columns(tuned(make_params(), lpips=2.0, psnr=1.0), ["unconditional"])[2:]
+        assert column.kind == "matrix"
+        assert {m.tuned_by for m in column.methods if m.name == "DPS"} <= {"psnr"}
+
+    def test_what_cannot_be_computed_leaves_it_to_the_next(self) -> None:
+        params = make_params()
+        wanted = params.model_copy(update={"tune": params.tune.model_copy(update={"metrics": ["fid", "cfid", "psnr"]})})
+        assert tune.choose_metric(wanted, {}).name == "fid"
+        assert tune.choose_metric(wanted, {"fid": "no weights"}).name == "cfid"
+        assert tune.choose_metric(wanted, {"fid": "no weights", "cfid": "no weights"}).name == "psnr"
+        noisy = wanted.evaluate.model_copy(update={"noise": GaussianNoise(sigma_y=0.1)})
+        assert tune.choose_metric(wanted.model_copy(update={"evaluate": noisy}), {"fid": "-"}).name == "psnr"
+        with pytest.raises(ConfigError, match=r"none of tune\.metrics can be computed: fid: -; cfid: -; psnr: -"):
+            tune.choose_metric(wanted, dict.fromkeys(("fid", "cfid", "psnr"), "-"))
+
+    def test_a_table_is_tuned_as_it_is_made(self, project: Path) -> None:
+        params = tune.of_table(make_params(), "table_11")
+        assert params.evaluate.noise == GaussianNoise(sigma_y=0.1)
+        assert params.tune.metrics == ["psnr", "fid"]
+        assert "DPS" in params.methods
+        assert "DDRM sampling" not in tune.of_table(make_params(), "table_14").methods, "a row of the table alone"
+
+
 @pytest.mark.parametrize(
     ("metrics", "found"), [((10, 11, 12), ["greatest"]), ((12, 11, 10), ["least"]), ((1, 2, 1), [])]
 )
@@ -374,10 +530,10 @@ def test_tuning_takes_the_best_value_of_each_family(project: Path) -> None:
     written = experiments.read_values(tune.FRAGMENT)["methods"]
     trials = read_json(tune.TRIALS)
     families = {family.kind for family in params.evaluate.families}
-    assert set(written["DPS"]["tuned"]) == families
+    assert set(written["DPS"]["tuned"]["psnr"]) == families
     for family in families:
         tried = {t["value"]: t["metric"] for t in trials if (t["method"], t["family"]) == ("DPS", family)}
         assert set(tried) == set(SAMPLERS["dps"].tunable["zeta"])
-        assert tried[written["DPS"]["tuned"][family]["zeta"]] == max(tried.values())
+        assert tried[written["DPS"]["tuned"]["psnr"][family]["zeta"]] == max(tried.values())
     with pytest.raises(ConfigError, match="InvFusion cannot be tuned; the methods that can be are DDRM"):
         tune.tune(params, ["InvFusion"])

@@ -1,6 +1,7 @@
 """The oracle end to end: a sampler of each kind, tiny models, few draws."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from tiny_training import make_params, workplace
 from components.oracle import judging, training
 from components.oracle import oracle as component
 from components.oracle import records as oracle_records
+from components.oracle.cell import judge
 from components.oracle.oracle import oracle, samplers_to_judge
 from components.params import Params
+from components.profiles import load_profile
+from invfusion.errors import ConfigError
 from invfusion.oracle import DECOYS
 from invfusion.samplers import SAMPLERS, Heun
 
@@ -153,6 +157,27 @@ def test_a_model_goes_on_from_its_own_state(
     monkeypatch.setattr(training.train.__globals__["Stepper"], "step", lambda *_: steps.append(1))
     assert_equal(training.diffusion_model(bench, 128).state_dict(), at_once.state_dict())
     assert steps == []
+
+
+def test_one_cell_can_be_judged_alone(finished: tuple[Path, list[Record]], caplog: pytest.LogCaptureFixture) -> None:
+    _, whole = finished
+    with caplog.at_level(logging.INFO):
+        records = judge(small_params(), "tiny", "box_inpainting", 0.1, ["ddrm", "dps"])
+    assert {record.method for record in records} == {"exact", *DECOYS, "ddrm", "dps"}
+    (dps,) = [r for r in records if (r.method, r.metric) == ("dps", "sliced_wasserstein")]
+    assert [dps.as_json()] == of(whole, judgement="sampler", method="dps", metric="sliced_wasserstein")
+    assert f"dps {{'n_steps': 3}}, 3 calls: {dps.value / dps.floor:.2f} of the floor" in caplog.text
+    with pytest.raises(ConfigError, match=r"unknown family of params\.oracle 'matrix'"):
+        judge(small_params(), "tiny", "matrix", 0.1, ["ddrm"])
+
+
+def test_both_settings_of_zero_shot_methods_are_judged() -> None:
+    """Those of an evaluation on a laptop, and their authors' own, which headlines quote."""
+    listed = load_profile().oracle.samplers
+    for kind in ("dps", "daps", "mgps"):
+        settings = [sampler for sampler in listed if sampler.kind == kind]
+        assert len(settings) == 2
+        assert SAMPLERS[kind]() in settings, "the authors'"
 
 
 def test_samplers_that_are_not_listed_run_at_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

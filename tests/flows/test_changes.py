@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from components.params import Params
+from components.params import Params, RuntimeConfig, read_values
 from flows import changes
-from flows.jobs import ParamsChanges, form_of
+from flows.jobs import JOBS, ParamsChanges, form_of, promote, reproduce, rollback
 
 
 def test_the_form_has_the_fields_of_the_config() -> None:
@@ -35,3 +35,21 @@ def test_no_form_asks_for_what_may_hold_a_password() -> None:
         assert all(part["additionalProperties"] is False for part in (schema, schema["$defs"]["RuntimeConfigChanges"]))
         with pytest.raises(ValidationError, match="mlflow_uri"):
             form.model_validate({"runtime": {"mlflow_uri": "postgresql://user:hunter2@db/mlflow"}})
+
+
+def test_a_form_says_what_a_field_means_and_which_value_it_has() -> None:
+    assert changes.explained(
+        RuntimeConfig,
+        "device",
+    ) == ('auto, cpu or cuda; "auto" is CUDA where there is one. CUDA_VISIBLE_DEVICES chooses among GPUs.')
+    assert changes.explained(RuntimeConfig, "compile").startswith("run networks through torch.compile")
+    assert changes.explained(RuntimeConfig, "mlflow_uri") is None
+    form = JOBS["train"].parameters.model_dump(exclude_unset=True)
+    values = read_values("profiles/base.yaml")
+    values["runtime"]["device"] = "cpu"
+    known = changes.with_values(form, values)["definitions"]
+    for job in (*JOBS.values(), reproduce, promote, rollback):
+        shown = changes.with_values(job.parameters.model_dump(exclude_unset=True), values)["properties"]
+        assert all(parameter["description"] for parameter in shown.values())
+    assert known["RuntimeConfigChanges"]["properties"]["device"]["description"].endswith('among GPUs. Now: "cpu"')
+    assert "Now:" not in str(form)

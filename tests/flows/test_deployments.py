@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -13,16 +14,22 @@ from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import pytest
+from docker.types import HostConfig
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.base import BaseJobConfiguration
+from ruamel.yaml import YAML
 
 import flows
-from flows.deployments import WATCH
+from flows.deployments import WATCH, register_containers
+from flows.pools import Containers, create_containers
 from flows.reproduce import _free_port
 from flows.servers import comes_up, prefect_api, prefect_command, prefect_environment, prefect_health
+from invfusion.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -141,6 +148,78 @@ def test_a_web_page_of_another_site_can_have_nothing_done(address: str) -> None:
         assert answer.headers.get("Access-Control-Allow-Origin") is None
     with urlopen(Request(f"{address}/api/health", headers={"Origin": address})) as answer:
         assert answer.headers["Access-Control-Allow-Origin"] == address
+
+
+STORES = {"INVFUSION_REMOTE": "s3://bucket/dvc", "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+
+
+class Job(BaseJobConfiguration):
+    """What a worker makes of a pool's template, as far as a container depends on it."""
+
+    job_manifest: dict[str, Any] | None = None
+    container_create_kwargs: dict[str, Any] | None = None
+    volumes: list[str] | None = None
+
+
+def job(ask: Ask, pool: Containers, **variables: Any) -> Job:
+    """A job of a pool."""
+
+    async def made(client: PrefectClient) -> Job:
+        await create_containers(client, pool)
+        template = (await client.read_work_pool(pool.kind)).base_job_template
+        return await Job.from_template_and_values(template, variables, client=client)
+
+    return ask(made)
+
+
+def test_jobs_in_kubernetes(ask: Ask) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    pool = Containers("kubernetes", "registry/invfusion:1", 1, STORES)
+    made = job(ask, pool, gpus=4, name="train")
+    manifest = made.job_manifest
+    manifest["spec"]["template"]["spec"]["containers"][0] |= {"args": made.command.split(), "env": []}
+    kubernetes_validate.validate(manifest, "1.31", strict=True)
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
+    assert container["image"] == "registry/invfusion:1"
+    assert made.env == STORES
+    for document in YAML(typ="safe").load_all((ROOT / "deploy/kubernetes.yaml").read_text()):
+        kubernetes_validate.validate(document, "1.31", strict=True)
+    # A new image takes the place of the old one; what somebody set stays.
+    again = job(ask, replace(pool, image="registry/invfusion:2"), state_claim="mine").job_manifest
+    assert again["spec"]["template"]["spec"]["containers"][0]["image"] == "registry/invfusion:2"
+    assert again["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "mine"}
+
+
+def test_jobs_in_docker(ask: Ask) -> None:
+    pool = Containers("docker", "invfusion:cuda", 1, STORES)
+    made = job(ask, pool, gpus=2)
+    (host,) = HostConfig("1.44", **made.container_create_kwargs)["DeviceRequests"]
+    assert (host["Count"], host["Capabilities"]) == (2, [["gpu"]])
+    assert "invfusion-state:/project/state" in made.volumes
+    template = {"job_configuration": {}, "variables": {"properties": {"env": {}, "image": {}}}}
+    assert replace(pool, gpus=0).template(template)["job_configuration"]["container_create_kwargs"] == {
+        "shm_size": "4g"
+    }
+    with pytest.raises(ConfigError, match="set INVFUSION_REMOTE and MLFLOW_TRACKING_URI"):
+        replace(pool, environment={}).told()
+
+
+def test_jobs_in_containers_are_watched_and_what_goes_to_the_registry_is_served_first(address: str, ask: Ask) -> None:
+    async def queued(client: PrefectClient) -> Any:
+        for name in ("report", "register"):
+            await client.create_flow_run_from_deployment((await client.read_deployment_by_name(f"{name}/docker")).id)
+        waiting = await client.get_scheduled_flow_runs_for_work_pool("docker")
+        flows = [(await client.read_flow(run.flow_run.flow_id)).name for run in waiting]
+        return flows, [queue.name for queue in await client.read_work_queues(work_pool_name="gpu")]
+
+    with temporary_settings({PREFECT_API_URL: prefect_api(address)}):
+        asyncio.run(register_containers(Containers("docker", "invfusion", 0, STORES)))
+    assert ask(queued) == (["register", "report"], ["registry", "default"])
+    (watch,) = ask(lambda client: client.read_automations_by_name(WATCH))
+    trigger = EventTrigger.model_validate(watch.trigger.model_dump())
+    for name in ("train/gpu", "train/docker", "promote/gpu"):
+        assert trigger.covers(heartbeat(ask(lambda client, name=name: client.read_deployment_by_name(name)).id))
 
 
 def test_promotions_do_not_wait_behind_trainings(ask: Ask) -> None:

@@ -4,15 +4,17 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from components import tracking
 from components.progress import FOLDER, Progress
 from components.records import Record, write_records
-from flows import pages
+from flows import jobs, pages
 from invfusion.metrics import METRICS
 
 
@@ -21,6 +23,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.artifacts: dict[Any, Any] = {}
+        self.tasks: dict[str, list[str]] = {}
 
     def __enter__(self) -> "FakeClient":
         return self
@@ -35,6 +38,13 @@ class FakeClient:
 
     def update_artifact(self, key: Any, change: Any) -> None:
         self.artifacts[key].data = change.data
+
+    def create_task_run(self, task: Any, run: Any, key: str, name: str) -> Any:
+        self.tasks[key] = [name]
+        return SimpleNamespace(id=key)
+
+    def set_task_run_state(self, key: str, state: Any, force: bool) -> None:
+        self.tasks[key].append(state.type.value)
 
     def by_key(self) -> dict[str, Any]:
         return {artifact.key: artifact.data for artifact in self.artifacts.values()}
@@ -61,7 +71,7 @@ def test_progress_speed_and_pictures_appear_and_are_updated(client: FakeClient) 
     assert "500 of 1,000 images" in found["palette-status"]
     assert "| loss | 0.25 |" in found["palette-status"]
     assert "unknown" not in found["palette-status"]
-    assert found["palette-samples"].startswith("data:image/png;base64,")
+    assert found["palette-samples"].startswith("![](data:image/png;base64,")
     progress.advance(1000, loss=0.1)
     page.refresh()
     assert client.by_key()["palette-progress"] == 100
@@ -110,3 +120,26 @@ def test_a_disk_that_is_full_costs_the_progress_alone(client: FakeClient) -> Non
     progress.begin(0)
     progress.advance(5)
     progress.show(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_the_stages_of_a_run_are_its_tasks(client: FakeClient) -> None:
+    with pages.Timeline(str(uuid4())) as timeline:
+        timeline.begin("stage")
+        timeline.begin("train@palette")
+        timeline.link("train-palette", "http://mlflow/#/experiments/1/runs/2")
+    assert client.tasks == {"1": ["stage", "RUNNING", "COMPLETED"], "2": ["train@palette", "RUNNING", "CANCELLED"]}
+    assert "[train-palette](http://mlflow/#/experiments/1/runs/2)" in client.by_key()["links"]
+    assert "commit" in client.by_key()["links"]
+    nowhere = pages.Timeline(None)
+    nowhere.begin("stage")
+    nowhere.link("a", "b")
+
+
+@pytest.mark.parametrize("line", ["Running stage 'train@palette':\n", "Running stage 'oracle/dvc.yaml:oracle':\n"])
+def test_dvc_says_which_stage_runs(line: str) -> None:
+    assert jobs.RUNS.match(line)[1] in ("train@palette", "oracle")  # type: ignore[index]
+
+
+def test_a_stage_says_where_mlflow_shows_it() -> None:
+    assert pages.link_of(tracking.RUN_LINE % ("train-a", "http://h:1/#/x") + "\n") == ("train-a", "http://h:1/#/x")
+    assert pages.link_of("MLflow at http://h:1 does not answer") is None

@@ -205,6 +205,22 @@ def test_a_run_that_died_before_it_began_is_marked(
     assert prefect.state.is_crashed() == dies
 
 
+def test_a_run_has_its_name_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(id=uuid4(), flow_id=uuid4(), name="nickel-mussel")
+    run.parameters = {"model": "palette", "settings": {"train": {"lr": 0.001}}, "keep": True}
+    prefect = FakePrefect(None)
+    prefect.read_flow_runs = lambda **_: [run]  # type: ignore[attr-defined]
+    prefect.read_flow = lambda _: SimpleNamespace(name="train")  # type: ignore[attr-defined]
+    prefect.update_flow_run = lambda _, name: setattr(run, "name", name)  # type: ignore[attr-defined]
+    monkeypatch.setattr(records, "get_client", lambda **_: nullcontext(prefect))
+    sweeper = records.Sweeper(("gpu",))
+    sweeper.name_waiting()
+    assert run.name == "train-palette train.lr=0.001"
+    run.name = "mine"
+    sweeper.name_waiting()
+    assert run.name == "mine"
+
+
 # Work that is done stays done where Prefect cannot be told.
 
 

@@ -16,7 +16,7 @@ from dvc.utils.serialize import load_yaml
 from components.params import load_params
 from components.profiles import profile_text
 from components.tracking.store import project
-from flows import entry
+from flows import container, entry
 from flows.reproduce import dvc_command, dvc_environment
 from flows.workspaces import FOLDER, LOCK, VARIANTS, Wanted, working_copy, workspace
 from invfusion.errors import ConfigError, ServiceError
@@ -183,14 +183,16 @@ def test_parameters_that_change_under_a_stage_are_not_noted(here: Path, monkeypa
 
 
 def test_what_a_host_pushes_another_finds_without_the_lock(
-    here: Path, tmp_path_factory: pytest.TempPathFactory
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As two containers do that share nothing but the DVC remote."""
+    """As two containers do, fresh clones that share nothing but the DVC remote."""
     other, store = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("store")
-    config = Path(".dvc/config")
-    subprocess.run([sys.executable, "-m", "dvc", "config", "remote.store.url", str(store)], check=True)
     subprocess.run(["git", "clone", "-q", ".", str(other)], check=True)
-    shutil.copy(config, other / config)
+    monkeypatch.setenv(container.REMOTE, str(store))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    for clone in (here, other):
+        with contextlib.chdir(clone):
+            container.prepare()
     with workspace("one", faster(0.5)) as place:
         repro()
         place.push()

@@ -1,6 +1,7 @@
 """Compilation, recomputed activations and low precision change speed and memory, and values by rounding at most."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from model_helpers import TINY, normal, shaken
 from torch import Tensor
 
 from invfusion.degradations import FAMILIES
-from invfusion.models import Denoiser, checkpoint_activations, compile_network, lower_precision
+from invfusion.models import (
+    Denoiser,
+    checkpoint_activations,
+    compile_denoiser,
+    compile_layers,
+    compile_network,
+    lower_precision,
+)
+from invfusion.models.hdit import Layer
 from invfusion.operators.base import Measurement
 from invfusion.rng import generator
 from invfusion.training.step import seeded_dropout
@@ -21,6 +30,8 @@ SIGMA = torch.tensor([0.3, 4.0])
 SETTINGS = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 16}}
 # One family for each kind of operator, and nothing measured.
 KINDS = ["strided_motion_blur", "patch_inpainting", "matrix", "null", None]
+# Of the tiny network compiled layer by layer: four for each of its two shapes of layers, the operator's part between.
+GRAPHS = 8
 
 
 def draw(kind: str | None, seed: int = 0) -> Measurement | None:
@@ -64,6 +75,36 @@ def test_compiled_equals_eager_in_values_and_gradients(kind: str, variant: str) 
     torch.testing.assert_close(out, plain[0], rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(grads, plain[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_every_operator_takes_the_graphs_of_compiled_layers() -> None:
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    eager, denoiser = shaken(), shaken()
+    compile_layers(denoiser, backend=count)
+    n_graphs = []
+    with torch.no_grad():
+        for kind in ("strided_motion_blur", "patch_inpainting"):
+            measurement = draw(kind)
+            assert torch.equal(denoiser(X, SIGMA, measurement), eager(X, SIGMA, measurement))
+            n_graphs.append(len(graphs))
+    assert n_graphs == [GRAPHS, GRAPHS]
+
+
+def test_a_gpu_compiles_layers_and_a_cpu_the_network() -> None:
+    by_layer, whole = shaken(), shaken()
+    compile_denoiser(by_layer, torch.device("cuda"))
+    compile_denoiser(whole, torch.device("cpu"))
+    layers = [module for module in by_layer.modules() if isinstance(module, Layer)]
+    assert layers
+    assert all(layer._compiled_call_impl is not None for layer in layers)
+    assert by_layer.net._compiled_call_impl is None
+    assert whole.net._compiled_call_impl is not None
 
 
 def test_compilation_keeps_names_and_copies_are_eager() -> None:

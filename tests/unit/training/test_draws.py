@@ -50,6 +50,26 @@ def test_the_pseudo_inverse_is_ready_and_threads_end() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("operator-draws")]
 
 
+def test_linear_algebra_is_loaded_before_the_threads_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU, where its loading is not thread-safe. The meta device stands in for it."""
+    events: list[tuple[str, bool]] = []
+
+    def note(event: str) -> None:
+        events.append((event, threading.current_thread() is threading.main_thread()))
+
+    def factor(matrix: torch.Tensor) -> None:
+        note(f"cholesky on {matrix.device}")
+
+    monkeypatch.setattr(torch.linalg, "cholesky", factor)
+    monkeypatch.setattr(OperatorDraws, "_draw", lambda self, index: note("draw"))
+    ahead = OperatorDraws(tiny.task(), SHAPE, stride=8, device=torch.device("meta"), n_threads=2)
+    for start in (0, 8):
+        ahead(start)
+    ahead.close()
+    assert events[0] == ("cholesky on meta", True)
+    assert set(events[1:]) == {("draw", False)}
+
+
 def test_unconditional_training_draws_none() -> None:
     assert draws(tiny.task(degradation=None), 1)(0) is None
 
