@@ -137,7 +137,8 @@ def prefect_url() -> str | None:
     """Of the Prefect server that is configured."""
     from prefect.settings import PREFECT_API_URL
 
-    return PREFECT_API_URL.value()
+    url: str | None = PREFECT_API_URL.value()
+    return url
 
 
 @contextlib.contextmanager
