@@ -153,7 +153,7 @@ def strength_of(operator: LinearOperator) -> Tensor:
 
 
 def left_open(learned: Tensor, measurement: Measurement) -> Tensor:
-    """What is learned, without the pixels that a mask shows as they are."""
+    """What is learned, (B, C, H, W), without the pixels that a mask shows as they are."""
     if not isinstance(measurement.operator, MaskOperator):
         return learned
     exact = (measurement.sigma_y == 0).view(-1, 1, 1, 1)
@@ -194,7 +194,10 @@ def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
 
 
 def true_to_y(x: Tensor, measurement: Measurement) -> Tensor:
-    """Images in line with y where it has next to no noise: x + H^T (H H^T + sigma_y^2 / OFF^2)^-1 (y - Hx)."""
+    """Images (B, C, H, W) in line with y where it has next to no noise.
+
+    x + H^T (H H^T + sigma_y^2 / OFF^2)^-1 (y - Hx): the Wiener filter of white errors of the size OFF.
+    """
     operator, sigma_y = measurement.operator, measurement.sigma_y
     quiet = sigma_y < NO_NOISE
     if not bool(quiet.any()):

@@ -278,7 +278,7 @@ def batches(plan: Plan, groups: Dataset[Drawn], windows: range, device: torch.de
 
 
 def losses(estimate: Tensor, x: Tensor) -> Tensor:
-    """ln(mean squared error + LEAST_ERROR) of each image: a decibel counts the same in every task."""
+    """ln(mean squared error + LEAST_ERROR) of images (B, C, H, W), (B,): a decibel counts the same in every task."""
     return ((estimate - x).square().mean((1, 2, 3)) + LEAST_ERROR).log()
 
 
