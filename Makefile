@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # DVC's stages say `python`: it must be the environment's.
 export PATH := $(abspath $(BIN)):$(PATH)
+# Else each of many processes compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true

@@ -13,15 +13,11 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
-
 from components import cli
 from components.params import Params, load_params, read_values
 from components.tracking import masked
 from flows import leases
 from flows.identify import FOLDER as IDENTITY
-from flows.pages import shown
 from flows.stages import GRAPH, STAGES
 from invfusion.errors import ConfigError, InvFusionError, ServiceError
 from invfusion.locks import holder, lock
@@ -63,7 +59,7 @@ def step(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(stage))
         stack.enter_context(unchanged(stage))
-        stack.enter_context(shown(own_run()))
+        stack.enter_context(_shown())
         if devices is not None:
             stack.enter_context(leases.hold(devices(settings), stage))
         start = time.monotonic()
@@ -125,9 +121,24 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
-def own_run() -> str | None:
-    """The Prefect run of this process, where a server keeps its page; a job's page is the job's to fill."""
-    return flow_run.get_id() if PREFECT_API_URL.value() and not os.environ.get(JOB) else None
+def _shown() -> contextlib.AbstractContextManager[None]:
+    """The page of this process's Prefect run, where a server keeps one; a job's page is the job's to fill."""
+    if os.environ.get(JOB):
+        return contextlib.nullcontext()
+    # A job's process needs no Prefect, which takes seconds to import.
+    from prefect.runtime import flow_run
+
+    from flows.pages import shown
+
+    return shown(flow_run.get_id() if prefect_url() else None)
+
+
+def prefect_url() -> str | None:
+    """Of the Prefect server that is configured."""
+    from prefect.settings import PREFECT_API_URL
+
+    url: str | None = PREFECT_API_URL.value()
+    return url
 
 
 @contextlib.contextmanager
@@ -160,7 +171,7 @@ def check_prefect() -> None:
     Raises:
         ServiceError: names the address and the remedy, within seconds.
     """
-    url = PREFECT_API_URL.value()
+    url = prefect_url()
     if not url:
         return
     try:

@@ -19,7 +19,6 @@ from typing import Any
 
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
-from prefect.settings import PREFECT_API_URL
 
 from components import cli, tracking
 from components.children import child
@@ -180,7 +179,7 @@ def prefect_server() -> Iterator[dict[str, str]]:
     """The environment that leads stages to a Prefect server: to the configured one, or to one on the loopback
     interface that lives for the length of the block.
     """
-    if PREFECT_API_URL.value():
+    if entry.prefect_url():
         yield {}
         return
     port = _free_port()

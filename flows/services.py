@@ -33,7 +33,7 @@ HOST = "INVFUSION_HOST"
 PASSWORDS = "MLFLOW_AUTH_CONFIG_PATH"
 # The note of the service that a process belongs to.
 MARK = "INVFUSION_SERVICE"
-START_S = 120
+START_S = 300
 # In which a service without an address would fail.
 MOMENT_S = 2
 STOP_S = 40

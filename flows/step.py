@@ -2,9 +2,8 @@
 
 import inspect
 import os
-from typing import Any
-
-from prefect import Flow, flow
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from components import cli
 from components.params import load_params
@@ -12,9 +11,12 @@ from flows import entry
 from flows.stages import STAGES, Stage
 from invfusion.training.recipes import RECIPES
 
+if TYPE_CHECKING:
+    from prefect import Flow
 
-def step_of(stage: Stage) -> Flow[..., Any]:
-    """The flow that runs a stage's component in this process, waiting for devices where it needs any."""
+
+def body_of(stage: Stage) -> Callable[..., Any]:
+    """What runs a stage's component in this process, waiting for devices where it needs any."""
 
     def step(params: str = "params.yaml", **chosen: str) -> Any:
         devices = (lambda p: p.runtime.n_devices) if stage.needs_device else None
@@ -23,8 +25,16 @@ def step_of(stage: Stage) -> Flow[..., Any]:
     own = [inspect.Parameter(stage.each, inspect.Parameter.KEYWORD_ONLY, annotation=str)] if stage.each else []
     first = inspect.Parameter("params", inspect.Parameter.KEYWORD_ONLY, default="params.yaml", annotation=str)
     step.__signature__ = inspect.Signature([first, *own])  # type: ignore[attr-defined]
+    return step
+
+
+def step_of(stage: Stage) -> "Flow[..., Any]":
+    """It, as a flow."""
+    # A job's process needs no Prefect, which takes seconds to import.
+    from prefect import flow
+
     name = f"{stage.name}-{{{stage.each}}}" if stage.each else None
-    return flow(name=stage.name, flow_run_name=name, description=stage.does)(step)
+    return flow(name=stage.name, flow_run_name=name, description=stage.does)(body_of(stage))
 
 
 def main() -> None:
@@ -36,14 +46,14 @@ def main() -> None:
         if stage.each:
             command.add_argument(f"--{stage.each}", required=True, choices=RECIPES)
     arguments = vars(parser.parse_args())
-    step = step_of(STAGES[arguments.pop("stage")])
+    stage = STAGES[arguments.pop("stage")]
     with entry.clear_ends():
         load_params(arguments["params"])
         if os.environ.get(entry.JOB):
-            step.fn(**arguments)
+            body_of(stage)(**arguments)
             return
         entry.check_prefect()
-        entry.run_recorded(step, arguments)
+        entry.run_recorded(step_of(stage), arguments)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """One line for each model."""
-    sys.stdout.write(
-        "photos  Gaussian model of photographs of any size, grey or colour, with trained filters for noise\n"
-    )
+    sys.stdout.write("photos  Gaussian model of photographs of any size, grey or colour, refined by a network\n")
     for folder in options.folders:
         for weights in sorted(Path(folder).rglob(WEIGHTS)):
             sys.stdout.write(f"{weights.parent}  {_description(weights.parent)}\n")

@@ -7,8 +7,8 @@
 
 Beside out.png lies out.png.json: operator, model, seed, residual. With several samples, out.png is the mean, and
 out-1.png, out-2.png, ... are the samples. --sigma is the noise's standard deviation in pixel units of [-1, 1]: 0.01 is
-1.3 grey levels of 255. Without --model the shipped model `photos` is taken: a Gaussian model of photographs, with
-trained filters for noise.
+1.3 grey levels of 255. Without --model the shipped model `photos` is taken: a Gaussian model of photographs, whose
+estimate a network refines.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     check_targets(sources, targets, options.std)
     task, request = task_from(options), request_from(options)
     if options.model == PHOTOS and not options.quiet:
-        say("model 'photos': a Gaussian model of photographs, with trained filters for noise")
+        say("model 'photos': a Gaussian model of photographs, refined by a network")
     failed = 0
     for source, target in zip(sources, targets, strict=True):
         try:

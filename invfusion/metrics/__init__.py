@@ -36,7 +36,6 @@ from invfusion.metrics.tools.features import InceptionFeatures, pixel_features
 from invfusion.metrics.tools.frechet import (
     FeatureStatistics,
     frechet_distance,
-    frechet_distance_from,
     kernel_distance,
 )
 from invfusion.metrics.tools.lpips import LPIPS
@@ -82,7 +81,6 @@ __all__ = [
     "cumulative",
     "energy_score",
     "frechet_distance",
-    "frechet_distance_from",
     "kernel_distance",
     "mean_interval",
     "pixel_features",

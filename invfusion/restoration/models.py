@@ -9,8 +9,8 @@ from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.errors import CheckpointError
 from invfusion.models import load_denoiser
 from invfusion.models.checkpoint import WEIGHTS
-from invfusion.restoration.adaptive import FILE as FILTERS_FILE
 from invfusion.restoration.photos import PHOTOS_FILE, Photos, load_photos
+from invfusion.restoration.refinement import FILE as NETWORK_FILE
 
 # Packages that know other addresses ("models:/...") name, under the scheme, a function from address to folder.
 LOADERS = "invfusion.model_addresses"
@@ -40,5 +40,5 @@ def model_folder(name: str | Path) -> Path:
 
 def describe_model(name: str | Path, denoiser: Any) -> dict[str, str]:
     """What identifies a model, for the record: its name and the SHA-256 of its files."""
-    files = [PHOTOS_FILE, FILTERS_FILE] if isinstance(denoiser, Photos) else [model_folder(name) / WEIGHTS]
+    files = [PHOTOS_FILE, NETWORK_FILE] if isinstance(denoiser, Photos) else [model_folder(name) / WEIGHTS]
     return {"name": str(name), "sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}

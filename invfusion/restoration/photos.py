@@ -1,4 +1,4 @@
-"""`photos`: a Gaussian model of photographs of any size, with trained filters for noise. There is no network in it.
+"""`photos`: a Gaussian model of photographs of any size, whose posterior mean a network refines.
 
 What photographs have in common at every place is their mean colour, how their colours vary together and how much power
 each spatial frequency carries. `photos.json` holds these few numbers, with what they were fitted to; `fit_photos.py`
@@ -23,7 +23,7 @@ from invfusion.errors import CheckpointError, ShapeError
 from invfusion.gaussian import Prior
 from invfusion.operators import Bayer, Blur, MaskOperator, Measurement
 from invfusion.operators.iterative import Map, conjugate_gradients
-from invfusion.restoration.adaptive import load_filters
+from invfusion.restoration.refinement import knows, refined
 from invfusion.rng import randn
 from invfusion.samplers import GaussianDraws, Sampler, Wiener
 
@@ -92,18 +92,10 @@ class PhotosPosterior:
 
     @cached_property
     def mean(self) -> Tensor:
-        """The Gaussian's; of noisy pictures of which nothing else is missing, with what trained filters add."""
-        if self.measurement is None or not _is_noise_alone(self.measurement):
+        """The Gaussian's, refined by the network where it knows such measurements."""
+        if self.measurement is None or not knows(self.measurement):
             return self.gaussian_mean
-        estimate, gap = self.gaussian_mean, self.measurement.y - self.gaussian_mean
-        # A grey picture stands for three equal channels.
-        scale = (3 / self.shape[1]) ** 0.5
-        planes = [scale * self.law.planes(images) for images in (estimate, gap)]
-        rows = [
-            load_filters().correction(planes[0][i : i + 1], planes[1][i : i + 1], scale * level)
-            for i, level in enumerate(self.measurement.sigma_y.tolist())
-        ]
-        return estimate + self.law.images(torch.cat(rows) / scale)
+        return refined(self.gaussian_mean, self.measurement)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_sigma, y] for x_sigma (B, C, H, W) of one noise level or of levels (B,), positive."""
@@ -139,12 +131,6 @@ class PhotosPosterior:
             return x.contiguous()
         gap = self.measurement.y - self.measurement.operator.H(x.contiguous()) - noise
         return x + explained(law, self.measurement, gap)
-
-
-def _is_noise_alone(measurement: Measurement) -> bool:
-    operator = measurement.operator
-    everything = isinstance(operator, MaskOperator) and bool(operator.mask.bool().all())
-    return everything and bool((measurement.sigma_y > 0).all())
 
 
 def explained(law: "Stationary", measurement: Measurement, gap: Tensor) -> Tensor:

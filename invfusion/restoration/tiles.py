@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from invfusion.diffusion.protocols import DenoiserLike
 from invfusion.errors import ShapeError
-from invfusion.operators import Blur, Downsampling, MaskOperator, Measurement
+from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, MaskOperator, Measurement
 
 # Images of more pixels go through the network by tiles unless the caller says otherwise.
 WHOLE_PIXELS = 1024 * 1024
@@ -48,12 +48,15 @@ def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measureme
         return None if own == (height, width) else own
     if tile is None:
         tile = TILE if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False) else 0
-    multiple = math.lcm(getattr(config, "coarsest_patch", 1), _factor(measurement))
+    multiple = math.lcm(getattr(config, "coarsest_patch", 1), factor_of(measurement))
     tile = -(-tile // multiple) * multiple
     return None if tile == 0 or tile >= max(height, width) else (min(tile, height), min(tile, width))
 
 
-def _factor(measurement: Measurement) -> int:
+def factor_of(measurement: Measurement) -> int:
+    """Pixels on whose multiples the windows of an operator must begin."""
+    if isinstance(measurement.operator, Bayer):
+        return 2
     return int(getattr(measurement.operator, "factor", 1))
 
 
@@ -76,6 +79,19 @@ def starts(n: int, side: int, multiple: int) -> list[int]:
     return [*range(0, n - side, step), n - side]
 
 
+def blended(x: Tensor, tile: tuple[int, int], multiple: int, function: Callable[[Tensor, Window], Tensor]) -> Tensor:
+    """A function of images (B, C, H, W) to such images, by overlapping tiles."""
+    total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+    height, width = x.shape[-2:]
+    for window in windows((height, width), tile, multiple):
+        rows, columns = window.area
+        part = x[..., rows, columns].contiguous()
+        weight = torch.outer(*(ramp(n, x) for n in part.shape[-2:]))
+        total[..., rows, columns] += weight * function(part, window)
+        weights[rows, columns] += weight
+    return total / weights
+
+
 class TiledDenoiser(nn.Module):
     """D(x, sigma) of a large image, tile by tile; called like the denoiser within.
 
@@ -87,7 +103,7 @@ class TiledDenoiser(nn.Module):
         self.denoiser = denoiser
         self.tile = tile
         self.tile_of = local_rule(measurement)
-        self.multiple = _factor(measurement)
+        self.multiple = factor_of(measurement)
 
     def forward(
         self,
@@ -97,17 +113,13 @@ class TiledDenoiser(nn.Module):
         class_labels: Tensor | None = None,
     ) -> Tensor:
         """x (B, C, H, W) at noise levels sigma (B,) or () -> (B, C, H, W) float32."""
-        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
-        height, width = x.shape[-2:]
-        for window in windows((height, width), self.tile, self.multiple):
-            rows, columns = window.area
+
+        def denoised(tile: Tensor, window: Window) -> Tensor:
             known = None if measurement is None or self.tile_of is None else self.tile_of(measurement, window)
-            tile = x[..., rows, columns].contiguous()
-            weight = torch.outer(*(ramp(n, x) for n in tile.shape[-2:]))
-            total[..., rows, columns] += weight * self.denoiser(tile, sigma, known, class_labels)
-            weights[rows, columns] += weight
-        blended = total / weights
-        return blended if measurement is None else self._consistent(blended, sigma, measurement)
+            return self.denoiser(tile, sigma, known, class_labels)
+
+        whole = blended(x, self.tile, self.multiple, denoised)
+        return whole if measurement is None else self._consistent(whole, sigma, measurement)
 
     def _consistent(self, x: Tensor, sigma: Tensor, measurement: Measurement) -> Tensor:
         """The blended image (B, C, H, W) in line with y as a whole: x + H^T (H H^T + sigma_y^2 / r^2)^-1 (y - Hx).
@@ -146,6 +158,7 @@ LocalRule = Callable[[Measurement, Window], Measurement]
 def local_rule(measurement: Measurement) -> LocalRule | None:
     """How an operator divides into windows; None where it does not, and the network is told nothing of y."""
     rules: dict[type, LocalRule] = {MaskOperator: _seen_pixels, Blur: _inner_blur, Downsampling: _coarse_pixels}
+    rules |= {Bayer: _same_sensor, Grayscale: _same_sensor}
     return next((rule for kind, rule in rules.items() if isinstance(measurement.operator, kind)), None)
 
 
@@ -178,3 +191,15 @@ def _coarse_pixels(measurement: Measurement, window: Window) -> Measurement:
     y = measurement.y[..., window.top // f : window.bottom // f, window.left // f : window.right // f]
     shape = (operator.image_shape[0], window.bottom - window.top, window.right - window.left)
     return Measurement(y, Downsampling(shape, f, operator.filter), measurement.sigma_y)
+
+
+def _same_sensor(measurement: Measurement, window: Window) -> Measurement:
+    """A sensor's pixels, whose pattern of colours begins anew at every window."""
+    operator = measurement.operator
+    rows, columns = window.area
+    shape = (operator.image_shape[0], window.bottom - window.top, window.right - window.left)
+    y = measurement.y[..., rows, columns]
+    if isinstance(operator, Bayer):
+        return Measurement(y, Bayer(shape, operator.pattern, operator.batch_size), measurement.sigma_y)
+    assert isinstance(operator, Grayscale)
+    return Measurement(y, Grayscale(shape, operator.weights, operator.batch_size), measurement.sigma_y)

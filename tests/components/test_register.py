@@ -189,10 +189,9 @@ def test_a_better_model_becomes_champion_and_can_be_rolled_back(params: Any) -> 
     assert champion(params).number == before.version
 
 
-@pytest.mark.parametrize("name", ["a b", "für", "#1", "100%", "a+b&c;d"])
 @pytest.mark.usefixtures("echo")
-def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Path.cwd()
+def test_a_project_may_lie_in_a_folder_of_any_name(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, name = Path.cwd(), "a b für #1 100% +c&d;e"
     shutil.copytree(here, here / name, ignore=lambda *_: [name])
     monkeypatch.chdir(here / name)
     assert step.register(params).is_new

@@ -19,7 +19,7 @@ def prepare(folder: Path) -> Site:
     if not IS_FULL:
         pytest.skip("part of `make faults`")
     place = Site(make_clone(folder))
-    edit(folder, lambda params: params["train"].update(micro_batch_size=16, checkpoint_images=64))
+    edit(folder, lambda params: params["train"].update(images=320, micro_batch_size=16, checkpoint_images=64))
     place.run("-m", "dvc", "repro", "--pull", "stage", INVFUSION_JOB="1")
     return place
 

@@ -66,7 +66,7 @@ with entry.clear_ends():
 
 
 def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry.PREFECT_API_URL, "value", lambda: "nonsense")
+    monkeypatch.setattr(entry, "prefect_url", lambda: "nonsense")
     with pytest.raises(ServiceError, match="nonsense"):
         entry.check_prefect()
 

@@ -69,7 +69,7 @@ def process_of(name: str) -> psutil.Process:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

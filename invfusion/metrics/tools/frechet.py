@@ -3,7 +3,6 @@
 They are called FID and KID only where the features are Inception's (`features.InceptionFeatures`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -53,23 +52,13 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     Raises:
         ShapeError: a set has fewer than two images.
     """
-    return frechet_distance_from(a)(b)
-
-
-def frechet_distance_from(reference: FeatureStatistics) -> Callable[[FeatureStatistics], float]:
-    """The Frechet distance to one reference, whose matrix root is computed once."""
-    _need_two(reference.n)
-    root, variance = _matrix_root(reference.covariance), reference.covariance.trace()
-
-    def distance(other: FeatureStatistics) -> float:
-        _need_two(other.n)
-        covariance = other.covariance
-        # tr (S_a S_b)^(1/2) through the symmetric product, whose eigenvalues are the same.
-        cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
-        gap = (reference.mean - other.mean).square().sum()
-        return max(float(gap + variance + covariance.trace() - 2 * cross), 0.0)
-
-    return distance
+    _need_two(a.n)
+    _need_two(b.n)
+    root = _matrix_root(a.covariance)
+    # tr (S_a S_b)^(1/2) through the symmetric product, whose eigenvalues are the same.
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    gap = (a.mean - b.mean).square().sum()
+    return max(float(gap + a.covariance.trace() + b.covariance.trace() - 2 * cross), 0.0)
 
 
 def frechet(values: Tensor, reference: Tensor | None) -> Weighted:
@@ -78,18 +67,34 @@ def frechet(values: Tensor, reference: Tensor | None) -> Weighted:
     Raises:
         ShapeError: there is no reference.
     """
-    there = _there(reference)
-    as_it_is = cache(lambda: frechet_distance_from(FeatureStatistics.of(there)))
+    there = _there(reference).double()
+    as_it_is = cache(lambda: _mean_and_root(there, there.new_ones(len(there))))
 
     def one(w: Tensor, v: Tensor | None) -> float:
-        distance = as_it_is() if v is None else frechet_distance_from(FeatureStatistics.of(there, v))
-        return distance(FeatureStatistics.of(values, w))
+        mean, root = _mean_and_root(values.double(), w)
+        mean_there, root_there = as_it_is() if v is None else _mean_and_root(there, v)
+        # With S = R^T R, tr (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b^T: as small as the smaller
+        # of images and features.
+        cross = torch.linalg.svdvals(root @ root_there.T).sum()
+        gap = (mean - mean_there).square().sum()
+        return max(float(gap + root.square().sum() + root_there.square().sum() - 2 * cross), 0.0)
 
     def distances(weights: Tensor, of_reference: Tensor | None = None) -> Tensor:
         others = [None] * len(weights) if of_reference is None else of_reference
         return weights.new_tensor([one(w, v) for w, v in zip(weights, others, strict=True)])
 
     return distances
+
+
+def _mean_and_root(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Of features (n, d) in float64, each counted `weights` (n,) times, the mean (d,) and a matrix R (at most d, d) for
+    which R^T R is the unbiased covariance."""
+    n, counted = weights.sum(), weights > 0
+    _need_two(float(n))
+    f, w = features[counted], weights[counted].double()
+    mean = w @ f / n
+    root = (w / (n - 1)).sqrt()[:, None] * (f - mean)
+    return mean, root if len(root) <= root.shape[1] else torch.linalg.qr(root, mode="r").R
 
 
 def kernel(values: Tensor, reference: Tensor | None) -> Weighted:

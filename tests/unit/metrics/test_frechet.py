@@ -84,8 +84,10 @@ def test_one_image_is_no_set() -> None:
         kernel_distance(one, many)
 
 
-def test_both_sides_can_be_resampled() -> None:
-    a, b = normal(9, 3, "a"), normal(8, 3, "b")
+@pytest.mark.parametrize("n_features", [3, 40])
+def test_both_sides_can_be_resampled(n_features: int) -> None:
+    """With fewer features than images, and with more."""
+    a, b = normal(9, n_features, "a"), normal(8, n_features, "b")
     w, v = torch.tensor([[2.0, 0, 1, 1, 0, 3, 1, 1, 0]]).double(), torch.tensor([[0.0, 2, 1, 1, 1, 2, 1, 0]]).double()
     copied = [rows.repeat_interleave(counts[0].long(), dim=0) for rows, counts in ((a, w), (b, v))]
     expected = frechet_distance(*map(FeatureStatistics.of, copied))

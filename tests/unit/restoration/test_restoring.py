@@ -86,7 +86,7 @@ def test_the_model_of_photographs_beats_doing_nothing(operator: object) -> None:
     trivial = operator.H_adjoint(y)  # type: ignore[attr-defined]
     if isinstance(operator, Downsampling):
         trivial = torch.nn.functional.interpolate(y, scale_factor=2, mode="bicubic")
-    assert error < 0.8 * (trivial - x).square().mean()
+    assert error < 0.9 * (trivial - x).square().mean()
     assert 0.3 * sigma_y < result.residual < 3 * sigma_y
 
 
