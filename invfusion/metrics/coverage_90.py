@@ -17,7 +17,7 @@ def pixels_within(restored: Restorations) -> Tensor:
 
 
 def share(values: Tensor, _: Tensor | None) -> Weighted:
-    """Of all uncertain pixels, from the counts (n, 2): images without any would count as missed in a mean over images."""
+    """Of all uncertain pixels, from counts (n, 2): a mean over images would count those without any as missed."""
 
     def shares(weights: Tensor, _: Tensor | None = None) -> Tensor:
         inside, uncertain = (weights @ values.double()).T
