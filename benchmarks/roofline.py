@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,12 @@ class Kernel:
     is_low: bool
 
 
-@dataclass
-class Kernels(TorchDispatchMode):
+class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every kernel that runs within it; views are none."""
 
-    found: Counter[Kernel] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[Kernel] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -133,7 +131,8 @@ def parts(preset: str) -> Iterator[tuple[str, Counter[Kernel]]]:
 
 
 def _kernels(call: Callable[[], Any]) -> Counter[Kernel]:
-    with Kernels() as kernels:
+    kernels = Kernels()
+    with kernels:
         call()
     return kernels.found
 

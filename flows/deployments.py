@@ -27,6 +27,7 @@ from flows import entry, jobs, pools
 from flows.changes import with_values
 from flows.stages import STAGES
 from flows.worker import FIRST, POOL, POOLS, REGISTRY
+from flows.workspaces import PARAMS
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ async def _deploy(client: PrefectClient, flow: Any, name: str, pool: str) -> Non
         # By name: each host's worker finds it in its own working copy.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    form = with_values(flow.parameters.model_dump(exclude_unset=True), read_values(jobs.PARAMS))
+    form = with_values(flow.parameters.model_dump(exclude_unset=True), read_values(PARAMS))
     try:
         found = await client.read_deployment_by_name(f"{flow.name}/{name}")
     except ObjectNotFound:

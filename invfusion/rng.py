@@ -37,7 +37,7 @@ def randn(
 
 
 def upload(drawn: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on a device; itself on the CPU. From pinned memory the host need not wait for the work queued."""
+    """A CPU tensor of any shape on a device; itself on the CPU. Pinned, the host need not wait for the work queued."""
     if torch.device(device).type != "cuda":
         return drawn.to(device)
     return drawn.pin_memory().to(device, non_blocking=True)

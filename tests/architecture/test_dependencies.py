@@ -29,6 +29,8 @@ NOT_DECLARED = {"natten"}
 APART = {"webdataset", "fastapi"}
 # Imported by name at run time, or capped since others of our packages break with a later one.
 NOT_IMPORTED = {"torchvision", "tifffile", "imagecodecs", "pywavelets", "deepinv"}
+# What DVC, MLflow and Prefect load by themselves, where they are set to.
+NOT_IMPORTED |= {"dvc-s3", "boto3", "psycopg2-binary", "flask-wtf", "prefect-docker", "prefect-kubernetes"}
 
 
 def declared(*extras: str) -> set[str]:

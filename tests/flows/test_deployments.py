@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 import flows
 from flows.deployments import WATCH, register_containers
 from flows.pools import Containers, create_containers
-from flows.reproduce import _free_port
+from flows.reproduce import SERVER_START_S, _free_port
 from flows.servers import comes_up, prefect_api, prefect_command, prefect_environment, prefect_health
 from invfusion.errors import ConfigError
 
@@ -48,7 +48,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as server:  # fmt: skip
         try:
-            assert comes_up(server, prefect_health(address), 120)
+            assert comes_up(server, prefect_health(address), SERVER_START_S)
             register(address)
             yield address
         finally:
