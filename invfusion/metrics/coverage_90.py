@@ -17,7 +17,7 @@ def pixels_within(restored: Restorations) -> Tensor:
 
 
 def share(values: Tensor, _: Tensor | None) -> Weighted:
-    """Of all uncertain pixels, which some images have none of: a mean over images would count those as missed."""
+    """Of all uncertain pixels, from counts (n, 2): a mean over images would count those without any as missed."""
 
     def shares(weights: Tensor, _: Tensor | None = None) -> Tensor:
         inside, uncertain = (weights @ values.double()).T

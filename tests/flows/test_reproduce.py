@@ -60,7 +60,7 @@ def environment(folder: Path) -> dict[str, str]:
 def run(folder: Path, *command: str, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
-        cwd=folder, env=environment(folder), input=said, capture_output=True, text=True, timeout=1200, check=False,
+        cwd=folder, env=environment(folder), input=said, capture_output=True, text=True, timeout=2400, check=False,
     )  # fmt: skip
 
 
