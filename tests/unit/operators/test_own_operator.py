@@ -27,6 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "check.py").write_text(others[0])
     (tmp_path / "restore.py").write_text(others[1])
     monkeypatch.chdir(tmp_path)
+    # Other tests have files of this name too.
+    sys.modules.pop("my_ops", None)
     yield tmp_path
     for registry in (OPERATORS, FAMILIES):
         registry.pop("interlaced", None)
