@@ -248,7 +248,7 @@ class TestWhatIsMissing:
     ) -> None:
         made = []
 
-        def make(_: Params, name: str, trains: bool) -> None:
+        def make(_: Params, name: str, trains: bool, seeds: int) -> None:
             if name == "table_03":
                 raise DataError("no such data")
             made.append(name)
