@@ -23,7 +23,7 @@ from invfusion.errors import CheckpointError, ShapeError
 from invfusion.gaussian import Prior
 from invfusion.operators import Bayer, Blur, MaskOperator, Measurement
 from invfusion.operators.iterative import Map, conjugate_gradients
-from invfusion.restoration.refinement import knows, refined
+from invfusion.restoration.refinement import knows, refined, true_to_y
 from invfusion.rng import randn
 from invfusion.samplers import GaussianDraws, Sampler, Wiener
 
@@ -37,6 +37,9 @@ TOLERANCE = 3e-3
 NO_NOISE = 0.005
 # Noise that blurs have at least: the inverse of one without any is not finite.
 LEAST_NOISE = 1e-3
+# Deviations in pixels of the bells whose difference are the middle frequencies, and of the one that says how far
+# around a pixel its contrast is looked for; the least contrast.
+BAND_AND_AROUND, LEAST_CONTRAST = (1.5, 5.0, 10.0), 0.03
 # Missing pixels this far, on the average, from the nearest known one make holes.
 FAR = 2.0
 
@@ -111,7 +114,7 @@ class PhotosPosterior:
         return self._moved(law.mean + shrunk, replace(law, spectrum=law.spectrum * s2 / (law.spectrum + s2)))
 
     def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """One draw for each image, row i from generator i.
+        """One draw for each image, row i from generator i: the mean and a Gaussian deviation, locally scaled.
 
         An image and a measurement are drawn from the prior, and the image is moved by what the estimates for the actual
         and for the drawn measurement differ. Source: Hoffman & Ribak 1991.
@@ -123,7 +126,22 @@ class PhotosPosterior:
             return drawn
         levels = self.measurement.sigma_y.view(-1, *[1] * (self.measurement.y.ndim - 1))
         noise = randn(self.measurement.operator.measurement_shape, generators, device=law.mean.device)
-        return self._moved(drawn, law, levels * noise) + (self.mean - self.gaussian_mean)
+        draws = self.mean + self.contrast * (self._moved(drawn, law, levels * noise) - self.gaussian_mean)
+        return true_to_y(draws, self.measurement)
+
+    @cached_property
+    def contrast(self) -> Tensor:
+        """How much more or less than an average photograph this one varies around each pixel, (B, 1, H, W).
+
+        One spectrum for all of a photograph has as much detail in the sky as in leaves; scaled by the contrast of the
+        estimate, by that of the known pixels around a hole, it has not. Ones where noise is all that happened: noise,
+        not contrast, then says what remains open. Source: Portilla, Strela, Wainwright & Simoncelli 2003.
+        """
+        operator = None if self.measurement is None else self.measurement.operator
+        if operator is None or (isinstance(operator, MaskOperator) and bool(operator.mask.bool().all())):
+            return self.law.mean.new_ones(())
+        known = operator.mask.amax(1, keepdim=True) if isinstance(operator, MaskOperator) else None
+        return self.law.contrast(self.mean, known)
 
     def _moved(self, x: Tensor, law: "Stationary", noise: Tensor | float = 0.0) -> Tensor:
         """x and what the measurement says beyond H x + noise."""
@@ -300,6 +318,22 @@ class Stationary:
         z = torch.fft.rfft2(self.planes(x), s=self.size)
         y = torch.fft.irfft2(z * gain(self.spectrum), s=self.size)[..., : x.shape[-2], : x.shape[-1]]
         return self.images(y)
+
+    def contrast(self, x: Tensor, known: Tensor | None) -> Tensor:
+        """The local deviation of middle frequencies in x (B, C, H, W) over the law's; known: weights (B, 1, H, W)."""
+        f = torch.hypot(torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])[None])
+        fine, coarse, around = (torch.exp(-2 * (torch.pi * n * f.to(x.device)) ** 2) for n in BAND_AND_AROUND)
+        band = fine - coarse
+        expected = torch.fft.irfft2(self.spectrum[0] * band**2, s=self.size)[0, 0]
+        known = torch.ones_like(x[:, :1]) if known is None else known.to(x)
+        found = self._convolved(self.planes(x - self.mean)[:, :1], band).square()
+        near = self._convolved(known, around).clamp(min=1e-6)
+        share: Tensor = self._convolved(found * known, around) / near / expected
+        return share.clamp(min=LEAST_CONTRAST**2).sqrt()
+
+    def _convolved(self, planes: Tensor, transfer: Tensor) -> Tensor:
+        wide: Tensor = torch.fft.irfft2(torch.fft.rfft2(planes, s=self.size) * transfer, s=self.size)
+        return wide[..., : planes.shape[-2], : planes.shape[-1]]
 
 
 @cache

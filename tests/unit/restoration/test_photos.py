@@ -48,3 +48,19 @@ def test_the_estimate_is_that_of_the_matrices(operator: LinearOperator, sigma_y:
     K = H @ C @ H.T + max(sigma_y, 1e-3) ** 2 * torch.eye(len(H))
     exact = law.law.mean + (C @ H.T @ torch.linalg.solve(K, gap)).view(SHAPE).float()
     assert (found - exact).square().mean().sqrt() < 0.15 * (x - exact).square().mean().sqrt() + 2e-3
+
+
+def test_draws_vary_as_the_picture_around_them_does() -> None:
+    """A hole in a plain wall is surer than one in leaves."""
+    x = torch.zeros(1, 3, 48, 96)
+    x[..., 48:] = 0.5 * torch.randn(1, 3, 12, 12, generator=generator(0, "leaves")).repeat_interleave(
+        4, 2
+    ).repeat_interleave(4, 3)
+    missing = torch.zeros(48, 96)
+    missing[20:28] = 1
+    operator = Inpainting((3, 48, 96), missing)
+    law = load_photos().law_of(x.shape, Measurement(operator.H(x), operator, 0.0))
+    draws = torch.cat([law.sample([generator(0, "draw", i)]) for i in range(8)])
+    hole = draws.std(0)[:, 20:28]
+    assert hole[..., 60:84].mean() > 4 * hole[..., 12:36].mean()
+    assert draws.std(0)[:, :20].max() < 1e-4
