@@ -23,7 +23,7 @@ from invfusion.errors import CheckpointError, ShapeError
 from invfusion.gaussian import Prior
 from invfusion.operators import Bayer, Blur, MaskOperator, Measurement
 from invfusion.operators.iterative import Map, conjugate_gradients
-from invfusion.restoration.refinement import knows, refined, true_to_y
+from invfusion.restoration.refinement import LEAST_NOISE, NO_NOISE, knows, refined, true_to_y
 from invfusion.rng import randn
 from invfusion.samplers import GaussianDraws, Sampler, Wiener
 
@@ -33,10 +33,6 @@ MARGIN = 48
 MAX_ITERATIONS = 120
 # Of the systems: relative residuals from which on the images stay as they are.
 TOLERANCE = 3e-3
-# Masks with less noise than this, two thirds of a grey level of 255, are taken to show pixels as they are.
-NO_NOISE = 0.005
-# Noise that blurs have at least: the inverse of one without any is not finite.
-LEAST_NOISE = 1e-3
 # Deviations in pixels of the bells whose difference are the middle frequencies, and of the one that says how far
 # around a pixel its contrast is looked for; the least contrast.
 BAND_AND_AROUND, LEAST_CONTRAST = (1.5, 5.0, 10.0), 0.03

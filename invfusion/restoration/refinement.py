@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from invfusion.errors import CheckpointError
 from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, LinearOperator, MaskOperator, Measurement
-from invfusion.restoration.tiles import WHOLE_PIXELS, Window, blended, factor_of, local_rule
+from invfusion.restoration.tiles import TILE, WHOLE_PIXELS, Window, blended, factor_of, fitted, local_rule
 
 FILE = Path(__file__).with_name("photos.safetensors")
 COLOURS = 3
@@ -33,11 +33,11 @@ N_INPUTS = 3 * COLOURS + 1
 MULTIPLE = PATCH * 2 ** (len(WIDTHS) - 1)
 # Noise below this level, half a grey level of 255, is as good as none.
 LEAST_SIGMA_Y = 0.004
-# What was learned from.
+# What was learned from: noise up to this, reduction by up to this factor.
 MOST_NOISE, MOST_REDUCED = 0.4, 4
-# Noise that counts as next to none, the least that keeps systems solvable, and how far off the network's pixels are.
+# Noise that counts as next to none, two thirds of a grey level of 255; the least that blurs have, whose inverse without
+# any is not finite; and how far off the network's pixels are.
 NO_NOISE, LEAST_NOISE, OFF = 0.005, 1e-3, 0.03
-TILE = 512
 
 
 class Block(nn.Module):
@@ -74,7 +74,7 @@ class Degradation(nn.Module):
         self.features_of = nn.Conv2d(n_features, width, 1)
 
     def forward(self, x: Tensor, measurement: Measurement, strength: Tensor) -> Tensor:
-        """(B, width, h, w) -> the same, to be added; strength: `strength_of` the measurement's operator."""
+        """(B, width, h, w) -> the same, to be added; strength: `strength_of` what its operator sees."""
         operator, y = measurement.operator, measurement.y
         channels, height, width = operator.image_shape
         with torch.autocast(x.device.type, enabled=False):
@@ -116,8 +116,9 @@ class Refiner(nn.Module):
 
     def forward(self, estimate: Tensor, measurement: Measurement) -> Tensor:
         """estimate: E[x | y] of the Gaussian, (B, C, H, W) float32."""
-        strength = strength_of(measurement.operator)
-        x = F.pixel_unshuffle(padded(inputs(estimate, measurement, strength)), PATCH)
+        seen = seen_by(measurement.operator)
+        strength = strength_of(seen)
+        x = F.pixel_unshuffle(padded(inputs(estimate, measurement, seen / strength, strength)), PATCH)
         fine = self.down_fine(self.read(x.contiguous(memory_format=torch.channels_last)))
         middle = self.down_middle(self.merge_fine(fine))
         coarse = self.coarse(self.merge_middle(middle))
@@ -130,14 +131,13 @@ class Refiner(nn.Module):
         return estimate + left_open(learned, measurement)
 
 
-def inputs(estimate: Tensor, measurement: Measurement, strength: Tensor) -> Tensor:
-    """What the network reads, (B, N_INPUTS, H, W)."""
+def inputs(estimate: Tensor, measurement: Measurement, seen: Tensor, strength: Tensor) -> Tensor:
+    """What the network reads, (B, N_INPUTS, H, W); seen: `seen_by` over its strength."""
     operator = measurement.operator
     gap = operator.H_adjoint(measurement.y - operator.H(estimate)) / strength
-    seen = (seen_by(operator) / strength).expand_as(estimate)
     level = measurement.sigma_y.clamp(min=LEAST_SIGMA_Y).log() / math.log(LEAST_SIGMA_Y)
     plane = level.view(-1, 1, 1, 1).expand(len(estimate), 1, *estimate.shape[2:])
-    images = (p.expand(-1, COLOURS, -1, -1) for p in (estimate, 4 * gap, seen))
+    images = (p.expand(-1, COLOURS, -1, -1) for p in (estimate, 4 * gap, seen.expand_as(estimate)))
     return torch.cat((*images, plane), dim=1)
 
 
@@ -147,9 +147,9 @@ def seen_by(operator: LinearOperator) -> Tensor:
     return operator.H_adjoint(operator.H(white))
 
 
-def strength_of(operator: LinearOperator) -> Tensor:
-    """The most that an operator sees of any pixel, by which what H^T gives is divided, (B, 1, 1, 1)."""
-    return seen_by(operator).abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-3)
+def strength_of(seen: Tensor) -> Tensor:
+    """The most that is `seen_by` an operator of any pixel, by which what H^T gives is divided, (B, 1, 1, 1)."""
+    return seen.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-3)
 
 
 def left_open(learned: Tensor, measurement: Measurement) -> Tensor:
@@ -188,8 +188,7 @@ def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
             better = network(estimate, measurement)
         else:
             multiple = math.lcm(MULTIPLE, factor_of(measurement))
-            side = -(-TILE // multiple) * multiple
-            better = blended(estimate, (min(side, height), min(side, width)), multiple, of_tile)
+            better = blended(estimate, fitted(TILE, multiple, (height, width)), multiple, of_tile)
         return true_to_y(better, measurement)
 
 
@@ -208,11 +207,17 @@ def true_to_y(x: Tensor, measurement: Measurement) -> Tensor:
 
 
 @cache
-def load_refiner(file: Path = FILE) -> Refiner:
-    """The shipped network, or another one. Raises `CheckpointError` where its file is missing or damaged."""
+def load_refiner() -> Refiner:
+    """The shipped network, one for all callers. Raises `CheckpointError`."""
+    model = read_refiner(FILE).eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def read_refiner(file: Path) -> Refiner:
+    """A network of one's own from its file. Raises `CheckpointError` where the file is missing or damaged."""
     model = Refiner()
     try:
         model.load_state_dict({name: t.float() for name, t in load_file(file).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); install invfusion again") from error
-    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model

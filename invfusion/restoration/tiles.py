@@ -49,8 +49,14 @@ def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measureme
     if tile is None:
         tile = TILE if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False) else 0
     multiple = math.lcm(getattr(config, "coarsest_patch", 1), factor_of(measurement))
-    tile = -(-tile // multiple) * multiple
-    return None if tile == 0 or tile >= max(height, width) else (min(tile, height), min(tile, width))
+    sides = fitted(tile, multiple, (height, width))
+    return None if sides in ((0, 0), (height, width)) else sides
+
+
+def fitted(tile: int, multiple: int, image: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of tiles of this side, rounded up to a multiple, that are no larger than the image."""
+    side = -(-tile // multiple) * multiple
+    return min(side, image[0]), min(side, image[1])
 
 
 def factor_of(measurement: Measurement) -> int:

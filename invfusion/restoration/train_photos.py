@@ -37,7 +37,7 @@ from invfusion.operators import (
 )
 from invfusion.restoration.fit_photos import PICTURES
 from invfusion.restoration.photos import load_photos
-from invfusion.restoration.refinement import FILE, Refiner, load_refiner
+from invfusion.restoration.refinement import FILE, Refiner, read_refiner
 from invfusion.restoration.tasks import rounding
 from invfusion.rng import generator
 from invfusion.training import checkpoint
@@ -325,7 +325,7 @@ def train(found: Pictures, folder: Path, plan: Plan, device: torch.device) -> Re
 def _first(plan: Plan) -> Refiner:
     """The network before any step."""
     if plan.start is not None:
-        return load_refiner(plan.start).requires_grad_()
+        return read_refiner(plan.start)
     with torch.random.fork_rng():
         torch.set_rng_state(generator(plan.seed, "photos/weights").get_state())
         return Refiner()
@@ -350,9 +350,7 @@ def _log(folder: Path, nimg: int, gains: list[tuple[int, Tensor]], seconds: floa
 def _save(folder: Path, window: int, model: Refiner, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
     tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
     tensors |= {f"ema/{name}": t for name, t in ema.weights.items()}
-    for i, own in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{name}": t for name, t in own.items()}
-    tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    tensors |= {f"optimizer/{name}": t for name, t in checkpoint.moments_of(optimizer).items()}
     checkpoint.save(folder, window, tensors, {"window": window, "fingerprint": "photos"})
 
 
@@ -362,18 +360,10 @@ def _resumed(folder: Path, model: Refiner, ema: EMA, optimizer: torch.optim.Opti
     if resumed is None:
         return 0
     tensors, state = resumed
-    model.load_state_dict(_under("model/", tensors))
-    ema.load(_under("ema/", tensors))
-    own: dict[int, dict[str, Tensor]] = {}
-    for name, t in _under("optimizer/", tensors).items():
-        i, _, key = name.partition("/")
-        own.setdefault(int(i), {})[key] = t
-    optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
+    model.load_state_dict(checkpoint.under("model/", tensors))
+    ema.load(checkpoint.under("ema/", tensors))
+    checkpoint.restore_moments(optimizer, checkpoint.under("optimizer/", tensors))
     return int(state["window"])
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from invfusion.errors import CheckpointError
 from invfusion.files import flush, sha256_of
@@ -49,6 +50,27 @@ def save(folder: Path, nimg: int, tensors: dict[str, Tensor], state: dict[str, A
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of any shape whose names begin with `prefix`, without it."""
+    # Fresh memory: tensors mapped from a file may be unaligned, which changes the last bits of matrix products.
+    return {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def moments_of(optimizer: Optimizer) -> dict[str, Tensor]:
+    """An optimiser's moments, as `<parameter index>/<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}/{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+
+
+def restore_moments(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Take back what `moments_of` gave, of any shape."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        index, _, name = path.partition("/")
+        moments.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def prepare(folder: Path, fingerprint: str, most: int, companions: Sequence[str] = ()) -> None:

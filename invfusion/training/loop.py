@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from invfusion.data import Batch
 from invfusion.errors import CheckpointError, DataError
@@ -204,9 +203,9 @@ def _resume(run: Run) -> None:
     if found is None:
         return
     tensors, state = found
-    run.denoiser.load_state_dict(_under("model/", tensors))
-    run.ema.load(_under("ema/", tensors))
-    run.stepper.restore(_under("optimizer/", tensors), state["stepper"])
+    run.denoiser.load_state_dict(checkpoint.under("model/", tensors))
+    run.ema.load(checkpoint.under("ema/", tensors))
+    run.stepper.restore(checkpoint.under("optimizer/", tensors), state["stepper"])
     run.nimg, run.window = state["nimg"], state["window"]
     log.info("continuing from %d images", run.nimg)
 
@@ -253,8 +252,3 @@ def _save(run: Run) -> None:
     tensors |= {f"optimizer/{name}": t for name, t in run.stepper.tensors().items()}
     state = {"nimg": run.nimg, "window": run.window, "stepper": run.stepper.scalars()}
     checkpoint.save(run.folder, run.nimg, tensors, state | {"fingerprint": run.task.fingerprint})
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Fresh memory: tensors mapped from a file may be unaligned, which changes the last bits of matrix products.
-    return {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}

@@ -17,6 +17,7 @@ from invfusion.models import Denoiser
 from invfusion.operators.base import LinearOperator
 from invfusion.rng import derive_seed, generator, upload
 from invfusion.training.augment import augment
+from invfusion.training.checkpoint import moments_of, restore_moments
 from invfusion.training.distributed import Processes
 from invfusion.training.draws import OperatorDraws
 from invfusion.training.schedule import learning_rate
@@ -138,8 +139,7 @@ class Stepper:
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's moments, as `<parameter index>/<name>`."""
-        state = self.optimizer.state_dict()["state"]
-        return {f"{i}/{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+        return moments_of(self.optimizer)
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state; JSON-able."""
@@ -147,12 +147,7 @@ class Stepper:
 
     def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Take back what `tensors` and `scalars` gave."""
-        moments: dict[int, dict[str, Tensor]] = {}
-        for path, tensor in tensors.items():
-            index, _, name = path.partition("/")
-            moments.setdefault(int(index), {})[name] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_moments(self.optimizer, tensors)
         self.scaler.load_state_dict(scalars["scaler"])
         self.overflows = scalars["overflows"]
 

@@ -20,7 +20,7 @@ from invfusion.operators import (
 )
 from invfusion.restoration import refinement
 from invfusion.restoration.photos import load_photos
-from invfusion.restoration.refinement import Refiner, knows, load_refiner, refined
+from invfusion.restoration.refinement import Refiner, knows, read_refiner, refined
 from invfusion.rng import generator
 
 
@@ -118,4 +118,4 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "photos.safetensors"
     file.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"photos\.safetensors: cannot be read"):
-        load_refiner(file)
+        read_refiner(file)
