@@ -63,6 +63,7 @@ class PriorFitConfig(Config):
     form: Form = "coloured"
     rank: int | None = Field(default=None, ge=1)
     clusters: int = Field(default=1, ge=1)
+    own_covariances: bool = False
     floor: float = Field(default=FLOOR, gt=0)
     max_images: int = Field(default=10_000, ge=2)
 
@@ -221,7 +222,8 @@ class OracleTrainingConfig(OptimisationConfig):
 
     widths: of the InvFusion models, the other models have the last one; depth: layers of their one level;
     checkpoints: image counts at which the excess risk is measured; distill_images: for the one-step estimators.
-    clusters: of InvFusion-G's prior, found among the first `cluster_images` of the training draws; 1 for none.
+    clusters: of InvFusion-G's prior, each with a covariance of its own, found among the first `cluster_images` of the
+    training draws; 1 for none.
     """
 
     widths: list[Annotated[int, Field(ge=24, multiple_of=24)]] = Field(min_length=1)

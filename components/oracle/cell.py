@@ -5,6 +5,7 @@ these samplers, on a prior, a kind of family and a noise level of params.oracle,
 draws over the noise floor. What is judged is kept, and `make oracle` takes it where it has as many draws.
 """
 
+import argparse
 import logging
 from collections.abc import Sequence
 
@@ -54,6 +55,20 @@ def line(record: OracleRecord) -> str:
     return f"{named}, {record.nfe} calls: {record.value / record.floor:.2f} of the floor ({low:.2f} to {high:.2f})"
 
 
+def add_numbers(command: argparse.ArgumentParser) -> None:
+    """Options that make a judgement of draws cheaper."""
+    command.add_argument("--measurements", type=int, default=0, help="instead of oracle.n_measurements")
+    command.add_argument("--samples", type=int, default=0, help="draws of each, instead of oracle.n_samples")
+
+
+def with_numbers(options: argparse.Namespace) -> Params:
+    """The parameters with what these options say."""
+    params: Params = options.params
+    few = {"n_measurements": options.measurements, "n_samples": options.samples}
+    oracle = params.oracle.model_copy(update={name: n for name, n in few.items() if n})
+    return params.model_copy(update={"oracle": oracle})
+
+
 def main() -> None:
     """Judge and tell."""
     command = cli.parser(__doc__)
@@ -61,13 +76,9 @@ def main() -> None:
     command.add_argument("family")
     command.add_argument("sigma_y", type=float)
     command.add_argument("samplers", nargs="+")
-    command.add_argument("--measurements", type=int, default=0, help="instead of oracle.n_measurements")
-    command.add_argument("--samples", type=int, default=0, help="draws of each, instead of oracle.n_samples")
+    add_numbers(command)
     with cli.started(command) as options:
-        few = {"n_measurements": options.measurements, "n_samples": options.samples}
-        oracle = options.params.oracle.model_copy(update={name: n for name, n in few.items() if n})
-        params = options.params.model_copy(update={"oracle": oracle})
-        judge(params, options.prior, options.family, options.sigma_y, options.samplers)
+        judge(with_numbers(options), options.prior, options.family, options.sigma_y, options.samplers)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from components.oracle.training import GAUSSIAN, Bench, diffusion_model, distill
 from components.params import Params
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import MMSELoss, NPPCLoss
-from invfusion.gaussian import GaussianPosterior
+from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.gaussian import GaussianPosterior, GaussianPrior
 from invfusion.measuring import Streams, draw_operator
 from invfusion.metrics import projected, statistic_interval
 from invfusion.models import Denoiser, with_components
@@ -101,9 +102,9 @@ def _judge_excess(bench: Bench, images: int, sets: dict[str, list[Measured]]) ->
     """The excess risk of the MMSE estimate on every family; of the unconditional model, that of denoising."""
     model, total = diffusion_model(bench, images), -(-images // bench.chosen.batch_size) * bench.chosen.batch_size
     if bench.model == GAUSSIAN:
-        return _excess(bench, model, bench.label, total, sets)
+        return excess_results(bench, model, bench.label, total, sets)
     if bench.model != "unconditional":
-        return _excess(bench, model, f"{bench.model}_mmse", total, sets)
+        return excess_results(bench, model, f"{bench.model}_mmse", total, sets)
     found = []
     for sigma in DENOISING:
         head = bench.head("unconditional", "denoising", 1) | {"sigma_y": sigma, "images": total, "width": bench.width}
@@ -111,7 +112,8 @@ def _judge_excess(bench: Bench, images: int, sets: dict[str, list[Measured]]) ->
     return Results(found)
 
 
-def _excess(bench: Bench, model: Denoiser, method: str, images: int, sets: dict[str, list[Measured]]) -> Results:
+def excess_results(bench: Bench, model: Denoiser, method: str, images: int, sets: dict[str, list[Measured]]) -> Results:
+    """The excess risk of a model's MMSE estimate on every family."""
     found = []
     for degradation, batches in sets.items():
         head = bench.head(method, degradation, 1) | {"images": images, "width": bench.width}
@@ -121,18 +123,16 @@ def _excess(bench: Bench, model: Denoiser, method: str, images: int, sets: dict[
 
 
 def judge_wiener(bench: Bench) -> Results:
-    """The excess risk of what no network is needed for: the best linear estimate, and the mean given the clusters."""
+    """The excess risk of what no network is needed for."""
+    return _kept(bench, "wiener", lambda: posterior_results(bench, fitted_prior(bench), measured_sets(bench)))
 
-    def compute() -> Results:
-        prior, sets = fitted_prior(bench), measured_sets(bench)
-        results = [_of_posterior(bench, "Wiener", 0, sets, prior.posterior)]
-        if prior.clusters is not None:
-            results.append(
-                _of_posterior(bench, "Clusters", bench.chosen.cluster_images, sets, prior.clusters.posterior)
-            )
-        return Results.joined(results)
 
-    return _kept(bench, "wiener", compute)
+def posterior_results(bench: Bench, prior: GaussianPrior, sets: dict[str, list[Measured]]) -> Results:
+    """The excess risk of the best linear estimate, and of the mean given the clusters where there are any."""
+    results = [_of_posterior(bench, "Wiener", 0, sets, prior.posterior)]
+    if prior.clusters is not None:
+        results.append(_of_posterior(bench, "Clusters", bench.chosen.cluster_images, sets, prior.clusters.posterior))
+    return Results.joined(results)
 
 
 def _of_posterior(
@@ -177,7 +177,7 @@ def _error(estimate: Tensor, mean: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _read_out(bench: Bench, model: Denoiser, sampler: Sampler, measurement: Measurement) -> SampleOutput:
+def _read_out(bench: Bench, model: DenoiserLike, sampler: Sampler, measurement: Measurement) -> SampleOutput:
     rows = range(measurement.operator.batch_size)
     noise = randn(bench.prior.image_shape, generators(bench.params.seed, "oracle/readout", rows))
     way = generators(bench.params.seed, "oracle/readout-way", rows)
@@ -200,12 +200,17 @@ def _denoising_errors(bench: Bench, model: Denoiser, sigma: float) -> tuple[Tens
 
 
 def _judge_draws(bench: Bench, family: DegradationFamily) -> Results:
-    """Posterior samples of a trained model; the unconditional one restores by DDRM."""
+    """Posterior samples of a trained model."""
+    return draws_results(bench, family, diffusion_model(bench, bench.chosen.total_images))
+
+
+def draws_results(bench: Bench, family: DegradationFamily, model: DenoiserLike) -> Results:
+    """Posterior samples of a model of the bench's; the unconditional one restores by DDRM."""
     sampler = DDRM() if bench.model == "unconditional" else Heun(n_steps=bench.chosen.n_steps)
     method = "unconditional_ddrm" if bench.model == "unconditional" else bench.label
     chosen, seed = bench.params.oracle, bench.params.seed
     measurements = draw_measurements(bench.prior, family, chosen.n_measurements, bench.sigma_y, seed)
-    draw = Candidate(sampler, diffusion_model(bench, bench.chosen.total_images))
+    draw = Candidate(sampler, model)
     verdict = Oracle(bench.prior, measurements, chosen.n_samples, seed).judge(draw)
     return of_verdict(bench.head(method, kind_of(family), draw.nfe) | {"n": chosen.n_measurements}, verdict)
 
@@ -213,15 +218,20 @@ def _judge_draws(bench: Bench, family: DegradationFamily) -> Results:
 def _judge_mmse(bench: Bench, sets: dict[str, list[Measured]]) -> Results:
     estimator = distilled(bench, "mmse", MMSELoss(), bench.families, lambda teacher: teacher)
     method = "InvFusion-G distilled" if bench.model == GAUSSIAN else "mmse"
-    return _excess(bench, estimator, method, bench.chosen.total_images + bench.chosen.distill_images, sets)
+    return excess_results(bench, estimator, method, bench.chosen.total_images + bench.chosen.distill_images, sets)
 
 
 def _judge_nppc(bench: Bench) -> Results:
+    """Principal components on in-painting, learnt."""
+    n, seed = bench.chosen.n_components, bench.params.seed
+    return components_results(
+        bench, distilled(bench, "nppc", NPPCLoss(), bench.boxes, lambda teacher: with_components(teacher, n, seed))
+    )
+
+
+def components_results(bench: Bench, estimator: DenoiserLike) -> Results:
     """Principal components on in-painting: the variance that they capture, and the deviations that they predict."""
     family, seed = bench.boxes, bench.params.seed
-    estimator = distilled(
-        bench, "nppc", NPPCLoss(), family, lambda teacher: with_components(teacher, bench.chosen.n_components, seed)
-    )
     parts = zip(*_directions(bench, estimator, family), strict=True)
     captured, best, predicted, actual = (torch.cat(part) for part in parts)
     head = bench.head("InvFusion-G NPPC" if bench.model == GAUSSIAN else "nppc", kind_of(family), 1)
@@ -234,7 +244,7 @@ def _judge_nppc(bench: Bench) -> Results:
 
 
 def _directions(
-    bench: Bench, estimator: Denoiser, family: DegradationFamily
+    bench: Bench, estimator: DenoiserLike, family: DegradationFamily
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Per batch: variance in the predicted directions (B,), in the true ones (B,), and along each direction the
     predicted and the exact deviation (B, K).

@@ -4,7 +4,7 @@ No registry is imported: what is trained here depends on its own recipe's code, 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily, Mixture
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.clusters import Clusters
-from invfusion.gaussian.covariance import LowRank
 from invfusion.gaussian.prior import FLOOR
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig
 from invfusion.noise import GaussianNoise
@@ -33,6 +32,8 @@ from invfusion.training.task import Loss, Task
 NO_LABEL = -1
 # The recipe whose preconditioning is a Gaussian prior: here, one with the moments of the truth and clusters of draws.
 GAUSSIAN = "invfusion_g"
+# Clusters are looked for in so many principal coordinates at most: all, at 8x8.
+CLUSTER_RANK = 64
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Bench:
     def sigma_y(self) -> float:
         """The noise level of the tests, the middle of the training's."""
         return sum(self.chosen.sigma_y) / 2
+
+    def with_training(self, **settings: Any) -> "Bench":
+        """The same with other settings of `oracle.training`."""
+        oracle = self.params.oracle.model_copy(update={"training": self.chosen.model_copy(update=settings)})
+        return replace(self, params=self.params.model_copy(update={"oracle": oracle}))
 
     @property
     def label(self) -> str:
@@ -137,12 +143,13 @@ def build(bench: Bench) -> Denoiser:
 
 
 def fitted_prior(bench: Bench) -> GaussianPrior:
-    """The Gaussian with the moments of the truth; its clusters are found among the first draws that training sees."""
+    """The Gaussian with the moments of the truth; its clusters, each with a covariance of its own, are found among the
+    first draws that training sees."""
     gaussian, chosen = gaussian_prior(bench.prior), bench.chosen
     if chosen.clusters > 1:
         x = bench.prior.sample(generators(bench.params.seed, "oracle/train", range(chosen.cluster_images)))
-        rank = min(len(x) - 1, gaussian.mean.numel())
-        gaussian.clusters = Clusters.fit(x, chosen.clusters, LowRank, rank, FLOOR)
+        rank = min(len(x) - 1, gaussian.mean.numel(), CLUSTER_RANK)
+        gaussian.clusters = Clusters.fit_each(x, chosen.clusters, rank, FLOOR)
     return gaussian
 
 

@@ -73,7 +73,7 @@ class GaussianPosterior:
         if len(generators) != self.batch_size:
             raise ShapeError(f"{self.batch_size} images need as many generators, got {len(generators)}")
         white = self._normal(self.image_shape, generators)
-        drawn = self.covariance.filter(white, self._nothing, lambda c, p: (c + 0 * p).sqrt()) + self._centre(generators)
+        drawn = self.covariance.filter(white, self._nothing, lambda c, p: (c + 0 * p).sqrt()) + self.prior_mean
         if self._measurement is None:
             return drawn.float()
         y, H, noise = self._exact
@@ -159,10 +159,6 @@ class GaussianPosterior:
             raise ShapeError(f"expected images {(self.batch_size, *self.image_shape)}, got {tuple(x.shape)}")
         p = sigma.double().reshape(-1).pow(-2).expand(self.batch_size).to(self.prior_mean.device)
         return p, None if self._measurement is None else self._solver.at(p)
-
-    def _centre(self, generators: Sequence[torch.Generator]) -> Tensor:  # noqa: ARG002 - there is but one
-        """The mean of the Gaussian that an image is drawn from before it is moved to fit y."""
-        return self.prior_mean
 
     def _estimate(self, x: Tensor, p: Tensor, system: System | None) -> Tensor:
         """`system` is None where there is no measurement."""

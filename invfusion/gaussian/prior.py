@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -72,6 +73,7 @@ class GaussianPrior(Prior):
         floor: float = FLOOR,
         data: str = "",
         clusters: int = 1,
+        own_covariances: bool = False,
     ) -> Self:
         """The best Gaussian for images (N, C, H, W) in [-1, 1].
 
@@ -79,13 +81,16 @@ class GaussianPrior(Prior):
         takes certain combinations of the channels for uncorrelated, and most operators are then several times cheaper;
         "stationary" has a mean per channel and a power spectrum for each such combination, and no rank. floor: the
         least variance of any direction, positive. data: names the images. clusters: how many kinds the images are
-        taken to come in beside; 1 for none.
+        taken to come in beside; 1 for none. own_covariances: of "full" ones, whether each kind has a covariance of its
+        own, which asks for many images of each, and not one that all share.
         Raises `ConfigError` where there are too few images for the rank or the clusters.
         """
         if images.ndim != 4 or len(images) < 2:
             raise ConfigError(f"a prior is fitted to images (N, C, H, W), at least two, got {tuple(images.shape)}")
         if floor <= 0:
             raise ConfigError(f"the floor of a prior's variances must be positive, got {floor}")
+        if own_covariances and form != "full":
+            raise ConfigError(f"clusters with covariances of their own have the form 'full', not '{form}'")
         full = images.double()
         if form == "stationary":
             if clusters > 1:
@@ -96,7 +101,10 @@ class GaussianPrior(Prior):
         if rank is None:
             rank = min(len(full) - 1, mean.numel())
         kind = Coloured if form == "coloured" else LowRank
-        found = Clusters.fit(full, clusters, kind, rank, floor) if clusters > 1 else None
+        found = None
+        if clusters > 1:
+            each, shared = Clusters.fit_each, partial(Clusters.fit, kind=kind)
+            found = (each if own_covariances else shared)(full, clusters, rank=rank, floor=floor)
         return cls(mean, kind.fit(full - mean, rank, floor), data, found)
 
     @property
@@ -195,5 +203,13 @@ def _covariance(tensors: Mapping[str, Tensor]) -> Covariance | None:
 
 
 def _clusters(tensors: dict[str, Tensor]) -> Clusters | None:
-    centres, weights, covariance = tensors.pop("centres", None), tensors.pop("weights", None), _covariance(tensors)
-    return None if centres is None or weights is None or covariance is None else Clusters(centres, weights, covariance)
+    centres, weights = tensors.pop("centres", None), tensors.pop("weights", None)
+    of_each: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        where, _, what = name.rpartition(".")
+        of_each.setdefault(where, {})[what] = tensor
+    found = [_covariance(of_each.get(f"covariances.{k}", {})) for k in range(len(of_each))]
+    covariances = [covariance for covariance in found if covariance is not None]
+    if centres is None or weights is None or len(covariances) not in (1, len(weights)) or None in found:
+        return None
+    return Clusters(centres, weights, covariances)

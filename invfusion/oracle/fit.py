@@ -5,6 +5,7 @@ from torch import Tensor
 
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
+from invfusion.gaussian.clusters import Clusters
 from invfusion.gaussian.covariance import LowRank
 from invfusion.oracle.mixture import GaussianMixture
 from invfusion.rng import derive_seed
@@ -52,3 +53,19 @@ def gaussian_prior(prior: GaussianMixture) -> GaussianPrior:
     above = variances > floor
     covariance = LowRank(basis[:, above].view(*prior.image_shape, -1), variances[above] - floor, floor)
     return GaussianPrior(prior.mean[0], covariance)
+
+
+def mixture_of(clusters: Clusters) -> GaussianMixture:
+    """What a prior's clusters say of images; of covariances of low rank."""
+    covariances = [c for c in clusters.covariances if isinstance(c, LowRank)]
+    n = len(clusters.weights)
+    factors = torch.stack([c.flat_basis * c.variances.sqrt() for c in covariances])
+    floors = torch.stack([c.floor for c in covariances])
+    centres = clusters.centres.flatten(1)
+    return GaussianMixture.of_factors(
+        tuple(clusters.centres.shape[1:]),
+        clusters.weights,
+        centres,
+        factors.expand(n, *factors.shape[1:]),
+        floors[:, None].expand(n, centres.shape[1]),
+    )

@@ -170,6 +170,35 @@ class TestNPPCLoss:
         cosine = torch.cosine_similarity(stretching.flatten(2), w.flatten(2), dim=2).abs()
         torch.testing.assert_close(cosine, torch.ones(B, 1))
 
+    @pytest.mark.parametrize(("settings", "are_right"), [({}, True), ({"length_weight": 0.01}, False)])
+    def test_the_default_weight_is_enough_for_lengths(self, settings: dict[str, float], are_right: bool) -> None:
+        """Each step that turns a direction lengthens it; the lengths' own term must hold against that.
+
+        Of errors of 64 numbers, two of which stand out, the directions are given, half too long.
+        """
+        draws, steps, kept = generator(0, "errors"), 500, 100
+        deviations = torch.full((64,), 0.3)
+        deviations[:2] = torch.tensor([1.0, 0.7])
+        squares = (deviations * torch.randn(20_000, 64, generator=draws)).square()
+        energy = squares.sum(1)
+        best = ((squares[:, :2] / energy[:, None].square()).mean(0) / energy.pow(-2).mean()).sqrt()
+        w = (1.5 * torch.diag(best) @ torch.eye(2, 64)).requires_grad_()
+        optimizer, loss, lengths = torch.optim.Adam([w], lr=3e-3, betas=(0.9, 0.99)), NPPCLoss(**settings), []
+
+        def network(x: Tensor, *_: object, return_components: bool) -> tuple[Tensor, Tensor]:
+            assert return_components
+            return torch.zeros_like(x), w.view(1, 2, 1, 8, 8).expand(len(x), -1, -1, -1, -1)
+
+        for _ in range(steps):
+            error = (deviations * torch.randn(32, 64, generator=draws)).view(32, 1, 8, 8)
+            optimizer.zero_grad()
+            loss(network, error, Condition(None), draws).per_sample.mean().backward()
+            optimizer.step()
+            lengths.append(w.detach().norm(dim=1))
+        off = (torch.stack(lengths[-kept:]).mean(0) / best - 1).abs().amax()
+        assert bool(off < 0.1) == are_right
+        assert are_right or off > 0.2
+
     def test_the_components_do_not_change_the_mean(self) -> None:
         """The error is detached: the mean's own output weights learn from the squared error alone."""
         denoiser, x = trained(n_components=K), images()

@@ -1,7 +1,7 @@
 """A prior with clusters against the oracle's exact mixture."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor
 from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.gaussian import GaussianPrior
-from invfusion.gaussian.clusters import Clusters
 from invfusion.gaussian.covariance import LowRank
 from invfusion.gaussian.prior import Form
 from invfusion.operators import Measurement
-from invfusion.oracle import GaussianMixture
+from invfusion.oracle import GaussianMixture, mixture_of
 from invfusion.rng import generator, generators, randn
 
 pytest.importorskip("sklearn")
@@ -31,26 +30,18 @@ def images(n: int = 300) -> Tensor:
     return TINT * shapes + 0.05 * torch.randn(n, *SHAPE, generator=draws)
 
 
-def fitted(form: Form = "full") -> GaussianPrior:
-    return GaussianPrior.fit(images(), rank=40, form=form, clusters=K)
+# The form of the prior, or one of form "full" whose clusters have covariances of their own.
+Kind = Literal["full", "coloured", "own"]
 
 
-def exact(clusters: Clusters) -> GaussianMixture:
-    covariance = clusters.covariance
-    assert isinstance(covariance, LowRank)
-    factors = covariance.flat_basis * covariance.variances.sqrt()
-    return GaussianMixture.of_factors(
-        SHAPE,
-        clusters.weights,
-        clusters.centres.flatten(1),
-        factors.expand(K, *factors.shape),
-        covariance.floor.expand(192),
-    )
+def fitted(kind: Kind = "full") -> GaussianPrior:
+    form: Form = "full" if kind == "own" else kind
+    return GaussianPrior.fit(images(), rank=40, form=form, clusters=K, own_covariances=kind == "own")
 
 
 def measured(prior: GaussianPrior, kind: str, sigma_y: float) -> tuple[GaussianMixture, Tensor, Measurement]:
     assert prior.clusters is not None
-    law = exact(prior.clusters)
+    law = mixture_of(prior.clusters)
     settings: dict[str, Any] = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 20}}
     operator = FAMILIES[kind](**settings.get(kind, {})).sample(B, SHAPE, generator(0, kind))
     x = law.sample(generators(0, "x", range(B))).float()
@@ -58,10 +49,10 @@ def measured(prior: GaussianPrior, kind: str, sigma_y: float) -> tuple[GaussianM
     return law, x, Measurement.of(x, operator, sigma_y, noise)
 
 
-@pytest.mark.parametrize("form", ["full", "coloured"])
+@pytest.mark.parametrize("form", ["full", "coloured", "own"])
 @pytest.mark.parametrize("sigma_y", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["strided_motion_blur", "patch_inpainting", "matrix", "box_outpainting", "null"])
-def test_agrees_with_the_oracle(kind: str, sigma_y: float, form: Form) -> None:
+def test_agrees_with_the_oracle(kind: str, sigma_y: float, form: Kind) -> None:
     prior = fitted(form)
     law, x, measurement = measured(prior, kind, sigma_y)
     found, truth = prior.refined((B, *SHAPE), measurement), law.given(measurement)
@@ -81,25 +72,27 @@ def _pixel_variance(law: GaussianMixture) -> Tensor:
     return law.covariance().diagonal(dim1=1, dim2=2).mean(1)
 
 
-def test_the_evidence_adds_up() -> None:
+@pytest.mark.parametrize("form", ["full", "own"])
+def test_the_evidence_adds_up(form: Kind) -> None:
     """ln p(y) of two measurements differs as the mixture's densities of y do."""
-    prior = fitted()
+    prior = fitted(form)
     law, _, measurement = measured(prior, "matrix", 0.3)
     rows = measurement.operator.H(torch.eye(192).view(192, *SHAPE).expand(B, 192, *SHAPE)).mT.double()
     assert prior.clusters is not None
-    covariance = rows @ law._covariances[0] @ rows.mT + 0.09 * torch.eye(rows.shape[1])
+    covariance = rows[:, None] @ law._covariances @ rows[:, None].mT + 0.09 * torch.eye(rows.shape[1])
     means = law.means[0] @ rows.mT
     y = measurement.y[:, None].double()
-    each = torch.distributions.MultivariateNormal(means, covariance[:, None]).log_prob(y)  # type: ignore[no-untyped-call]
+    each = torch.distributions.MultivariateNormal(means, covariance).log_prob(y)  # type: ignore[no-untyped-call]
     expected = (each + law.log_weights).logsumexp(1)
     found = prior.refined((B, *SHAPE), measurement).log_evidence
     full = rows.abs().sum(2).gt(0).all(1)
     torch.testing.assert_close(found[full], expected[full], rtol=1e-6, atol=1e-6)
 
 
-def test_draws_are_of_the_posterior() -> None:
+@pytest.mark.parametrize("form", ["full", "own"])
+def test_draws_are_of_the_posterior(form: Kind) -> None:
     """Of a measurement so noisy that two kinds stay likely: mean and spread of many draws, within their own errors."""
-    prior, n = fitted(), 2000
+    prior, n = fitted(form), 2000
     law, _, measurement = measured(prior, "matrix", 3.0)
     row = int(law.given(measurement).log_weights.exp().amax(1).argmin())
     many = measurement.select([row] * n)
@@ -131,17 +124,33 @@ def test_kinds_are_found_in_any_tint() -> None:
     assert float(values[0]) > 1
 
 
-@pytest.mark.parametrize("form", ["full", "coloured"])
-def test_files_keep_the_clusters(tmp_path: Path, form: Form) -> None:
+@pytest.mark.parametrize("form", ["full", "coloured", "own"])
+def test_files_keep_the_clusters(tmp_path: Path, form: Kind) -> None:
     prior = fitted(form)
     prior.save(tmp_path / "prior")
     _, _, measurement = measured(prior, "matrix", 0.1)
     loaded = GaussianPrior.load(tmp_path / "prior")
     assert torch.equal(loaded.refined((B, *SHAPE), measurement).mean, prior.refined((B, *SHAPE), measurement).mean)
     tensors = prior.tensors()
-    del tensors["clusters.weights"]
-    with pytest.raises(CheckpointError, match="is not made of the tensors"):
-        GaussianPrior.from_tensors(tensors)
+    for missing in ("clusters.weights", "clusters.covariances.0.variances"):
+        with pytest.raises(CheckpointError, match="is not made of the tensors"):
+            GaussianPrior.from_tensors({name: tensor for name, tensor in tensors.items() if name != missing})
+
+
+def test_covariances_of_their_own_are_found() -> None:
+    """Of two kinds, of which each varies in a direction of its own."""
+    draws = generator(0, "images")
+    kind = torch.randint(2, (400,), generator=draws)
+    x = 0.05 * torch.randn(400, 4, generator=draws)
+    x[torch.arange(400), kind] += torch.randn(400, generator=draws)
+    x[:, 2] += 2 * kind
+    prior = GaussianPrior.fit(x.view(400, 1, 2, 2), clusters=2, own_covariances=True)
+    assert prior.clusters is not None
+    covariances = [c for c in prior.clusters.covariances if isinstance(c, LowRank)]
+    leading = torch.stack([c.flat_basis[:, c.variances.argmax()] for c in covariances]).abs()
+    assert sorted(leading.argmax(1).tolist()) == [0, 1]
+    assert float(leading.amax(1).min()) > 0.99
+    torch.testing.assert_close(prior.clusters.weights, torch.full((2,), 0.5).double(), rtol=0, atol=0.1)
 
 
 def test_bad_numbers_of_clusters_are_refused() -> None:
@@ -149,3 +158,6 @@ def test_bad_numbers_of_clusters_are_refused() -> None:
         GaussianPrior.fit(images(10), rank=3, clusters=6)
     with pytest.raises(ConfigError, match="has no clusters"):
         GaussianPrior.fit(images(10), form="stationary", clusters=2)
+    for form in ("coloured", "stationary"):
+        with pytest.raises(ConfigError, match="of their own have the form 'full'"):
+            GaussianPrior.fit(images(10), form=form, clusters=2, own_covariances=True)
