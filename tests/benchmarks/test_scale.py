@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.document import render
+from benchmarks.scale import curves
 from benchmarks.scale.__main__ import measure, suites
 from benchmarks.scale.curves import Clock, Curve, expected, exponent, peak_mib
+from benchmarks.scale.shards import opened
 
 
 def test_the_exponent_is_of_the_upper_half() -> None:
@@ -41,7 +43,10 @@ def test_memory_is_what_was_held_within() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in suites() if name not in ("processes", "shards")])
-def test_every_suite_runs_at_its_smallest_sizes_and_has_its_table(name: str, tmp_path: Path) -> None:
+def test_every_suite_runs_at_its_smallest_sizes_and_has_its_table(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "REPEATS", 1)
     output = tmp_path / "scale.json"
     result = measure([name], limit=60, largest=1, output=output)
     assert json.loads(output.read_text())["records"] == result["records"]
@@ -50,9 +55,7 @@ def test_every_suite_runs_at_its_smallest_sizes_and_has_its_table(name: str, tmp
     assert all(record["what"] in page for record in result["records"])
 
 
-def test_simulated_shards_are_a_dataset(tmp_path: Path) -> None:
-    from benchmarks.scale.shards import opened
-
+def test_simulated_shards_are_a_dataset() -> None:
     clock = Clock()
     opened(2500, clock)
     assert set(clock.seconds) == {"staging, nothing to do", "opening", "order and first batch"}
