@@ -44,7 +44,7 @@ class MatrixOperator(LinearOperator):
 
     @derived
     def gram_inverse(self) -> Tensor | None:
-        """(H H^T)^+, (B, m, m), in the operator's precision; None where rows of some sample are (nearly) dependent."""
+        """(H H^T)^+, (B, m, m) float64; None where rows of some sample are (nearly) dependent."""
         return gram_inverses(self.matrix.to(self.dtype))
 
     @derived
@@ -79,7 +79,7 @@ class MatrixOperator(LinearOperator):
     def _pinv(self, y: Tensor) -> Tensor:
         if self.gram_inverse is None:
             return self._as_images(_apply_rows(self.inverse, y))
-        return self._adjoint(_apply_rows(self.gram_inverse, y))
+        return self._adjoint(_apply_rows(self.gram_inverse, y.double()).to(y.dtype))
 
     def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
         vectors, squares = self.spectrum
@@ -92,15 +92,16 @@ class MatrixOperator(LinearOperator):
 
 
 def gram_inverses(matrix: Tensor) -> Tensor | None:
-    """The pseudo-inverses (B, m, m) of A A^T for matrices A (B, m, D), by float64 Cholesky factorisations; None where
+    """The pseudo-inverses (B, m, m) float64 of A A^T for matrices A (B, m, D), by Cholesky factorisations; None where
     one of them is ill-conditioned.
     """
-    inverses = matrix.new_zeros(*matrix.shape[:2], matrix.shape[1])
+    shape = (*matrix.shape[:2], matrix.shape[1])
+    inverses = torch.zeros(shape, dtype=torch.float64, device=matrix.device)
     for samples, m in _groups(matrix):
         gram_inverse, is_sound = _gram_inverse(matrix[samples, :m])
         if not bool(is_sound.all()):
             return None
-        inverses[samples, :m, :m] = gram_inverse.to(matrix.dtype)
+        inverses[samples, :m, :m] = gram_inverse
     return inverses
 
 
