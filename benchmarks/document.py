@@ -318,6 +318,16 @@ def _processes(results: Results) -> str:
     return _markdown(["", "processes", "cores", "images/s", "speed over one", "of what the cores could do"], rows)
 
 
+def _tile_loop(results: Results) -> str:
+    rows = [
+        [r["case"], r["method"], "x".join(map(str, r["size"])), r["loop_seconds_per_megapixel"],
+         r["ours_seconds_per_megapixel"], _x(r["ratio"]), r["loop_mib"], r["ours_mib"]]
+        for r in _records(results, "tile_loop", "tile_loop")
+    ]  # fmt: skip
+    head = ["what happened", "method", "pixels", "loop, s/MP", "ours, s/MP", "ratio", "loop, MiB", "ours, MiB"]
+    return _markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": _machine,
     "training": _steps("training"),
@@ -336,6 +346,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "data": _data,
     "whole": _whole,
     "threads": _threads,
+    "tile-loop": _tile_loop,
     "scale-side": _scale("side", (16, 64, 256, 512, 1024)),
     "scale-images": _scale("images", (1, 4, 16, 64)),
     "scale-rank": _scale("rank", (8, 64, 256, 512)),
