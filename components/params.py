@@ -35,7 +35,7 @@ from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.names import nearest, unknown
 from invfusion.noise import AnyNoise, GaussianNoise, Levels
 from invfusion.plugins import load_plugins
-from invfusion.samplers import AnySampler, Heun
+from invfusion.samplers import AnySampler, DPMpp2M, Heun
 from invfusion.schema import Config
 from invfusion.training.config import OptimisationConfig, TrainConfig
 from invfusion.training.recipes import RECIPES, Recipe
@@ -53,6 +53,8 @@ def _known_metric(name: str) -> str:
 
 # A name of `invfusion.metrics.METRICS`.
 MetricName = Annotated[str, AfterValidator(_known_metric)]
+# What draws from the posterior through the probability-flow ODE.
+OdeSampler = Annotated[Heun | DPMpp2M, Field(discriminator="kind")]
 # What may name files, metrics and experiments.
 PlainName = Annotated[str, AfterValidator(plain_name)]
 
@@ -156,7 +158,7 @@ class EvaluateConfig(Config):
     noise: AnyNoise = GaussianNoise()
     families: list[AnyFamily] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
-    sampler: Heun = Heun()
+    sampler: OdeSampler = Heun()
     guidance: float = Field(default=1.0, ge=0)
     bootstrap_resamples: int = Field(default=1000, ge=10)
     calibration_images: int = Field(default=500, ge=0)

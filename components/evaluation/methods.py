@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from components.params import UNCONDITIONAL, MethodConfig, Params
 from invfusion.degradations import DegradationFamily
 from invfusion.names import kind_of
-from invfusion.samplers import Heun, Sampler
+from invfusion.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def restores(config: MethodConfig, kind: str) -> bool:
     return config.restores == "all" or kind in config.restores
 
 
-def sampler_on(config: MethodConfig, kind: str, default: Heun, tuned_by: str | None) -> Sampler | None:
+def sampler_on(config: MethodConfig, kind: str, default: Sampler, tuned_by: str | None) -> Sampler | None:
     """A method's sampler on this kind of family; `default` reads out a model for which none is named."""
     if config.sampler is None:
         return default if config.model is not None else None

@@ -7,11 +7,13 @@ promotions that begin at once, the one that is numbered first holds and the othe
 
 import getpass
 import logging
+import os
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 
@@ -189,10 +191,17 @@ def log_line(change: Change) -> str:
 
 
 def started() -> datetime:
-    """When this process began, to a hundredth of a second; psutil's own answer may be off by a second."""
-    since_boot = psutil.Process().create_time() - psutil.boot_time()
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot
-    return datetime.fromtimestamp(time.time() - age, UTC)
+    """When this process began, to a hundredth of a second.
+
+    The kernel counts that from the boot, whose time of day it gives in whole seconds that change now and then: so what
+    is subtracted from the time now is the age.
+    """
+    try:
+        after_command = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+    since_boot = int(after_command[19]) / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot), UTC)
 
 
 def main() -> None:

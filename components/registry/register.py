@@ -225,6 +225,7 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
         library=Path(invfusion.__file__).parent,
         checkpoints=checkpoints,
         main=MAIN,
+        sampler=params.evaluate.sampler.kind,
         columns=[
             ("y", "array<double>", False),
             ("operator", "string", False),

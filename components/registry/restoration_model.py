@@ -47,7 +47,7 @@ from invfusion.models import load_denoiser
 from invfusion.operators import LinearOperator, Measurement, operator_from_spec, spec_from_json
 from invfusion.operators.combined import Combined
 from invfusion.restoration.requests import Bounds, Options, answer, as_json, decoded
-from invfusion.samplers import MMSE, NPPC, Heun, SampleOutput, Sampler
+from invfusion.samplers import MMSE, NPPC, SAMPLERS, SampleOutput, Sampler
 
 # What one request may ask for in all its rows: images, network passes (images times steps), and the squared row counts
 # of all matrices (256 of 128 rows; one of 2,048), which pseudo-inverses take time and memory for; a matrix may have as
@@ -74,6 +74,7 @@ class RestorationModel(PythonModel):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.loaded: dict[str, Any] = {}
         self.main = str(context.model_config["main"])
+        self.sampler = SAMPLERS[str(context.model_config["sampler"])]
         self.denoiser(self.main)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
@@ -141,11 +142,11 @@ class RestorationModel(PythonModel):
         return {"images": images if n_samples == 1 else images.reshape(-1, n_samples, *images.shape[1:])}
 
     def sample(self, measurement: Measurement, labels: Tensor | None, settings: Mapping[str, Any]) -> Tensor:
-        """Draw from the posterior with the deterministic Heun sampler."""
+        """Draw from the posterior with the sampler that the model was judged with."""
         denoiser = self.denoiser(self.main)
         if settings["guidance"] != 1 and labels is not None:
             denoiser = GuidedDenoiser(denoiser, settings["guidance"])
-        sampler = Heun(n_steps=int(settings["n_steps"]))
+        sampler = self.sampler.model_validate({"n_steps": int(settings["n_steps"])})
         return self.run(sampler, denoiser, measurement, labels, int(settings["seed"])).x
 
     def mmse(self, measurement: Measurement, labels: Tensor | None) -> Tensor:

@@ -150,7 +150,7 @@ def facts(params: Params) -> dict[str, str]:
         "Seed": str(params.seed),
         "Trained on": ", ".join(trained_kinds(params)),
         "Measurement noise": "none" if params.evaluate.noise.is_absent else params.evaluate.noise.describe(),
-        "Sampler": f"{sampler.kind.capitalize()}, {sampler.n_steps} steps",
+        "Sampler": f"{sampler.kind}, {sampler.n_steps} steps",
     }
 
 

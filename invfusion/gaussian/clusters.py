@@ -39,7 +39,7 @@ class Clusters(nn.Module):
         """The centres that k-means finds for images (N, C, H, W) float64, and the covariance of what is left.
 
         Of `Coloured` images, the centres differ in the combination of the channels that varies most, and in no other:
-        a kind is a shape, which comes in any tint.
+        a kind is a shape, which comes in any tint, and as light on dark where the images show it as dark on light.
         Raises `ConfigError` without scikit-learn, or with fewer than two images for each cluster.
         """
         if not 2 <= n <= len(images) // 2:
@@ -55,6 +55,7 @@ class Clusters(nn.Module):
         if kind is Coloured:
             colour = colour_combinations(shapes)[0].view(-1, 1, 1)
             shapes = colour * (colour * shapes).sum(1, keepdim=True)
+            images, shapes = torch.cat((images, images - 2 * shapes)), torch.cat((shapes, -shapes))
         found = KMeans(n, n_init=1, random_state=0).fit_predict(shapes.flatten(1).cpu().numpy())
         labels = torch.from_numpy(found).long().to(images.device)
         counts = labels.bincount(minlength=n)

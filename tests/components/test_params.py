@@ -17,7 +17,11 @@ WRONG = [
     ("warmup_images: 1600", "warmup_imags: 1600", "train.warmup_imags: unknown key; did you mean 'warmup_images'?"),
     ("strides: [2, 4, 8]", "stride: [2, 4, 8]", "degradation.members.0.stride: unknown key; did you mean 'strides'?"),
     ("kind: matrix", "kind: matrx", "degradation.members.2.kind: unknown kind 'matrx'; did you mean 'matrix'?"),
-    ("n_steps: 18", "n_step: 18", "evaluate.sampler.n_step: unknown key; did you mean 'n_steps'?"),
+    (
+        "n_steps: 20\n  guidance",
+        "n_step: 20\n  guidance",
+        "evaluate.sampler.n_step: unknown key; did you mean 'n_steps'?",
+    ),
     ("metrics: [psnr]", "metrics: [pnsr]", "tune.metrics.0: unknown metric 'pnsr': did you mean 'psnr'?"),
     ("seed: 0", "seeds: 0", "seeds: unknown key; did you mean 'seed'?"),
     ("seed: 0", "seed: 0\nseed: 1", "duplicate key"),
@@ -67,7 +71,7 @@ WRONG = [
         "'unconditional' is no model that distilled MMSE",
     ),
     (
-        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000}\n",
+        "  gaussian_prior: {form: coloured, rank: 256, max_images: 10000, clusters: 40}\n",
         "",
         "'invfusion_g' needs the images' Gaussian prior; set data.gaussian_prior",
     ),
@@ -148,7 +152,7 @@ KNOWN_BEFORE: list[tuple[dict[str, Any], str]] = [
     (of_method("DDRM", model="uncondtional"), "methods.DDRM.model: unknown trained model 'uncondtional': did you mean "
      "'unconditional'?"),
     (of_method("DDRM", model="palette"), "methods.DDRM: the sampler 'ddrm' uses the measurement itself and needs an"),
-    (of_method("Palette", model="unconditional"), "methods.Palette: the sampler 'heun' leaves the measurement to the"),
+    (of_method("Palette", model="unconditional"), "methods.Palette: the sampler 'dpmpp_2m' leaves the measurement"),
     (of_method("NPPC", model="mmse"), "methods.NPPC: the sampler 'nppc' needs principal components, 'mmse' has none"),
     (of_method("MMSE", sampler={"kind": "heun", "n_steps": 8}), "methods.MMSE: 'mmse' is no diffusion model, so the "
      "sampler 'heun' cannot read it out; take 'mmse'"),
