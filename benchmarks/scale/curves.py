@@ -108,7 +108,7 @@ def expected(taken: Sequence[tuple[int, float]], n: int, must: float) -> float:
     """Seconds at size n, after those at smaller ones: by the slope of the last two, at most by `must`."""
     (last, seconds), before = taken[-1], taken[-2] if len(taken) > 1 else None
     slope = 1.0 if before is None else math.log(seconds / before[1]) / math.log(last / before[0])
-    return seconds * (n / last) ** min(max(slope, 0.0), must)
+    return seconds * math.pow(n / last, min(max(slope, 0.0), must))
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:

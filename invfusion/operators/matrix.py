@@ -137,7 +137,7 @@ def _gram_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(A A^T)^+ in float64, zero rows left out, and which of them can be relied on, (B,)."""
     gram = torch.zeros(*matrix.shape[:2], matrix.shape[1], dtype=torch.float64, device=matrix.device)
     # In parts: a copy of the whole in float64 would be the largest thing in memory.
-    for part in matrix.split(COLUMNS, dim=2):
+    for part in matrix.split(COLUMNS, dim=2):  # type: ignore[no-untyped-call]
         columns = part.double()
         gram += columns @ columns.mT
     empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).to(gram.dtype)
