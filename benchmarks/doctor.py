@@ -9,6 +9,7 @@ import torch
 
 from invfusion.models import PRESETS
 from invfusion.models.attention import FLEX_MIN_TOKENS, available_backends, choose_backend, natten_is_compiled
+from invfusion.models.natten_wheel import INDEX, natten_here
 
 
 def diagnosis(device: torch.device) -> Iterator[str]:
@@ -47,10 +48,11 @@ def _why(backend: str, n_tokens: int, device: torch.device) -> str:
 
 
 def _natten(device: torch.device) -> str:
-    if importlib.util.find_spec("natten") is None:
-        return "not installed"
     if not natten_is_compiled():
-        return "installed without its CUDA kernels: take the wheel for this torch and CUDA from whl.natten.org"
+        installed = importlib.util.find_spec("natten") is not None
+        state = "installed without its CUDA kernels" if installed else "not installed"
+        requirement, why = natten_here()
+        return f"{state}: " + (why if requirement is None else f"pip install {requirement} --find-links {INDEX}")
     return "with CUDA kernels" if device.type == "cuda" else "with CUDA kernels, but no GPU is used"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import Record, rounded
+from benchmarks.scale.curves import LEAST_MIB, dominant, exponent
 
 PERFORMANCE = Path("docs/performance.md")
 NOT_MEASURED = "not measured"
@@ -271,6 +272,62 @@ def _changes(results: Results) -> str:
     return _markdown(["", "prediction", "before, ms", "after, ms", "measured"], rows)
 
 
+def _scale(axis: str, shown: Sequence[int]) -> Callable[[Results], str]:
+    """Seconds and memory of each curve at some sizes, the exponents, and what takes most of the time at the end."""
+
+    def table(results: Results) -> str:
+        curves: dict[str, dict[int, Record]] = {}
+        for r in _records(results, "scale", "scale"):
+            if r["axis"] == axis:
+                curves.setdefault(r["what"], {})[r["n"]] = r
+        rows = [[what, *(_cell(found.get(n)) for n in shown), *_growth(found)] for what, found in curves.items()]
+        head = ["", *(f"{n:,}" for n in shown), "last", "time grows by", "must", "memory grows by", "most of the time"]
+        return _markdown(head, rows)
+
+    return table
+
+
+def _cell(record: Record | None) -> str:
+    """Milliseconds and MiB of one run."""
+    if record is None:
+        return ""
+    peak = record["peak_mib"]
+    return f"{_short(1e3 * record['seconds'])} ms" + ("" if peak is None else f", {_short(peak)} MiB")
+
+
+def _short(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def _growth(found: dict[int, Record]) -> Row:
+    last = found[max(found)]
+    sizes = sorted(found)
+    held = {n: found[n]["peak_mib"] for n in sizes if (found[n]["peak_mib"] or 0) >= LEAST_MIB}
+    powers = (exponent(sizes, [found[n]["seconds"] for n in sizes]), exponent(list(held), list(held.values())))
+    time, memory = ("" if power is None else f"{power:.1f}" for power in powers)
+    return [f"{last['n']:,}", time, f"{last['must']:g}", memory, dominant(last)]
+
+
+def _processes(results: Results) -> str:
+    rows = [
+        [r["what"], r["n"], r["cores"], r["images_per_second"], _x(r["ratio"]), f"{r['efficiency']:.0%}"]
+        for r in _records(results, "scale", "scale")
+        if r["axis"] == "processes"
+    ]
+    return _markdown(["", "processes", "cores", "images/s", "speed over one", "of what the cores could do"], rows)
+
+
+def _tile_loop(results: Results) -> str:
+    rows = [
+        [r["case"], r["method"], "x".join(map(str, r["size"])), r["loop_seconds_per_megapixel"],
+         r["ours_seconds_per_megapixel"], _x(r["ratio"]), r["loop_mib"], r["ours_mib"]]
+        for r in _records(results, "tile_loop", "tile_loop")
+    ]  # fmt: skip
+    head = ["what happened", "method", "pixels", "loop, s/MP", "ours, s/MP", "ratio", "loop, MiB", "ours, MiB"]
+    return _markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": _machine,
     "training": _steps("training"),
@@ -289,6 +346,13 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "data": _data,
     "whole": _whole,
     "threads": _threads,
+    "tile-loop": _tile_loop,
+    "scale-side": _scale("side", (16, 64, 256, 512, 1024)),
+    "scale-images": _scale("images", (1, 4, 16, 64)),
+    "scale-rank": _scale("rank", (8, 64, 256, 512)),
+    "scale-rows": _scale("rows", (8, 64, 256, 1024)),
+    "scale-samples": _scale("samples", (10_000, 100_000, 1_000_000, 10_000_000)),
+    "scale-processes": _processes,
 }
 
 

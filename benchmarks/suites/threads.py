@@ -35,7 +35,7 @@ def threads(device: torch.device, seconds: float, compiled: bool = False) -> Ite
         rates: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(rounds):
             for name, (what, n_processes, n_threads) in cases.items():
-                rates[name].append(_run(job, what, n_processes, n_threads))
+                rates[name].append(run(job, what, n_processes, n_threads))
         plain = median(next(iter(rates.values())))
         for name, case in rates.items():
             yield {
@@ -49,7 +49,7 @@ def threads(device: torch.device, seconds: float, compiled: bool = False) -> Ite
             }
 
 
-def _run(job: str, what: str, n_processes: int, n_threads: int) -> float:
+def run(job: str, what: str, n_processes: int, n_threads: int) -> float:
     """Images per second of all the processes together."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     command = [sys.executable, *(launcher if n_processes > 1 else []), "-m", "benchmarks.suites.one_run", job, what]

@@ -1,9 +1,11 @@
 """The staged form of a dataset: decoded arrays on disk, read without decoding or copying more than is asked for."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -40,7 +42,7 @@ class StagedManifest(Config):
     shards: dict[Split, list[str]]
 
 
-def digest_of(shards: Sequence[StagedShard]) -> str:
+def digest_of(shards: Iterable[StagedShard]) -> str:
     """SHA-256 in hex of keys, labels and pixels of all shards in order."""
     digest = hashlib.sha256()
     for shard in shards:
@@ -54,6 +56,39 @@ def read_sidecar(path: Path) -> StagedShard:
         return StagedShard.model_validate_json(path.read_text())
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is missing or damaged: run the stage step again") from error
+
+
+class Keys(Sequence[str]):
+    """The names of many samples in a third of the memory that a list takes: of each shard all letters, and where names
+    end.
+    """
+
+    def __init__(self) -> None:
+        self._shards: list[tuple[bytes, NDArray[np.int32]]] = []
+        self._firsts = [0]
+
+    def append(self, keys: Sequence[str]) -> None:
+        """Those of one more shard."""
+        encoded = [key.encode() for key in keys]
+        self._shards.append((b"".join(encoded), np.cumsum([0, *map(len, encoded)], dtype=np.int32)))
+        self._firsts.append(self._firsts[-1] + len(keys))
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """One key, or a list of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        shard = bisect_right(self._firsts, position) - 1
+        letters, ends = self._shards[shard]
+        row = position - self._firsts[shard]
+        return letters[ends[row] : ends[row + 1]].decode()
 
 
 class StagedDataset:
@@ -73,14 +108,23 @@ class StagedDataset:
         names = next((shards for name, shards in manifest.shards.items() if name == split), [])
         if not names:
             raise DataError(f"{folder} holds no '{split}' samples; its splits are {_count_list(manifest)}")
-        sidecars = [read_sidecar(self._folder / split / f"{name}.json") for name in names]
+        self.keys = Keys()
+        labels: list[Tensor] = []
+
+        def sidecars() -> Iterator[StagedShard]:
+            """One at a time; what is kept of it is a few bytes for each sample."""
+            for name in names:
+                sidecar = read_sidecar(self._folder / split / f"{name}.json")
+                self.keys.append(sidecar.keys)
+                labels.append(torch.tensor(sidecar.labels, dtype=torch.long))
+                yield sidecar
+
+        self.digest: str = digest_of(sidecars())
+        self.labels: Tensor = torch.cat(labels)
         self._arrays = [_open(self._folder / split / f"{name}.npy") for name in names]
         self._first_rows = np.cumsum([0, *(len(array) for array in self._arrays)])
-        self.keys: list[str] = [key for sidecar in sidecars for key in sidecar.keys]
-        self.labels: Tensor = torch.tensor([label for sidecar in sidecars for label in sidecar.labels])
         self.image_shape: tuple[int, int, int] = (manifest.channels, manifest.image_size, manifest.image_size)
         self.class_names: list[str] = manifest.class_names
-        self.digest: str = digest_of(sidecars)
         if len(self.keys) != self._first_rows[-1]:
             raise DataError(f"{folder}/{split}: arrays and key lists differ in length; run the stage step again")
 
@@ -116,10 +160,21 @@ def _read_staged_manifest(folder: Path) -> StagedManifest:
 
 
 def _open(path: Path) -> NDArray[Any]:
+    """An array of bytes in memory that is mapped from its file, which does not stay open, as NumPy's own maps do: large
+    datasets have more shards than a process may have open files.
+    """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        if dtype != np.uint8:
+            raise ValueError(f"it holds {dtype}")
+        n = math.prod(shape)
+        mapped = torch.from_file(str(path), shared=False, size=start + n, dtype=torch.uint8)
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
         raise DataError(f"{path} is missing or damaged: run the stage step again") from error
+    array: NDArray[Any] = mapped.numpy()[start:].reshape(shape)
     return array
 
 

@@ -5,7 +5,6 @@ repaired, only that one is staged again.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,13 +182,18 @@ def _unlisted(manifest: Manifest, shards: Path) -> list[str]:
 
 def _repeated_keys(staged: dict[str, StagedShard]) -> list[str]:
     """Keys that stand in more than one shard; across splits they would leak test images into training."""
-    counts = Counter(key for sidecar in staged.values() for key in sidecar.keys)
-    repeated = sorted(key for key, count in counts.items() if count > 1)
-    return [f"key '{key}' stands in {_holders(key, staged)}; rebuild the dataset" for key in repeated]
-
-
-def _holders(key: str, staged: dict[str, StagedShard]) -> str:
-    return " and in ".join(file for file, sidecar in staged.items() if key in sidecar.keys)
+    seen: set[str] = set()
+    repeated: set[str] = set()
+    for sidecar in staged.values():
+        repeated |= seen.intersection(sidecar.keys)
+        seen.update(sidecar.keys)
+    if not repeated:
+        return []
+    holders: dict[str, list[str]] = {key: [] for key in sorted(repeated)}
+    for file, sidecar in staged.items():
+        for key in repeated.intersection(sidecar.keys):
+            holders[key].append(file)
+    return [f"key '{key}' stands in {' and in '.join(files)}; rebuild the dataset" for key, files in holders.items()]
 
 
 def _remove_stale(manifest: Manifest, output: Path) -> None:

@@ -1,6 +1,6 @@
 """A dense matrix per sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -15,6 +15,8 @@ MAX_GRAM_CONDITION = 1e5
 RANK_TOLERANCE = 1e-12
 # How many samples of similar row counts are factorised together.
 GROUP = 8
+# Columns whose products are summed in float64 at once.
+COLUMNS = 2**13
 
 
 class MatrixOperator(LinearOperator):
@@ -41,8 +43,13 @@ class MatrixOperator(LinearOperator):
         self.register_buffer("matrix", matrix)
 
     @derived
+    def gram_inverse(self) -> Tensor | None:
+        """(H H^T)^+, (B, m, m) float64; None where rows of some sample are (nearly) dependent."""
+        return gram_inverses(self.matrix.to(self.dtype))
+
+    @derived
     def inverse(self) -> Tensor:
-        """The pseudo-inverse, (B, D, m), in the operator's precision."""
+        """The pseudo-inverse, (B, D, m), in the operator's precision: as large as H, and needed in that case alone."""
         return pseudo_inverse(self.matrix.to(self.dtype))
 
     @derived
@@ -60,7 +67,7 @@ class MatrixOperator(LinearOperator):
         return vectors.to(self.dtype), (squares * kept).to(self.dtype)
 
     def prepare(self) -> Self:
-        _ = self.inverse
+        _ = self.inverse if self.gram_inverse is None else None
         return self
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -70,7 +77,9 @@ class MatrixOperator(LinearOperator):
         return self._as_images(_apply_rows(self.matrix.mT, y))
 
     def _pinv(self, y: Tensor) -> Tensor:
-        return self._as_images(_apply_rows(self.inverse, y))
+        if self.gram_inverse is None:
+            return self._as_images(_apply_rows(self.inverse, y))
+        return self._adjoint(_apply_rows(self.gram_inverse, y.double()).to(y.dtype))
 
     def _spectral(self, y: Tensor, gain: Gain) -> Tensor:
         vectors, squares = self.spectrum
@@ -82,40 +91,64 @@ class MatrixOperator(LinearOperator):
         return vectors.reshape(*vectors.shape[:-1], *self.image_shape)
 
 
+def gram_inverses(matrix: Tensor) -> Tensor | None:
+    """The pseudo-inverses (B, m, m) float64 of A A^T for matrices A (B, m, D), by Cholesky factorisations; None where
+    one of them is ill-conditioned.
+    """
+    shape = (*matrix.shape[:2], matrix.shape[1])
+    inverses = torch.zeros(shape, dtype=torch.float64, device=matrix.device)
+    for samples, m in _groups(matrix):
+        gram_inverse, is_sound = _gram_inverse(matrix[samples, :m])
+        if not bool(is_sound.all()):
+            return None
+        inverses[samples, :m, :m] = gram_inverse
+    return inverses
+
+
 def pseudo_inverse(matrix: Tensor) -> Tensor:
     """The Moore-Penrose inverses (B, D, m) of matrices (B, m, D), float32 or float64.
 
-    Samples of similar row counts go together, so that padding with zero rows costs nothing.
+    A^T (A A^T)^+; samples whose rows are (nearly) dependent take the singular value decomposition.
+    """
+    transposed = torch.zeros_like(matrix)
+    for samples, m in _groups(matrix):
+        rows = matrix[samples, :m]
+        gram_inverse, is_sound = _gram_inverse(rows)
+        inverse = (gram_inverse.to(matrix.dtype) @ rows).mT
+        if not bool(is_sound.all()):
+            inverse[~is_sound] = torch.linalg.pinv(rows[~is_sound].double()).to(matrix.dtype)
+        transposed[samples, :m] = inverse.mT
+    return transposed.mT
+
+
+def _groups(matrix: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Samples of similar row counts, which go together, so that padding with zero rows costs nothing; and the most
+    rows among them.
     """
     rows = (matrix != 0).any(dim=2)
     extents = (rows * torch.arange(1, rows.shape[1] + 1, device=rows.device)).amax(dim=1)
     order = extents.argsort()
-    transposed = torch.zeros_like(matrix)
     for start in range(0, len(order), GROUP):
         samples = order[start : start + GROUP]
-        m = int(extents[samples].max())
-        transposed[samples, :m] = _inverse_of_rows(matrix[samples, :m]).mT
-    return transposed.mT
+        yield samples, int(extents[samples].max())
 
 
-def _inverse_of_rows(matrix: Tensor) -> Tensor:
-    """A^T (A A^T)^-1 by a float64 Cholesky factorisation, with a one on the diagonal at zero rows.
-
-    Samples whose other rows are (nearly) dependent take the singular value decomposition.
-    """
-    gram = matrix.double() @ matrix.double().mT
-    empty = gram.diagonal(dim1=-2, dim2=-1) == 0
-    gram = gram + torch.diag_embed(empty.to(gram.dtype))
+def _gram_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(A A^T)^+ in float64, zero rows left out, and which of them can be relied on, (B,)."""
+    gram = torch.zeros(*matrix.shape[:2], matrix.shape[1], dtype=torch.float64, device=matrix.device)
+    # In parts: a copy of the whole in float64 would be the largest thing in memory.
+    for part in matrix.split(COLUMNS, dim=2):  # type: ignore[no-untyped-call]
+        columns = part.double()
+        gram += columns @ columns.mT
+    empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).to(gram.dtype)
+    gram = gram + torch.diag_embed(empty)
     factor, failed = torch.linalg.cholesky_ex(gram)
     # A factor with zeros on its diagonal would raise for the whole batch.
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     gram_inverse = torch.cholesky_inverse(factor.where((failed == 0)[:, None, None], identity))
     condition = torch.linalg.matrix_norm(gram, 1) * torch.linalg.matrix_norm(gram_inverse, 1)
-    sound = (failed == 0) & (condition < MAX_GRAM_CONDITION)
-    inverse = (gram_inverse.to(matrix.dtype) @ matrix).mT
-    if not bool(sound.all()):
-        inverse[~sound] = torch.linalg.pinv(matrix[~sound].double()).to(matrix.dtype)
-    return inverse
+    is_sound = (failed == 0) & (condition < MAX_GRAM_CONDITION)
+    return gram_inverse - torch.diag_embed(empty), is_sound
 
 
 def _small_gram(matrix: Tensor) -> Tensor:

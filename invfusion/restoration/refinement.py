@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from invfusion.errors import CheckpointError
 from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, LinearOperator, MaskOperator, Measurement
-from invfusion.restoration.tiles import TILE, WHOLE_PIXELS, Window, blended, factor_of, fitted, local_rule
+from invfusion.restoration.tiles import TILE, Window, blended, evenly, factor_of, local_rule
 
 FILE = Path(__file__).with_name("photos.safetensors")
 COLOURS = 3
@@ -38,6 +38,9 @@ MOST_NOISE, MOST_REDUCED = 0.4, 4
 # Noise that counts as next to none, two thirds of a grey level of 255; the least that blurs have, whose inverse without
 # any is not finite; and how far off the network's pixels are.
 NO_NOISE, LEAST_NOISE, OFF = 0.005, 1e-3, 0.03
+# Pixels that neighbouring tiles share. What the network gives for a pixel hardly depends on what is further away than
+# half of it: the Gaussian estimate, which is of the whole picture, has told it.
+SHARED = 64
 
 
 class Block(nn.Module):
@@ -176,7 +179,10 @@ def knows(measurement: Measurement) -> bool:
 def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
     """The network's estimate from the Gaussian one, (B, C, H, W); of large images by tiles, which bounds memory."""
     network, rule = load_refiner().to(estimate.device), local_rule(measurement)
-    height, width = estimate.shape[-2:]
+    image = (estimate.shape[-2], estimate.shape[-1])
+    multiple = math.lcm(MULTIPLE, factor_of(measurement))
+    is_small = image[0] * image[1] <= TILE**2
+    tile = image if rule is None or is_small else evenly(TILE, multiple, image, SHARED)
 
     def of_tile(tile: Tensor, window: Window) -> Tensor:
         assert rule is not None
@@ -184,11 +190,7 @@ def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
         return better
 
     with torch.no_grad():
-        if rule is None or height * width <= WHOLE_PIXELS:
-            better = network(estimate, measurement)
-        else:
-            multiple = math.lcm(MULTIPLE, factor_of(measurement))
-            better = blended(estimate, fitted(TILE, multiple, (height, width)), multiple, of_tile)
+        better = network(estimate, measurement) if tile == image else blended(estimate, tile, multiple, of_tile, SHARED)
         return true_to_y(better, measurement)
 
 

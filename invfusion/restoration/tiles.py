@@ -66,30 +66,51 @@ def factor_of(measurement: Measurement) -> int:
     return int(getattr(measurement.operator, "factor", 1))
 
 
-def windows(image: tuple[int, int], tile: tuple[int, int], multiple: int = 1) -> Iterator[Window]:
+def evenly(tile: int, multiple: int, image: tuple[int, int], overlap: int) -> tuple[int, int]:
+    """Height and width of the smallest tiles that cover an image with this overlap and are no more than those of side
+    `tile` would be: the last of a row then covers little that others do.
+    """
+    sides = []
+    for n in image:
+        count = max(1, -(-(n - overlap) // (tile - overlap)))
+        sides.append(-(-(n + (count - 1) * overlap) // count))
+    return fitted(sides[0], multiple, image)[0], fitted(sides[1], multiple, image)[1]
+
+
+def windows(
+    image: tuple[int, int], tile: tuple[int, int], multiple: int = 1, overlap: int | None = None
+) -> Iterator[Window]:
     """Overlapping windows of one size that cover an image; their borders lie on multiples, as the image's own must.
 
+    overlap: pixels that neighbours share at least; None for the part OVERLAP of their side.
     Raises `ShapeError` where the image is smaller than a tile.
     """
     (height, width), (high, wide) = image, tile
     if high > height or wide > width:
         raise ShapeError(f"an image of {height}x{width} pixels is smaller than the {high}x{wide} that this model sees")
-    for top in starts(height, high, multiple):
-        for left in starts(width, wide, multiple):
+    for top in starts(height, high, multiple, overlap):
+        for left in starts(width, wide, multiple, overlap):
             yield Window(top, top + high, left, left + wide)
 
 
-def starts(n: int, side: int, multiple: int) -> list[int]:
+def starts(n: int, side: int, multiple: int, overlap: int | None = None) -> list[int]:
     """First pixels of the windows along one axis; the last window ends where the image does."""
-    step = max(multiple, int(side * (1 - OVERLAP)) // multiple * multiple)
+    apart = int(side * (1 - OVERLAP)) if overlap is None else side - overlap
+    step = max(multiple, apart // multiple * multiple)
     return [*range(0, n - side, step), n - side]
 
 
-def blended(x: Tensor, tile: tuple[int, int], multiple: int, function: Callable[[Tensor, Window], Tensor]) -> Tensor:
-    """A function of images (B, C, H, W) to such images, by overlapping tiles."""
+def blended(
+    x: Tensor,
+    tile: tuple[int, int],
+    multiple: int,
+    function: Callable[[Tensor, Window], Tensor],
+    overlap: int | None = None,
+) -> Tensor:
+    """A function of images (B, C, H, W) to such images, by tiles that overlap as `windows` says."""
     total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
     height, width = x.shape[-2:]
-    for window in windows((height, width), tile, multiple):
+    for window in windows((height, width), tile, multiple, overlap):
         rows, columns = window.area
         part = x[..., rows, columns].contiguous()
         weight = torch.outer(*(ramp(n, x) for n in part.shape[-2:]))

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import doctor
 from benchmarks.doctor import diagnosis
 from benchmarks.lease import speed
 from benchmarks.lease.__main__ import Case, Lease
 from benchmarks.lease.lab import Lab
 from benchmarks.records import Record
+from invfusion.models.natten_wheel import Choice
 
 CPU = torch.device("cpu")
 
@@ -72,3 +74,14 @@ def test_the_diagnosis_names_every_level() -> None:
     lines = "\n".join(diagnosis(CPU))
     assert "ffhq64 level 0 (32x32 tokens, 7): sdpa" in lines
     assert "ffhq256 level 3" in lines
+
+
+def test_the_diagnosis_says_how_to_get_kernels_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "natten_is_compiled", lambda: False)
+    monkeypatch.setattr(doctor, "natten_here", lambda: Choice(None, "no GPU is found"))
+    assert "natten: not installed: no GPU is found" in "\n".join(diagnosis(CPU)).replace(
+        "installed without its CUDA kernels", "not installed"
+    )
+    monkeypatch.setattr(doctor, "natten_here", lambda: Choice("natten==0.21.7+torch2130cu130", "it fits"))
+    command = "pip install natten==0.21.7+torch2130cu130 --find-links https://whl.natten.org"
+    assert command in "\n".join(diagnosis(CPU))

@@ -99,6 +99,15 @@ class Site:
     def cancel(self, run: str) -> None:
         self.api("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
 
+    def end_jobs(self) -> None:
+        """Cancel all that has not ended, and end its trainings."""
+        unfinished = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "PAUSED"]}}}
+        for run in self.api("POST", "/flow_runs/filter", flow_runs=unfinished):
+            self.cancel(run["id"])
+        for process in self.processes("flows.step", "train"):
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+
     def artifacts(self, run: str) -> dict[str, Any]:
         wanted = {"artifacts": {"flow_run_id": {"any_": [run]}}}
         return {found["key"]: found["data"] for found in self.api("POST", "/artifacts/filter", **wanted)}

@@ -32,6 +32,13 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield place
 
 
+@pytest.fixture(autouse=True)
+def nothing_goes_on(here: Site) -> Iterator[None]:
+    """What a failed test leaves running would take the slots of all tests after it."""
+    yield
+    here.end_jobs()
+
+
 def test_jobs_of_differing_parameters_side_by_side_suspended_and_cancelled(here: Site) -> None:
     before, lock = ((here.folder / name).read_text() for name in ("params.yaml", "dvc.lock"))
     wrong = here.start("reproduce", settings={"train": {"batch_size": 33}})

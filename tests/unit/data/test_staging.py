@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from noise_data import SIZE, members_of, png, rewrite_tar, trust
+from noise_data import SIZE, members_of, png, rewrite_tar, trust, write_dataset
 from PIL import Image
 
 from invfusion.data import StagedDataset, staging
 from invfusion.data.shards import read_shard
+from invfusion.data.staged import Keys
 from invfusion.data.staging import Progress, stage_dataset
 from invfusion.errors import DataError
 
@@ -250,3 +251,28 @@ class TestTolerance:
         trust(path)
         with pytest.raises(DataError, match="stands in"):
             self.stage(dataset, 100)
+
+
+def test_a_dataset_may_have_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    shards = write_dataset(tmp_path / "shards", shard_images=1, counts=(60, 1, 1))
+    staged = stage_dataset(shards, tmp_path / "staged", SIZE)
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "last").open("w") as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 30, hard))
+        try:
+            dataset = StagedDataset(tmp_path / "staged", "train")
+            images = dataset.read(range(60))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+    assert len(dataset) == staged.n_samples["train"] == len(images) == 60
+
+
+def test_keys_are_a_sequence() -> None:
+    keys = Keys()
+    for shard in (["a", "größer"], [], ["", "c"], ["d"]):
+        keys.append(shard)
+    assert list(keys) == ["a", "größer", "", "c", "d"]
+    assert (keys[-1], keys[1:3], keys.index("c"), len(keys)) == ("d", ["größer", ""], 3, 5)
+    with pytest.raises(IndexError):
+        keys[5]

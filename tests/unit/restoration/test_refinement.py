@@ -93,7 +93,6 @@ def test_tiles_leave_no_seams(monkeypatch: pytest.MonkeyPatch, i: int) -> None:
     measurement = measured(x, *operators(shape)[i])
     estimate = load_photos().law_of(x.shape, measurement).gaussian_mean
     whole = refined(estimate, measurement)
-    monkeypatch.setattr(refinement, "WHOLE_PIXELS", 0)
     monkeypatch.setattr(refinement, "TILE", 96)
     tiled = refined(estimate, measurement)
     error = (whole - x).square().mean()

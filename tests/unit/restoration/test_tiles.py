@@ -8,7 +8,7 @@ from torch import Tensor
 
 import invfusion
 from invfusion.operators import Blur, Downsampling, Inpainting, LinearOperator, Measurement
-from invfusion.restoration.tiles import TiledDenoiser, local_rule, windows
+from invfusion.restoration.tiles import TiledDenoiser, evenly, local_rule, windows
 from invfusion.rng import generator
 
 SHAPE = (1, 48, 40)
@@ -38,6 +38,19 @@ def test_windows_cover_everything_and_overlap(n: int, multiple: int) -> None:
     assert covered.min() >= 1
     for one, two in itertools.pairwise(found):
         assert one.bottom - two.top >= 3
+
+
+@pytest.mark.parametrize("n", [40, 48, 100, 1000, 1283])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_even_tiles_cover_an_image_with_little_waste(n: int, multiple: int) -> None:
+    side, _ = evenly(48, multiple, (n, 48), overlap=8)
+    found = list(windows((n, 48), (side, 48), multiple, overlap=8))
+    assert side <= 48
+    assert len(found) == max(1, -(-(n - 8) // 40))
+    assert [found[0].top, found[-1].bottom] == [0, n]
+    for one, two in itertools.pairwise(found):
+        assert one.bottom - two.top >= 8
+    assert side * len(found) < n + (len(found) - 1) * 8 + multiple * len(found)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
