@@ -45,7 +45,7 @@ def test_the_pseudo_inverse_is_ready_and_threads_end() -> None:
     ahead = draws(tiny.task(degradation=tiny.FAMILIES["matrix"]()), 2)
     operator = ahead(0)
     assert operator is not None
-    assert "inverse" in operator.__dict__
+    assert "gram_inverse" in operator.__dict__
     ahead.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("operator-draws")]
 
