@@ -6,10 +6,10 @@ A deliberate error becomes one line and exit code 1, without a traceback.
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from components.params import load_params
+from components.params import Params, load_params
 from invfusion.errors import InvFusionError
 
 
@@ -28,17 +28,22 @@ def add_params(command: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def started(
-    command: argparse.ArgumentParser, arguments: Sequence[str] | None = None, *, quiet: bool = False
+    command: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+    *,
+    quiet: bool = False,
+    read: Callable[[str], Params] = load_params,
 ) -> Iterator[argparse.Namespace]:
     """Within the block the component runs on the parsed options, of which `params` is the validated `Params`.
 
-    arguments: instead of the process's own; quiet: log nothing but errors, as the helpers of another process do.
+    arguments: instead of the process's own; quiet: log nothing but errors, as the helpers of another process do; read:
+    makes the parameters of their file.
     """
     options = command.parse_args(arguments)
     logging.basicConfig(level=logging.ERROR if quiet else logging.INFO, format="%(message)s")
     with one_line_errors():
         if "params" in options:
-            options.params = load_params(options.params)
+            options.params = read(options.params)
         yield options
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from components import cli
-from components.params import Params
+from components.params import Params, params_from, read_values
 from components.paths import MODELS, STAGED
 from components.reporting.experiments import Experiment, Model
 from components.training import train
@@ -150,12 +150,17 @@ def _known(name: str) -> str:
     return name
 
 
+def params_of_experiment(path: str) -> Params:
+    """An experiment's parameters, of a file. They need not be a pipeline's: few tables draw with what is registered."""
+    return params_from(read_values(path), path)
+
+
 def main() -> None:
     """Train one model; what torchrun starts in each process."""
     command = cli.parser(main.__doc__)
     command.add_argument("model", choices=RECIPES)
     command.add_argument("--start", type=Path, help="the folder of the model that it starts from")
-    with cli.started(command) as options:
+    with cli.started(command, read=params_of_experiment) as options:
         Wanted(options.model, options.params, options.start).train()
 
 

@@ -211,6 +211,20 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
     assert started == ["invfusion", "mmse"]
 
 
+def test_other_processes_take_the_parameters_of_any_experiment(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that never draws with the model that is registered."""
+    told = load_experiment("table_08").applied(make_params())
+    assert told.register_.model not in {method.model for method in told.methods.values()}
+    (tmp_path / "told.yaml").write_text(json.dumps(told.model_dump(mode="json", by_alias=True)))
+    trained: list[str] = []
+    monkeypatch.setattr(zoo.Wanted, "train", lambda wanted: trained.append(wanted.name))
+    monkeypatch.setattr("sys.argv", ["zoo", "invfusion", "--params", str(tmp_path / "told.yaml")])
+    zoo.main()
+    assert trained == ["invfusion"]
+
+
 class TestWhatIsMissing:
     def test_models(self, project: Path, caplog: pytest.LogCaptureFixture) -> None:
         table.table(make_params(), "table_04")
