@@ -7,8 +7,6 @@ same command runs them whole. Every figure is a ratio of calls that ran in turn,
 import argparse
 import json
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.arithmetic import matmul_peak
 from benchmarks.doctor import diagnosis
 from benchmarks.document import PERFORMANCE, update
-from benchmarks.records import Record, revision, rounded
+from benchmarks.records import Record, machine_facts, rounded
 from benchmarks.suites import SUITES
 
 RESULTS = Path("benchmarks/results")
@@ -52,20 +50,12 @@ def _suite(name: str, compiled: bool) -> Callable[[torch.device, float], Iterato
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What ran the measurements."""
-    is_gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if is_gpu else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": None if is_gpu else rounded(os.getloadavg()[0]),
-        "torch": torch.__version__,
-        "git_revision": revision(),
-        "matmul_gflops": {
-            str(dtype).removeprefix("torch."): rounded(matmul_peak(device, dtype) / 1e9)
-            for dtype in (torch.float32, torch.bfloat16)
-        },
+    """What ran the measurements, and how fast it multiplies."""
+    gflops = {
+        str(dtype).removeprefix("torch."): rounded(matmul_peak(device, dtype) / 1e9)
+        for dtype in (torch.float32, torch.bfloat16)
     }
+    return {**machine_facts(device), "matmul_gflops": gflops}
 
 
 def parse() -> argparse.Namespace:

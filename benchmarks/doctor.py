@@ -9,7 +9,7 @@ import torch
 
 from invfusion.models import PRESETS
 from invfusion.models.attention import FLEX_MIN_TOKENS, available_backends, choose_backend, natten_is_compiled
-from invfusion.models.natten_wheel import INDEX, natten_here
+from invfusion.models.natten_wheel import natten_here
 
 
 def diagnosis(device: torch.device) -> Iterator[str]:
@@ -51,8 +51,8 @@ def _natten(device: torch.device) -> str:
     if not natten_is_compiled():
         installed = importlib.util.find_spec("natten") is not None
         state = "installed without its CUDA kernels" if installed else "not installed"
-        requirement, why = natten_here()
-        return f"{state}: " + (why if requirement is None else f"pip install {requirement} --find-links {INDEX}")
+        choice = natten_here()
+        return f"{state}: " + (f"pip install {choice.arguments}" if choice.arguments else choice.why)
     return "with CUDA kernels" if device.type == "cuda" else "with CUDA kernels, but no GPU is used"
 
 

@@ -1,9 +1,13 @@
 """The form of a result."""
 
+import os
+import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.timing import Timing
 
@@ -31,6 +35,19 @@ def milliseconds(timing: Timing) -> float:
 def rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
+
+
+def machine_facts(device: torch.device) -> Record:
+    """What runs the measurements, and how busy it is."""
+    is_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if is_gpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": None if is_gpu else rounded(os.getloadavg()[0]),
+        "torch": torch.__version__,
+        "git_revision": revision(),
+    }
 
 
 def revision() -> str | None:

@@ -10,6 +10,7 @@ benchmarks/results/tile_loop.json and its table of docs/performance.md.
 import argparse
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch import Tensor
 from benchmarks.document import PERFORMANCE, update
 from benchmarks.photographs import half
 from benchmarks.records import Record, rounded
-from benchmarks.scale.__main__ import machine
 from benchmarks.scale.curves import MIB, peak_mib
 from benchmarks.scale.images import images
 from invfusion import rng
@@ -116,7 +116,9 @@ def main() -> None:
     for record in measure(options.only, SIZES, options.methods):
         log.info("%s", record)
         records.append(record)
-        OUTPUT.write_text(json.dumps({"machine": {}, "load": machine()["load_average"], "records": records}, indent=1))
+        OUTPUT.write_text(
+            json.dumps({"machine": {}, "load": rounded(os.getloadavg()[0]), "records": records}, indent=1)
+        )
     update(PERFORMANCE, OUTPUT.parent)
 
 

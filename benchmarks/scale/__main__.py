@@ -10,8 +10,6 @@ before a size that would take more than --limit seconds.
 import argparse
 import json
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.document import PERFORMANCE, update
-from benchmarks.records import Record, revision, rounded
+from benchmarks.records import Record, machine_facts, rounded
 from benchmarks.scale import gaussian, images, processes, shards
 from benchmarks.scale.curves import Curve
 
@@ -67,7 +65,7 @@ def measure(names: list[str], limit: float, largest: int | None, output: Path) -
     start = time.perf_counter()
     before = json.loads(output.read_text())["records"] if output.exists() else []
     kept = [record for record in before if record["part"] not in names]
-    result: dict[str, Any] = {"machine": machine(), "records": kept}
+    result: dict[str, Any] = {"machine": machine_facts(torch.device("cpu")), "records": kept}
     output.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         for record in suites()[name](limit, largest):
@@ -76,18 +74,6 @@ def measure(names: list[str], limit: float, largest: int | None, output: Path) -
         result["machine"]["seconds"] = rounded(time.perf_counter() - start)
         output.write_text(json.dumps(result, indent=1) + "\n")
     return result
-
-
-def machine() -> dict[str, Any]:
-    """What ran the measurements, and how busy it was."""
-    return {
-        "device": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "load_average": rounded(os.getloadavg()[0]),
-        "torch": torch.__version__,
-        "git_revision": revision(),
-    }
 
 
 def parse() -> argparse.Namespace:

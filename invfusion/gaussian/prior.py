@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -102,9 +101,10 @@ class GaussianPrior(Prior):
             rank = min(len(full) - 1, mean.numel())
         kind = Coloured if form == "coloured" else LowRank
         found = None
-        if clusters > 1:
-            each, shared = Clusters.fit_each, partial(Clusters.fit, kind=kind)
-            found = (each if own_covariances else shared)(full, clusters, rank=rank, floor=floor)
+        if clusters > 1 and own_covariances:
+            found = Clusters.fit_each(full, clusters, rank, floor)
+        elif clusters > 1:
+            found = Clusters.fit(full, clusters, kind, rank, floor)
         return cls(mean, kind.fit(full - mean, rank, floor), data, found)
 
     @property

@@ -28,6 +28,11 @@ class Choice(NamedTuple):
     requirement: str | None
     why: str
 
+    @property
+    def arguments(self) -> str:
+        """For pip; "" where no wheel fits."""
+        return "" if self.requirement is None else f"{self.requirement} --find-links {INDEX}"
+
 
 def natten_for(torch_version: str, cuda: str | None, python_tag: str, machine: str) -> Choice:
     """The wheel for a torch ("2.13.0+cu130") built with a CUDA ("13.0"), a Python ("cp312"), "Linux-x86_64"."""
@@ -61,10 +66,10 @@ def _listed(known: tuple[object, ...]) -> str:
 
 def main() -> None:
     """Arguments for pip on the one stream, the reason on the other."""
-    requirement, why = natten_here()
-    if requirement is not None:
-        sys.stdout.write(f"{requirement} --find-links {INDEX}\n")
-    sys.stderr.write(f"NATTEN: {requirement or 'not installed'}, {why}\n")
+    choice = natten_here()
+    if choice.arguments:
+        sys.stdout.write(f"{choice.arguments}\n")
+    sys.stderr.write(f"NATTEN: {choice.requirement or 'not installed'}, {choice.why}\n")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class MatrixOperator(LinearOperator):
         return vectors.to(self.dtype), (squares * kept).to(self.dtype)
 
     def prepare(self) -> Self:
-        _ = self.inverse if self.gram_inverse is None else None
+        if self.gram_inverse is None:
+            _ = self.inverse
         return self
 
     def _forward(self, x: Tensor) -> Tensor:
