@@ -1,13 +1,12 @@
 """What would run on this machine, and why: attention backends by preset and level, compilation, precision."""
 
 import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 
 import torch
 
 from invfusion.models import PRESETS
+from invfusion.models.acceleration import compiler, missing_compiler
 from invfusion.models.attention import FLEX_MIN_TOKENS, available_backends, choose_backend, natten_is_compiled
 from invfusion.models.natten_wheel import natten_here
 
@@ -63,13 +62,8 @@ def _flex(device: torch.device) -> str:
 
 
 def _compiler(device: torch.device) -> str:
-    names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "not available: triton is not installed"
-    if compiler is None:
-        return "not available: no C++ compiler is found (CXX, g++, clang++)"
-    return f"available, with {compiler}"
+    missing = missing_compiler(device.type)
+    return f"available, with {compiler()}" if missing is None else f"not available: {missing}"
 
 
 def _bfloat16(device: torch.device) -> str:

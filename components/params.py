@@ -263,9 +263,8 @@ class RuntimeConfig(Config):
     processes: that share training's batches and evaluation's, each with a GPU of its own. "auto" is one on a GPU; on a
     CPU as many as find a core and a micro-batch, since small networks gain more from processes than from threads.
     workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
-    networks through torch.compile, on a GPU layer by layer; worth its minutes of compilation in long runs only.
-    activation_checkpointing: less
-    memory in training, for about a third more arithmetic.
+    networks through torch.compile, on a GPU layer by layer; "auto" does where a run is long enough to earn back the
+    time that compilation takes. activation_checkpointing: less memory in training, for about a third more arithmetic.
     """
 
     device: Annotated[str, AfterValidator(device_name)] = "auto"
@@ -273,7 +272,7 @@ class RuntimeConfig(Config):
     workers: int = Field(default=0, ge=0)
     draw_threads: int = Field(default=1, ge=0)
     attention_backend: Literal["auto", "natten", "flex", "sdpa"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     activation_checkpointing: bool = False
     mlflow_uri: str = "sqlite:///mlflow.db"
 

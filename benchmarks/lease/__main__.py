@@ -54,6 +54,7 @@ class Case:
 def plan(learning_seconds: float) -> list[Case]:
     """All cases, the most important first."""
     train, sample = speed.training, speed.sampling
+    compiled = partial(train, how="layers compiled")
     exact = partial(train, preset="ffhq64", precision="fp32", micro=64)
     # A micro-batch's matrices and their inverses take 0.8 GB at 64 images, and threads hold two each.
     matrices = partial(train, preset="ffhq64", degradation=family("matrix"), micro=64, threads=8)
@@ -65,9 +66,12 @@ def plan(learning_seconds: float) -> list[Case]:
         Case("parts-ffhq64", 40, partial(speed.parts, preset="ffhq64")),
         Case("equal-attention", 60, equal.attention),
         Case("attention", 40, speed.attention),
-        Case("train-ffhq64-layers", 120, partial(train, preset="ffhq64", how="layers compiled")),
+        Case("train-ffhq64-layers", 120, partial(compiled, preset="ffhq64", kernels=True)),
         Case("sample-ffhq64-layers", 60, partial(sample, preset="ffhq64", how="layers compiled")),
+        Case("train-ffhq64-larger", 100, partial(compiled, preset="ffhq64", micro=256, kernels=True)),
+        Case("sample-ffhq64-larger", 60, partial(sample, preset="ffhq64", how="layers compiled", n=256)),
         Case("train-ffhq64-sdpa", 30, partial(train, preset="ffhq64", backend="sdpa", seconds=3)),
+        Case("gaussian-ffhq64", 40, partial(speed.gaussian, preset="ffhq64")),
         Case("equal-network", 40, equal.network),
         Case("learning", 40 + learning_seconds, partial(learning, preset="small64", seconds=learning_seconds)),
         Case("sample-ffhq64-one", 30, partial(sample, preset="ffhq64", n=1)),
@@ -76,9 +80,10 @@ def plan(learning_seconds: float) -> list[Case]:
         Case("train-ffhq64-matrix", 40, partial(matrices, seconds=3)),
         Case("train-ffhq64-fp32", 40, partial(exact, seconds=3)),
         Case("train-ffhq64-tf32", 40, partial(exact, seconds=3, tf32=True)),
-        Case("train-ffhq256-layers", 90, partial(train, preset="ffhq256", how="layers compiled", seconds=3)),
+        Case("train-ffhq256-layers", 90, partial(compiled, preset="ffhq256", seconds=3)),
+        Case("train-ffhq256-larger", 90, partial(compiled, preset="ffhq256", micro=128, seconds=3)),
         Case("sample-ffhq256-layers", 60, partial(sample, preset="ffhq256", how="layers compiled")),
-        Case("train-imagenet64-layers", 60, partial(train, preset="imagenet64", how="layers compiled", seconds=3)),
+        Case("train-imagenet64-layers", 60, partial(compiled, preset="imagenet64", seconds=3)),
         Case("train-ffhq64-whole", 150, partial(train, preset="ffhq64", how="whole compiled", seconds=3)),
     ]  # fmt: skip
 

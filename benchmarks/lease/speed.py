@@ -1,5 +1,6 @@
 """How fast a device is, and how fast the paper's networks train and sample on it."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from benchmarks.lease.lab import GIB, Lab, batches, relative
 from benchmarks.records import Record, revision, rounded
-from benchmarks.setting import family
+from benchmarks.scale.gaussian import noise_images
+from benchmarks.setting import MIXTURE, family
 from invfusion import rng
 from invfusion.degradations import DegradationFamily
 from invfusion.degradations.motion_blur import StridedMotionBlur
 from invfusion.diffusion.losses import DiffusionLoss
+from invfusion.gaussian import GaussianPrior
 from invfusion.models import CapturedDenoiser, Denoiser, available_backends, compile_layers, compile_network
 from invfusion.models import lower_precision as stored_low
 from invfusion.models.attention import attend
@@ -42,6 +45,8 @@ COMPILERS: dict[str, Callable[[Denoiser], None]] = {
 }
 # Blur of one stride: a compiled whole network has graphs of its own for each stride.
 BLUR = StridedMotionBlur(strides=(4,))
+
+log = logging.getLogger("benchmarks")
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,12 @@ def _pass(leaves: list[Tensor], backend: str) -> None:
 def training(
     lab: Lab, preset: str, how: str = "eager", precision: Precision = "bf16", degradation: DegradationFamily = BLUR,
     micro: int | None = None, backend: str = "auto", threads: int = 4, seconds: float = 6.0, tf32: bool = False,
+    kernels: bool = False,
 ) -> Iterator[Record]:  # fmt: skip
-    """Whole steps: operators drawn ahead by threads, forward, backward, update, moving average."""
+    """Whole steps: operators drawn ahead by threads, forward, backward, update, moving average.
+
+    kernels: also say what the device was busy with.
+    """
     shape = shape_of(lab, preset)
     micro = micro or shape.micro
     size = max(shape.step // micro, 1) * micro
@@ -136,9 +145,44 @@ def training(
             "peak_gib": lab.peak_gib(),
             "first_s": rounded(first),
         }
+        if kernels and lab.is_gpu:
+            yield from _kernels(lab, case, step, size // micro)
     finally:
         stepper.draws.close()
         torch.set_float32_matmul_precision("highest")
+
+
+# Kernels by what they compute: the first word that a kernel's name holds decides.
+KERNELS = {
+    "attention": ("flex_attention", "triton_tem", "fmha", "flash", "attention"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "sm90_xmma"),
+    "Fourier transforms": ("fft",),
+    "compiled, elementwise and sums": ("triton_",),
+    "copies": ("memcpy", "memset", "copy_kernel", "catarray", "direct_copy"),
+    "eager sums": ("reduce_kernel",),
+    "optimizer": ("multi_tensor",),
+    "eager, elementwise": ("elementwise",),
+}
+
+
+def _kernels(lab: Lab, case: str, step: Callable[[], None], calls: int) -> Iterator[Record]:
+    """Milliseconds of the device for each micro-batch of a step by kind of kernel, and those in which it idled."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        seconds = lab.first(step)
+    totals: dict[str, float] = {}
+    longest: list[tuple[float, str]] = []
+    for event in profiler.key_averages():
+        ms = event.self_device_time_total / 1e3 / calls
+        name = event.key.lower()
+        kind = next((kind for kind, words in KERNELS.items() if any(word in name for word in words)), "other")
+        totals[kind] = totals.get(kind, 0.0) + ms
+        longest.append((ms, event.key))
+    totals["none of them: the device idles"] = 1e3 * seconds / calls - sum(totals.values())
+    yield {"case": f"{case}: kernels"} | {f"{kind}, ms": rounded(ms) for kind, ms in totals.items()}
+    for ms, key in sorted(longest, reverse=True)[:25]:
+        log.info("%8.3f ms %s", ms, key[:150])
 
 
 def _task(degradation: DegradationFamily, size: int, micro: int, precision: Precision) -> Task:
@@ -211,6 +255,24 @@ def parts(lab: Lab, preset: str) -> Iterator[Record]:
         yield {
             "case": f"{preset}, {n} images: {kind} drawn by one thread",
             "ms": rounded(1e3 * (time.perf_counter() - start)),
+        }
+
+
+def gaussian(lab: Lab, preset: str) -> Iterator[Record]:
+    """What the Gaussian posterior around a network costs in a micro-batch of training, by family, and the network."""
+    n, shape = shape_of(lab, preset).micro, lab.setting(preset).config.image_shape
+    rank = 512 if lab.is_gpu else 16
+    prior = GaussianPrior.fit(noise_images(2 * rank, shape[1]).to(lab.device), rank=rank, form="coloured")
+    x, sigma = lab.setting(preset).images(n), torch.full((n,), 2.0, device=lab.device)
+    for kind in MIXTURE[:-1]:
+        measurement = lab.measurement(preset, family(kind), n)
+
+        def estimate(measurement: Measurement = measurement) -> None:
+            prior.posterior(measurement).denoise_with_variance(x, sigma)
+
+        yield {
+            "case": f"{preset}, {n} images: Gaussian posterior, {kind}",
+            "ms": rounded(1e3 * lab.time(estimate, 0.5)),
         }
 
 

@@ -23,7 +23,7 @@ from components.params import Params
 from components.paths import STAGED
 from invfusion.files import sha256_of
 from invfusion.gaussian import GaussianPrior
-from invfusion.models import Denoiser, compile_denoiser, load_denoiser, lower_precision, set_attention_backend
+from invfusion.models import Denoiser, compile_denoiser, compiles, load_denoiser, lower_precision, set_attention_backend
 from invfusion.operators import OPERATORS
 
 STATE = Path("state/evaluate")
@@ -130,9 +130,14 @@ class Restorer:
             set_attention_backend(denoiser, self.params.runtime.attention_backend)
             if self.params.evaluate.precision == "bf16":
                 lower_precision(denoiser)
-            if self.params.runtime.compile:
+            if compiles(self.params.runtime.compile, self.device, self._least_passes()):
                 compile_denoiser(denoiser, self.device)
         return self.loaded[name]
+
+    def _least_passes(self) -> int:
+        """Images that pass through a network in the evaluation, if each step of its sampler is one call."""
+        wanted = self.params.evaluate
+        return wanted.n_images * len(wanted.families) * wanted.sampler.n_steps
 
     def _source(self, method: Method) -> Denoiser | GaussianPrior | None:
         """What a method's sampler reads out: its model, or the images' Gaussian prior."""

@@ -39,10 +39,12 @@ from invfusion.models import (
     Denoiser,
     checkpoint_activations,
     compile_denoiser,
+    compiles,
     load_denoiser,
     save_denoiser,
     set_attention_backend,
 )
+from invfusion.models.acceleration import TRAINING_PASSES
 from invfusion.samplers import Sampler
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.history import History
@@ -119,7 +121,7 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     dataset = StagedDataset(STAGED, "train")
     facts = facts_of(params, name, denoiser, dataset)
     task = replace(params.task(name), fingerprint=facts["fingerprint"])
-    _accelerate(denoiser, params.runtime, device)
+    _accelerate(denoiser, params.runtime, device, task.config.total_images)
     stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
@@ -141,10 +143,10 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     return places.model
 
 
-def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device) -> None:
+def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device, n_images: int) -> None:
     set_attention_backend(denoiser, runtime.attention_backend)
     checkpoint_activations(denoiser, runtime.activation_checkpointing)
-    if runtime.compile:
+    if compiles(runtime.compile, device, TRAINING_PASSES * n_images):
         compile_denoiser(denoiser, device)
 
 

@@ -151,7 +151,7 @@ class Coloured(LowRank):
         found = [_leading(part.flatten(1), min(n - 1, h * w)) for part in turned.unbind(1)]
         values = torch.cat([v for v, _ in found])
         kept = values.argsort(descending=True)[:rank].sort().values
-        combination = torch.arange(channels).repeat_interleave(torch.tensor([len(v) for v, _ in found]))[kept]
+        combination = torch.cat([torch.full_like(v, k, dtype=torch.long) for k, (v, _) in enumerate(found)])[kept]
         bottom = left_out(deviations, values[kept], floor)
         basis = torch.cat([u for _, u in found], 1)[:, kept].view(1, h, w, -1)
         return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)

@@ -4,6 +4,7 @@ from invfusion.models.acceleration import checkpoint_activations as checkpoint_a
 from invfusion.models.acceleration import compile_denoiser as compile_denoiser
 from invfusion.models.acceleration import compile_layers as compile_layers
 from invfusion.models.acceleration import compile_network as compile_network
+from invfusion.models.acceleration import compiles as compiles
 from invfusion.models.acceleration import lower_precision as lower_precision
 from invfusion.models.attention import available_backends as available_backends
 from invfusion.models.captured import CapturedDenoiser as CapturedDenoiser

@@ -14,7 +14,9 @@ from invfusion.operators.base import Measurement
 
 
 class FeatureDegradation(nn.Module):
-    """Tokens (B, H, W, d) -> H_pinv(gelu(mix([y, H(tokens as images)]))) as tokens (B, H, W, d).
+    """Tokens (B, H, W, d) -> H_pinv(gelu(mix([y, H(tokens as images)]))), a stack of images, float32.
+
+    The stack is (B, stack size, C, H * patch, W * patch); `to_tokens` makes tokens (B, H, W, d) of it.
 
     patch: side in pixels of one token's image patch; channels: of the image; d = stack size * channels * patch^2, the
     features ordered (row in patch, column in patch, stack, channel). Tokens beyond the operator's image, which pad it
@@ -33,27 +35,33 @@ class FeatureDegradation(nn.Module):
         self.damping = damping
         self.mix = Linear(self.stack_size + 1, self.stack_size, bias=True)
 
-    # Whether a compiled network calls this layer between its graphs, which then serve every operator.
+    # Whether a compiled network calls the operator between its graphs, which then serve every operator.
     outside_graphs = False
 
     def forward(self, x: Tensor, measurement: Measurement) -> Tensor:
-        return self._outside(x, measurement) if self.outside_graphs else self._degraded(x, measurement)
+        degrade = self._outside if self.outside_graphs else self._degraded
+        return degrade(self._to_images(x.float()), measurement)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _outside(self, x: Tensor, measurement: Measurement) -> Tensor:
-        return self._degraded(x, measurement)
+    def _outside(self, features: Tensor, measurement: Measurement) -> Tensor:
+        return self._degraded(features, measurement)
 
-    def _degraded(self, x: Tensor, measurement: Measurement) -> Tensor:
+    def _degraded(self, features: Tensor, measurement: Measurement) -> Tensor:
+        """(B, stack, channels, H, W) -> the same."""
         operator, y = measurement.operator, measurement.y
-        with torch.autocast(x.device.type, enabled=False):
-            features = self._to_images(x.float())
-            height, width = operator.image_shape[1:]
+        height, width = operator.image_shape[1:]
+        beyond = (0, features.shape[-1] - width, 0, features.shape[-2] - height)
+        with torch.autocast(features.device.type, enabled=False):
             z = operator.H(features[..., :height, :width]).flatten(2)
             both = torch.cat((y.flatten(1).unsqueeze(1).to(z.dtype), z), dim=1)
-            mixed = F.gelu(torch.matmul(self.mix.weight, both) + self.mix.bias[:, None])
+            mixed = F.gelu(self._mixed(both))
             images = self._back(mixed.view(*mixed.shape[:2], *operator.measurement_shape), measurement)
-            beyond = (0, features.shape[-1] - width, 0, features.shape[-2] - height)
-            return self._to_tokens(F.pad(images, beyond)).to(x.dtype)
+            return F.pad(images, beyond) if any(beyond) else images
+
+    def _mixed(self, stack: Tensor) -> Tensor:
+        """(B, stack + 1, n) -> (B, stack, n). As products of the batch: `matmul` would copy the stack twice."""
+        weight, bias = self.mix.weight, self.mix.bias[:, None]
+        return torch.baddbmm(bias.expand(len(stack), -1, 1), weight.expand(len(stack), -1, -1), stack)
 
     def _back(self, y: Tensor, measurement: Measurement) -> Tensor:
         operator = measurement.operator
@@ -66,6 +74,6 @@ class FeatureDegradation(nn.Module):
         """(B, H, W, d) -> (B, stack, channels, H * patch, W * patch)."""
         return rearrange(x, "b h w (p q k c) -> b k c (h p) (w q)", p=self.patch, q=self.patch, c=self.channels)
 
-    def _to_tokens(self, images: Tensor) -> Tensor:
+    def to_tokens(self, images: Tensor) -> Tensor:
         """(B, stack, channels, H * patch, W * patch) -> (B, H, W, d), the inverse of `_to_images`."""
         return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=self.patch, q=self.patch)

@@ -147,18 +147,19 @@ class JointAttention(SelfAttention):
         self.degradation_value = Linear(d, d)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, cond: Tensor, rotation: Rotation, measurement: Measurement | None
+        self, x: Tensor, cond: Tensor, rotation: Rotation, degraded: Tensor | None
     ) -> Tensor:
+        """degraded: what `degradation` makes of x; None where there is no measurement."""
         xn = self.norm(x, cond)
         q, k, v = self._heads(self.qkv(xn), 3)
-        dk, dv = self._sink(xn) if measurement is None else self._degraded(x, xn, cond, measurement)
+        dk, dv = self._sink(xn) if degraded is None else self._degraded(xn, cond, degraded)
         keys = torch.stack((k, self._heads(dk, 1)[0]), dim=1)
         values = torch.stack((v, self._heads(dv, 1)[0]), dim=1)
         return x + self._attend(q, keys, values, rotation)
 
-    def _degraded(self, x: Tensor, xn: Tensor, cond: Tensor, measurement: Measurement) -> tuple[Tensor, Tensor]:
+    def _degraded(self, xn: Tensor, cond: Tensor, degraded: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, W, d) from the degraded features."""
-        yn = self.degradation_norm(self.degradation(x, measurement), cond)
+        yn = self.degradation_norm(self.degradation.to_tokens(degraded).to(xn.dtype), cond)
         return self.degradation_key(torch.cat((xn, yn), dim=-1)), self.degradation_value(yn)
 
     def _sink(self, xn: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +186,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, rotation: Rotation, measurement: Measurement | None) -> Tensor:
         if isinstance(self.attention, JointAttention):
-            x = self.attention(x, cond, rotation, measurement)
+            degraded = None if measurement is None else self.attention.degradation(x, measurement)
+            x = self.attention(x, cond, rotation, degraded)
         else:
             x = self.attention(x, cond, rotation)
         out: Tensor = self.feed_forward(x, cond)

@@ -21,6 +21,7 @@ import torch
 from invfusion.data import Batch
 from invfusion.errors import CheckpointError, DataError
 from invfusion.models import Denoiser
+from invfusion.models.acceleration import is_compiled
 from invfusion.training import checkpoint
 from invfusion.training.distributed import Processes
 from invfusion.training.ema import EMA
@@ -208,6 +209,12 @@ def _resume(run: Run) -> None:
     run.stepper.restore(checkpoint.under("optimizer/", tensors), state["stepper"])
     run.nimg, run.window = state["nimg"], state["window"]
     log.info("continuing from %d images", run.nimg)
+    before, now = ("compiled" if compiled else "eager" for compiled in (state["compiled"], is_compiled(run.denoiser)))
+    if before != now:
+        log.warning(
+            "these images were trained %s, the rest is trained %s: equal up to rounding, not bit for bit; "
+            "runtime.compile decides", before, now,
+        )  # fmt: skip
 
 
 def _advance(run: Run, batches: Iterator[Batch]) -> None:
@@ -251,4 +258,5 @@ def _save(run: Run) -> None:
     tensors |= {f"ema/{name}": t for name, t in run.ema.weights.items()}
     tensors |= {f"optimizer/{name}": t for name, t in run.stepper.tensors().items()}
     state = {"nimg": run.nimg, "window": run.window, "stepper": run.stepper.scalars()}
+    state["compiled"] = is_compiled(run.denoiser)
     checkpoint.save(run.folder, run.nimg, tensors, state | {"fingerprint": run.task.fingerprint})

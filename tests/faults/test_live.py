@@ -202,7 +202,7 @@ def test_the_mlflow_server_dies_in_mid_run(here: Site, note: Any) -> None:
 def test_two_devices_three_jobs_and_the_pictures(here: Site, tmp_path: Path) -> None:
     reproduction = here.start("reproduce", settings={"train": SHORT})
     wait_for(lambda: here.state(reproduction) == "COMPLETED", 900, "the reproduction")
-    assert {"results", "invfusion-progress"} <= set(here.artifacts(reproduction))
+    assert {"results", "invfusion-g-progress"} <= set(here.artifacts(reproduction))
     promotion = here.start("promote", version=1, why="the first one", anyway=True)
     wait_for(lambda: here.state(promotion) in ("COMPLETED", "FAILED"), 120, "a promotion from the UI")
     runs = [here.start("train", model=v, settings={"train": LONG}) for v in ("palette", "invfusion_g", "unconditional")]
@@ -247,7 +247,7 @@ def show(here: Site, folder: Path, run: str) -> list[str] | None:
         "mlflow-history": f"{mlflow}/#/models/invfusion-history",
     }
     texts = []
-    samples = here.api("POST", "/artifacts/filter", artifacts={"key": {"any_": ["invfusion-samples"]}})
+    samples = here.api("POST", "/artifacts/filter", artifacts={"key": {"any_": ["invfusion-g-samples"]}})
     addresses["prefect-samples"] = f"{prefect}/artifacts/artifact/{samples[0]['id']}"
     for name, address in addresses.items():
         texts.append(browse(address, folder / f"{name}.png", 1250 if name == "prefect-runs" else 900))

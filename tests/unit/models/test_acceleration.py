@@ -15,8 +15,10 @@ from invfusion.models import (
     compile_denoiser,
     compile_layers,
     compile_network,
+    compiles,
     lower_precision,
 )
+from invfusion.models.acceleration import PAYS_FROM, is_compiled
 from invfusion.models.hdit import Layer
 from invfusion.operators.base import Measurement
 from invfusion.rng import generator
@@ -30,8 +32,8 @@ SIGMA = torch.tensor([0.3, 4.0])
 SETTINGS = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 16}}
 # One family for each kind of operator, and nothing measured.
 KINDS = ["strided_motion_blur", "patch_inpainting", "matrix", "null", None]
-# Of the tiny network compiled layer by layer: four for each of its two shapes of layers, the operator's part between.
-GRAPHS = 8
+# Of the tiny network compiled layer by layer: two for each of its two shapes of layers, the operator's part between.
+GRAPHS = 4
 
 
 def draw(kind: str | None, seed: int = 0) -> Measurement | None:
@@ -96,6 +98,22 @@ def test_every_operator_takes_the_graphs_of_compiled_layers() -> None:
     assert n_graphs == [GRAPHS, GRAPHS]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_networks_are_compiled_where_that_pays_and_where_it_can(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device, least = torch.device(kind), PAYS_FROM[kind]
+    monkeypatch.setattr("invfusion.models.acceleration.missing_compiler", lambda _: None)
+    wanted = [compiles("auto", device, least - 1), compiles("auto", device, least), compiles(True, device, 1)]
+    assert wanted == [False, True, True]
+    assert not compiles(False, device, 10 * least)
+    monkeypatch.setattr("invfusion.models.acceleration.missing_compiler", lambda _: "no compiler")
+    assert not compiles("auto", device, least)
+    assert not caplog.text
+    assert not compiles(True, device, least)
+    assert "run eager, since they cannot be compiled: no compiler" in caplog.text
+
+
 def test_a_gpu_compiles_layers_and_a_cpu_the_network() -> None:
     by_layer, whole = shaken(), shaken()
     compile_denoiser(by_layer, torch.device("cuda"))
@@ -105,6 +123,7 @@ def test_a_gpu_compiles_layers_and_a_cpu_the_network() -> None:
     assert all(layer._compiled_call_impl is not None for layer in layers)
     assert by_layer.net._compiled_call_impl is None
     assert whole.net._compiled_call_impl is not None
+    assert [is_compiled(d) for d in (by_layer, whole, shaken())] == [True, True, False]
 
 
 def test_compilation_keeps_names_and_copies_are_eager() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import ConfigError
-from invfusion.models import Denoiser
+from invfusion.models import Denoiser, build_denoiser, compile_layers
 from invfusion.training.distributed import Processes
 
 pytestmark = pytest.mark.slow
@@ -65,6 +65,16 @@ def test_a_stopped_run_continues_bit_for_bit(whole: Path, tmp_path: Path, steps:
     assert tiny.run(tmp_path) is not None
     assert tiny.files(tmp_path) == tiny.files(whole)
     assert tiny.curve(tmp_path) == tiny.curve(whole)
+
+
+def test_a_change_of_mode_is_stated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiled = build_denoiser(tiny.ARCHITECTURE)
+    compile_layers(compiled, backend="eager")
+    assert tiny.run(tmp_path, should_stop=StopAt(1)) is None
+    assert tiny.run(tmp_path, should_stop=StopAt(1)) is None
+    assert "bit for bit" not in caplog.text
+    assert tiny.run(tmp_path, should_stop=StopAt(1), denoiser=compiled) is None
+    assert "trained eager, the rest is trained compiled" in caplog.text
 
 
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(tmp_path: Path) -> None:
