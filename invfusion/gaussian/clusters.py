@@ -6,9 +6,14 @@ A single Gaussian mistakes the differences between kinds for variance within the
 
 where w'_k is the posterior probability of cluster k. Where all share one S, they share the one system (H S_p H^T +
 sigma_y^2 I) too: K more right-hand sides, and no further factorisation. K = 1 is the Gaussian prior itself.
+
+E_k is linear in c_k: it differs from that around another centre c by L (c_k - c), which knows neither x nor y. Where
+the centres differ in one combination of the channels, and the operator treats the channels alike, L acts on images of
+that one channel: a third of the numbers, and a third of the work for each.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -18,8 +23,8 @@ from torch import Tensor, nn
 from invfusion.errors import ConfigError, ShapeError
 from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, colour_combinations, given_noisy
 from invfusion.gaussian.posterior import GaussianPosterior
-from invfusion.gaussian.solvers import System
-from invfusion.operators.base import Measurement
+from invfusion.gaussian.solvers import Blocks, System, aligned_to, system_of_first
+from invfusion.operators.base import LinearOperator, Measurement
 
 
 class Clusters(nn.Module):
@@ -50,8 +55,9 @@ class Clusters(nn.Module):
             raise ConfigError(NEEDS_SKLEARN) from None
         mean = images.mean(0)
         shapes = images - mean
-        if kind is Coloured:
-            colour = colour_combinations(shapes)[0].view(-1, 1, 1)
+        colours = colour_combinations(shapes) if kind is Coloured else None
+        if colours is not None:
+            colour = colours[0].view(-1, 1, 1)
             shapes = colour * (colour * shapes).sum(1, keepdim=True)
             images, shapes = torch.cat((images, images - 2 * shapes)), torch.cat((shapes, -shapes))
         found = KMeans(n, n_init=1, random_state=0).fit_predict(shapes.flatten(1).cpu().numpy())
@@ -59,7 +65,9 @@ class Clusters(nn.Module):
         counts = labels.bincount(minlength=n)
         sums = torch.zeros(n, *mean.shape, dtype=mean.dtype, device=mean.device).index_add(0, labels, shapes)
         centres = mean + sums / counts.view(-1, 1, 1, 1)
-        return cls(centres, counts / len(images), [kind.fit(images - centres[labels], rank, floor)])
+        left = images - centres[labels]
+        within = LowRank.fit(left, rank, floor) if colours is None else Coloured.fit(left, rank, floor, colours)
+        return cls(centres, counts / len(images), [within])
 
     @classmethod
     def fit_each(cls, images: Tensor, n: int, rank: int, floor: float) -> Self:
@@ -129,21 +137,21 @@ class ClusteredPosterior(GaussianPosterior):
     @cached_property
     def variance(self) -> Tensor:
         """The mean posterior variance of a pixel, (B,) float32: within the clusters and between them."""
-        return self._total_variance(*self._given_measurement, self._nothing, self._systems_given_y).float()
+        return self._total_variance(self._given_measurement, self._nothing, self._systems_given_y).float()
 
     def denoise_with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """E[x | x_sigma, y] for x_sigma (B, C, H, W), sigma (B,) or (); and the mean variance of a pixel, (B,)."""
         at = [part._at(x, sigma) for part in self._parts]
         p, systems = at[0][0], [system for _, system in at]
-        weights, means = self._clusters_given(x.double(), p, systems)
-        return _mixed(weights, means).float(), self._total_variance(weights, means, p, systems).float()
+        found = self._clusters_given(x.double(), p, systems)
+        return found.mean.float(), self._total_variance(found, p, systems).float()
 
     def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One exact draw for each image, row i from generator i: (B, C, H, W) float32."""
         if len(generators) != self.batch_size:
             raise ShapeError(f"{self.batch_size} images need as many generators, got {len(generators)}")
         uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-        cumulative = self._given_measurement[0].cumsum(1)
+        cumulative = self._given_measurement.probabilities.cumsum(1)
         chosen = (uniform.to(cumulative)[:, None] > cumulative[:, :-1]).sum(1)
         laws = [(centre, part.covariance) for part in self._parts for centre in part.centres]
         drawn = torch.empty(self.batch_size, *self.image_shape, device=self.prior_mean.device)
@@ -161,90 +169,202 @@ class ClusteredPosterior(GaussianPosterior):
         if self._measurement is None:
             return self.prior_mean.new_zeros(self.batch_size)
         logits = [
-            part.given(None, self._nothing, part._given_y)[0] - 0.5 * part._given_y.log_determinant()[:, None]
+            part.given(None, self._nothing, part._given_y).logits - 0.5 * part._given_y.log_determinant()[:, None]
             for part in self._parts
         ]
         return torch.cat(logits, 1).logsumexp(1)
 
     @cached_property
     def _mean(self) -> Tensor:
-        return _mixed(*self._given_measurement)
+        return self._given_measurement.mean
 
     @cached_property
-    def _given_measurement(self) -> tuple[Tensor, Tensor]:
-        """Probability (B, K) and mean (B, K, C, H, W) of each cluster given y alone."""
+    def _given_measurement(self) -> "_Found":
+        """What y alone says of the clusters."""
         return self._clusters_given(None, self._nothing, self._systems_given_y)
 
     @property
     def _systems_given_y(self) -> list[System | None]:
         return [None if self._measurement is None else part._given_y for part in self._parts]
 
-    def _clusters_given(self, x: Tensor | None, p: Tensor, systems: list[System | None]) -> tuple[Tensor, Tensor]:
-        found = [part.given(x, p, system) for part, system in zip(self._parts, systems, strict=True)]
-        logits = [logits for logits, _ in found]
-        if len(found) > 1:
+    def _clusters_given(self, x: Tensor | None, p: Tensor, systems: list[System | None]) -> "_Found":
+        parts = [part.given(x, p, system) for part, system in zip(self._parts, systems, strict=True)]
+        evidence = [part.logits.logsumexp(1) for part in parts]
+        if len(parts) > 1:
             # One covariance has one normaliser, which cancels and which not every solver knows.
-            logits = [
-                each - part.log_normaliser(p, system)[:, None]
-                for each, part, system in zip(logits, self._parts, systems, strict=True)
+            evidence = [
+                each - part.log_normaliser(p, system)
+                for each, part, system in zip(evidence, self._parts, systems, strict=True)
             ]
-        return torch.cat(logits, 1).softmax(1), torch.cat([means for _, means in found], 1)
+        return _Found(torch.stack(evidence, 1).softmax(1), parts)
 
-    def _total_variance(self, weights: Tensor, means: Tensor, p: Tensor, systems: list[System | None]) -> Tensor:
-        apart = (means - _mixed(weights, means)[:, None]).flatten(2).square().mean(2)
+    def _total_variance(self, found: "_Found", p: Tensor, systems: list[System | None]) -> Tensor:
+        size = self.prior_mean.numel()
         within = [part._variance(p, system) for part, system in zip(self._parts, systems, strict=True)]
-        return (self._of_parts(weights) * torch.stack(within, 1)).sum(1) + (weights * apart).sum(1)
+        between = [(part.weights * part.apart.flatten(2).square().sum(2)).sum(1) / size for part in found.parts]
+        means = (found.means - found.mean[:, None]).flatten(2).square().mean(2)
+        return (found.weights * (torch.stack(within, 1) + torch.stack(between, 1) + means)).sum(1)
 
     def _covariance_times(self, v: Tensor) -> Tensor:
-        weights, means = self._given_measurement
-        apart = (means - self._mean[:, None]).flatten(2)
-        between = (v.flatten(2) @ apart.mT * weights[:, None]) @ apart
-        within = torch.stack([part._covariance_times(v) for part in self._parts], 1)
-        return torch.einsum("bj,bjkchw->bkchw", self._of_parts(weights), within) + between.view_as(v)
+        found, total = self._given_measurement, torch.zeros_like(v)
+        for part, its, weight, mean in zip(
+            self._parts, found.parts, found.weights.unbind(1), found.means.unbind(1), strict=True
+        ):
+            apart = its.apart.flatten(2)
+            along = part.shape_of(v).flatten(2) @ apart.mT * its.weights[:, None]
+            between = part.image_of((along @ apart).view(*along.shape[:2], *its.apart.shape[2:]))
+            gap = (mean - found.mean).flatten(1)[:, None]
+            moved = ((v.flatten(2) * gap).sum(2, keepdim=True) * gap).view_as(v)
+            total = total + aligned_to(weight, v) * (part._covariance_times(v) + between + moved)
+        return total
 
-    def _of_parts(self, weights: Tensor) -> Tensor:
-        """Probabilities of clusters (B, K) -> of covariances (B, J)."""
-        return weights.view(len(weights), len(self._parts), -1).sum(2)
+
+@dataclass(frozen=True)
+class _Given:
+    """Of clusters with one covariance. logits: log-probabilities but for normalisers, (B, K'); mean: of them together,
+    (B, C, H, W); apart: how the mean of each differs from it, as shapes, (B, K', S, H, W)."""
+
+    logits: Tensor
+    mean: Tensor
+    apart: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """Probability of each among them, (B, K')."""
+        return self.logits.softmax(1)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """weights: probability of each of J covariances, (B, J), and what is known of its clusters."""
+
+    weights: Tensor
+    parts: list[_Given]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of each cluster, (B, K)."""
+        weights = self.weights.unbind(1)
+        return torch.cat([w[:, None] * part.weights for w, part in zip(weights, self.parts, strict=True)], 1)
+
+    @cached_property
+    def means(self) -> Tensor:
+        """(B, J, C, H, W)."""
+        return torch.stack([part.mean for part in self.parts], 1)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(B, C, H, W)."""
+        return torch.einsum("bj,bjchw->bchw", self.weights, self.means)
 
 
 class _Part(GaussianPosterior):
-    """Clusters with one covariance, given the measurements. centres: (K', C, H, W); log_weights: (K',)."""
+    """Clusters with one covariance, given the measurements. centres: (K', C, H, W); log_weights: (K',).
+
+    `prior_mean` is one image from which the centres differ by shapes: images of S channels, one where all differ in
+    the first combination of the channels and the operator lets these be, else C.
+    """
 
     def __init__(
         self, centres: Tensor, log_weights: Tensor, covariance: Covariance, measurement: Measurement | None, n: int
     ) -> None:
-        super().__init__(centres[0], covariance, measurement, n)
+        base = torch.einsum("k,kchw->chw", log_weights.softmax(0), centres)
+        super().__init__(base, covariance, measurement, n)
         self.centres, self.log_weights = centres, log_weights
 
-    def given(self, x: Tensor | None, p: Tensor, system: System | None) -> tuple[Tensor, Tensor]:
-        """Log-probability (B, K') but for normalisers and mean (B, K', C, H, W) of each, given x of precision p, y."""
-        means = self.centres.expand(self.batch_size, *self.centres.shape)
+    def given(self, x: Tensor | None, p: Tensor, system: System | None) -> _Given:
+        """What x of precision p and y say of each."""
+        mean, shifts = self.prior_mean.expand(self.batch_size, *self.image_shape), self._shapes[None]
         logits = self.log_weights.expand(self.batch_size, -1)
         if x is not None:
-            gap = x[:, None] - means
-            moved = self.covariance.filter(gap, p, lambda c, p: c * p / (1 + c * p))
+            gap = x - mean
+            moved = self.covariance.filter(gap, p, _moved)
+            left = shifts - self._shape_covariance.filter(shifts, p, _moved)
             # 1 / (c + sigma^2) = p (1 - c p / (1 + c p)).
-            logits = logits - 0.5 * p[:, None] * (gap * (gap - moved)).flatten(2).sum(2)
-            means = means + moved
+            whole = _inner(gap, gap - moved, 1)[:, None] - 2 * self._along(left, gap) + _inner(left, shifts, 2)
+            logits = logits - 0.5 * p[:, None] * whole
+            mean, shifts = mean + moved, left
         if system is not None:
-            H = self._exact[1]
-            gap = self._seen - H.H(means)
-            u = system.solve(gap)
-            logits = logits - 0.5 * (gap * u).flatten(2).sum(2)
-            means = means + self.covariance.filter(H.H_adjoint(u), p, given_noisy)
-        return logits, means
+            H, H_shape = self._exact[1], self._shape_operator
+            gap = self._seen - H.H(mean)
+            u = system.solve(gap[:, None])[:, 0]
+            back = H.H_adjoint(u)
+            shifts = shifts.expand(self.batch_size, *shifts.shape[1:])
+            seen = H_shape.H(shifts)
+            each = (system_of_first(system) if self._is_one_channel else system).solve(seen)
+            whole = _inner(gap, u, 1)[:, None] - 2 * self._along(shifts, back) + _inner(seen, each, 2)
+            logits = logits - 0.5 * whole
+            mean = mean + self.covariance.filter(back, p, given_noisy)
+            shifts = shifts - self._shape_covariance.filter(H_shape.H_adjoint(each), p, given_noisy)
+        shift = torch.einsum("bk,bk...->b...", logits.softmax(1), shifts.expand(self.batch_size, *shifts.shape[1:]))
+        return _Given(logits, mean + self.image_of(shift), shifts - shift[:, None])
 
     def log_normaliser(self, p: Tensor, system: System | None) -> Tensor:
         """What `given` leaves out of the logarithms, but for terms that know nothing of the covariance, (B,)."""
         noisy = self.prior_mean.numel() * self.covariance.mean_of(p, lambda c, p: (c * p).log1p())
         return 0.5 * (noisy if system is None else noisy + system.log_determinant())
 
+    # Shapes.
+
+    @cached_property
+    def _is_one_channel(self) -> bool:
+        if not isinstance(self.covariance, Coloured):
+            return False
+        beyond = torch.einsum("jc,kchw->kjhw", self.covariance.colours[1:], self.centres - self.prior_mean)
+        lets_them_be = self._measurement is None or isinstance(self._solver, Blocks)
+        return lets_them_be and float(beyond.abs().max()) < ONE_CHANNEL
+
+    @cached_property
+    def _shapes(self) -> Tensor:
+        """(K', S, H, W)."""
+        return self.shape_of(self.centres - self.prior_mean)
+
+    @cached_property
+    def _shape_covariance(self) -> Covariance:
+        if self._is_one_channel:
+            assert isinstance(self.covariance, Coloured)
+            return self.covariance.blocks[0]
+        return self.covariance
+
+    @cached_property
+    def _shape_operator(self) -> LinearOperator:
+        solver = self._solver
+        return solver.solvers[0].operator if self._is_one_channel and isinstance(solver, Blocks) else self._exact[1]
+
+    def shape_of(self, images: Tensor) -> Tensor:
+        """(..., C, H, W) -> (..., S, H, W)."""
+        if not self._is_one_channel:
+            return images
+        assert isinstance(self.covariance, Coloured)
+        return torch.einsum("c,...chw->...hw", self.covariance.colours[0], images).unsqueeze(-3)
+
+    def image_of(self, shapes: Tensor) -> Tensor:
+        """(..., S, H, W) -> (..., C, H, W)."""
+        if not self._is_one_channel:
+            return shapes
+        assert isinstance(self.covariance, Coloured)
+        return shapes * self.covariance.colours[0].view(-1, 1, 1)
+
+    def _along(self, shapes: Tensor, images: Tensor) -> Tensor:
+        """Inner products of shapes (B, K', S, H, W) with images (B, C, H, W), (B, K')."""
+        return _inner(shapes, self.shape_of(images)[:, None], 2)
+
     @cached_property
     def _seen(self) -> Tensor:
-        """What of y lies in the range of H, (B, 1, *M): noise outside of it speaks for no cluster."""
+        """What of y lies in the range of H, (B, *M): noise outside of it speaks for no cluster."""
         y, H, _ = self._exact
-        return H.H(H.H_pinv(y[:, None]))
+        return H.H(H.H_pinv(y))
 
 
-def _mixed(weights: Tensor, means: Tensor) -> Tensor:
-    return torch.einsum("bk,bkchw->bchw", weights, means)
+# Centres that differ by no more than this in other combinations of the channels differ in the first alone.
+ONE_CHANNEL = 1e-9
+
+
+def _moved(c: Tensor, p: Tensor) -> Tensor:
+    """The share of its deviation by which a noisy image moves the mean."""
+    return c * p / (1 + c * p)
+
+
+def _inner(a: Tensor, b: Tensor, start: int) -> Tensor:
+    """Inner products over the axes from `start` on."""
+    return (a * b).flatten(start).sum(-1)

@@ -31,7 +31,7 @@ class Covariance(nn.Module, ABC):
 
     @abstractmethod
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
-        """gain(covariance) x for x (B, *K, C, H, W) float64 and precisions p (B,)."""
+        """gain(covariance) x for x (B, *K, C, H, W) float64, or (1, *K, C, H, W) for all, and precisions p (B,)."""
 
     @abstractmethod
     def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
@@ -78,7 +78,8 @@ class LowRank(Covariance):
         excess, floor = self.excess(p, gain)
         flat = x.flatten(-3)
         along = flat @ self.flat_basis * aligned(excess, flat.ndim)
-        return (along @ self.flat_basis.mT + aligned(floor[:, None], flat.ndim) * flat).view(x.shape)
+        filtered = along @ self.flat_basis.mT + aligned(floor[:, None], flat.ndim) * flat
+        return filtered.view(*filtered.shape[:-1], *x.shape[-3:])
 
     def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
         excess, floor = self.excess(p, gain)
@@ -142,11 +143,14 @@ class Coloured(LowRank):
         return torch.einsum("kc,...khw->...chw", self.colours, torch.cat(filtered, -3))
 
     @classmethod
-    def fit(cls, deviations: Tensor, rank: int, floor: float) -> Self:
-        """As `LowRank.fit` of (N, C, H, W), with the `rank` leading components of all combinations together."""
+    def fit(cls, deviations: Tensor, rank: int, floor: float, colours: Tensor | None = None) -> Self:
+        """As `LowRank.fit` of (N, C, H, W), with the `rank` leading components of all combinations together.
+
+        colours: what is taken for uncorrelated; None: the combinations that are.
+        """
         n, channels, h, w = deviations.shape
         check_rank(n, channels * h * w, rank)
-        colours = colour_combinations(deviations)
+        colours = colour_combinations(deviations) if colours is None else colours
         turned = torch.einsum("kc,nchw->nkhw", colours, deviations)
         found = [_leading(part.flatten(1), min(n - 1, h * w)) for part in turned.unbind(1)]
         values = torch.cat([v for v, _ in found])

@@ -354,6 +354,12 @@ class _BlockSystem(System):
         return torch.stack([system.log_determinant() for system in self.systems]).sum(0)
 
 
+def system_of_first(system: System) -> System:
+    """Of a system by `Blocks`, that of the first combination of the channels."""
+    assert isinstance(system, _BlockSystem)
+    return system.systems[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Conjugate gradients.
 

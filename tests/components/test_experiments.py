@@ -116,7 +116,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None:
     tabled = [f"table_{i:02d}" for i in (1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
-    assert experiment_names() == ["few_step", *(f"figure_{i:02d}" for i in (3, 4, 5, 6)), "gaussian", "nfe", *tabled]
+    assert experiment_names() == [
+        "few_step",
+        *(f"figure_{i:02d}" for i in (3, 4, 5, 6)),
+        "gaussian",
+        "nfe",
+        "one_step",
+        *tabled,
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
