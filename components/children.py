@@ -12,7 +12,7 @@ from typing import Any
 _GUARD = """
 read _
 sleep {linger}
-kill -s INT -- -{group}
+kill -s {signal} -- -{group}
 for _ in $(seq {patience}); do kill -s 0 -- -{group} || exit; sleep 1; done
 kill -s KILL -- -{group}
 """
@@ -20,16 +20,22 @@ kill -s KILL -- -{group}
 
 @contextlib.contextmanager
 def child(
-    command: Sequence[str], environment: Mapping[str, str], patience: int, linger: int = 0, **options: Any
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    patience: int,
+    linger: int = 0,
+    interruption: signal.Signals = signal.SIGINT,
+    **options: Any,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command with all that it starts for the length of the block; afterwards nothing of it is left.
 
-    At the end of the block, or when this process is killed, the whole group is interrupted (SIGINT), so that training
+    At the end of the block, or when this process is killed, the whole group is interrupted, by SIGINT so that training
     writes its checkpoint first; what still runs `patience` seconds later is killed. When this process is killed, a
     service lingers `linger` seconds for those that still need it.
     """
     process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
-    script = _GUARD.format(group=process.pid, patience=patience, linger=linger)
+    name = interruption.name.removeprefix("SIG")
+    script = _GUARD.format(group=process.pid, patience=patience, linger=linger, signal=name)
     guard = subprocess.Popen(
         ["/bin/sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -37,7 +43,7 @@ def child(
         yield process
     finally:
         try:
-            _interrupt(process, patience)
+            _interrupt(process, interruption, patience)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -46,11 +52,11 @@ def child(
             guard.communicate()
 
 
-def _interrupt(leader: "subprocess.Popen[bytes]", patience: int) -> None:
+def _interrupt(leader: "subprocess.Popen[bytes]", interruption: signal.Signals, patience: int) -> None:
     """Interrupt a process group and wait until it is empty, at most `patience` seconds."""
     end = time.monotonic() + patience
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader.pid, signal.SIGINT)
+        os.killpg(leader.pid, interruption)
         while time.monotonic() < end:
             leader.poll()
             os.killpg(leader.pid, 0)

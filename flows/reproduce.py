@@ -185,10 +185,8 @@ def prefect_server() -> Iterator[dict[str, str]]:
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
     command = [*prefect_command("127.0.0.1", port), "--no-services"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with child(
-        command, {**os.environ, **prefect_environment(address)}, SERVER_STOP_S, linger=SERVER_STOP_S, **quiet
-    ) as server:
+    variables, nowhere = {**os.environ, **prefect_environment(address)}, subprocess.DEVNULL
+    with child(command, variables, SERVER_STOP_S, linger=SERVER_STOP_S, stdout=nowhere, stderr=nowhere) as server:
         if not comes_up(server, prefect_health(address), SERVER_START_S):
             raise ServiceError(
                 "the temporary Prefect server did not start; run `prefect server start` to see why, "

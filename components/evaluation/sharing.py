@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -53,6 +54,8 @@ def helpers(params: Params, module: str, arguments: Sequence[str] = ()) -> Itera
                 "OMP_NUM_THREADS": str(each),
                 "TQDM_DISABLE": "1",
             }
-            stack.enter_context(child(command, os.environ | environment, STOP_S, close_fds=False))
+            # A helper has nothing to save, and would otherwise say where it was when it was interrupted.
+            helper = child(command, os.environ | environment, STOP_S, interruption=signal.SIGTERM, close_fds=False)
+            stack.enter_context(helper)
         log.info("%d processes share the batches", n)
         yield

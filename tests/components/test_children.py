@@ -61,6 +61,17 @@ def grandchild(files: dict[str, Path]) -> int:
     return int(files["started"].read_text())
 
 
+def test_what_has_nothing_to_save_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    asleep = "import time; print('here', flush=True); time.sleep(60)"
+    with child(
+        [sys.executable, "-c", asleep], os.environ, 10, interruption=signal.SIGTERM, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+    assert process.returncode == -signal.SIGTERM
+    assert not capfd.readouterr().err
+
+
 def test_an_exception_interrupts_the_group_and_waits_for_it(files: dict[str, Path]) -> None:
     with contextlib.suppress(RuntimeError), child([sys.executable, "-c", worker(files)], os.environ, 10) as process:
         pid = grandchild(files)
