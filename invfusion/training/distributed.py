@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,7 +23,12 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model as all processes train it together."""
-        return model if self.world_size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+        if self.world_size == 1:
+            return model
+        with warnings.catch_warnings():
+            # The oldest torch that will do does not know its successor.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(model, broadcast_buffers=False)
 
     def sync(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients in the last micro-batch of a step only."""
