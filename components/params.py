@@ -235,7 +235,7 @@ class OracleTrainingConfig(OptimisationConfig):
     checkpoints: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     distill_images: int = Field(ge=1)
     clusters: int = Field(default=1, ge=1)
-    cluster_images: int = Field(default=20_000, ge=2)
+    cluster_images: int = Field(default=60_000, ge=2)
     n_components: int = Field(default=3, ge=1)
     n_test: int = Field(default=256, ge=2)
     n_steps: int = Field(default=18, ge=1)
