@@ -262,12 +262,24 @@ def lines(
             if level is not None:
                 panel.axhline(level, color=FAINT, linewidth=0.8, linestyle="--")
             panel.set(xscale="log", yscale="log" if log_y else "linear")
+            found = _apart([point[0] for points in series.values() for point in points])
+            panel.set_xticks(found, [f"{value:,.0f}" for value in found], size=7)
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.grid()
             panel.set_title(column if row == rows[0] else "", size=9)
             panel.set_ylabel(row if column == columns[0] else "", size=8)
             panel.set_xlabel(x if row == rows[-1] else "", size=8)
         one_legend(figure, axes)
         return save(figure, path)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of positive values that a logarithmic axis has room to label: each 1.6 times the one before, at least."""
+    chosen: list[float] = []
+    for value in sorted(set(values)):
+        if not chosen or value >= 1.6 * chosen[-1]:
+            chosen.append(value)
+    return chosen
 
 
 def running_mean(values: Array, share: float = 0.06) -> Array:
