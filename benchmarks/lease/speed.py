@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.lease.lab import GIB, Lab, batches, relative
-from benchmarks.records import Record, revision, rounded
+from benchmarks.records import Record, machine_facts, rounded
 from benchmarks.scale.gaussian import noise_images
 from benchmarks.setting import MIXTURE, family
 from invfusion import rng
@@ -154,11 +154,11 @@ def training(
 
 # Kernels by what they compute: the first word that a kernel's name holds decides.
 KERNELS = {
-    "attention": ("flex_attention", "triton_tem", "fmha", "flash", "attention"),
+    "attention": ("triton_tem", "fmha", "flash", "attention"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "sm90_xmma"),
     "Fourier transforms": ("fft",),
     "compiled, elementwise and sums": ("triton_",),
-    "copies": ("memcpy", "memset", "copy_kernel", "catarray", "direct_copy"),
+    "copies": ("memcpy", "memset", "copy_kernel", "catarray"),
     "eager sums": ("reduce_kernel",),
     "optimizer": ("multi_tensor",),
     "eager, elementwise": ("elementwise",),
@@ -259,7 +259,7 @@ def parts(lab: Lab, preset: str) -> Iterator[Record]:
 
 
 def gaussian(lab: Lab, preset: str) -> Iterator[Record]:
-    """What the Gaussian posterior around a network costs in a micro-batch of training, by family, and the network."""
+    """What the Gaussian posterior around a network costs in a micro-batch of training, by family."""
     n, shape = shape_of(lab, preset).micro, lab.setting(preset).config.image_shape
     rank = 512 if lab.is_gpu else 16
     prior = GaussianPrior.fit(noise_images(2 * rank, shape[1]).to(lab.device), rank=rank, form="coloured")
@@ -308,17 +308,12 @@ def maps_of(denoiser: Denoiser, measurement: Measurement, n: int) -> Callable[[]
 
 def machine(lab: Lab) -> dict[str, Any]:
     """What ran the measurements."""
-    facts: dict[str, Any] = {
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "git_revision": revision(),
-    }  # fmt: skip
+    facts: dict[str, Any] = machine_facts(lab.device)
     if lab.is_gpu:
         properties = torch.cuda.get_device_properties(lab.device)
         facts |= {
-            "device": properties.name,
             "memory_gib": rounded(properties.total_memory / GIB),
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
         }
-    else:
-        facts["device"] = "cpu"
     return facts

@@ -107,11 +107,22 @@ class Clusters(nn.Module):
             assert isinstance(covariance, Covariance)
             yield covariance, its[0], its[1]
 
+    @cached_property
+    def differ_in_one_channel(self) -> bool:
+        """Whether the centres differ in the first combination of the channels alone."""
+        covariance = self.covariances[0]
+        if len(self.covariances) > 1 or not isinstance(covariance, Coloured):
+            return False
+        beyond = torch.einsum("jc,kchw->kjhw", covariance.colours[1:], self.centres - self.centres[0])
+        return float(beyond.abs().max()) < ONE_CHANNEL
+
     def tensors(self) -> dict[str, Tensor]:
         """What defines them, float64."""
         return dict(self.named_buffers())
 
 
+# Centres that differ by no more than this in other combinations of the channels differ in the first alone.
+ONE_CHANNEL = 1e-9
 NEEDS_SKLEARN = "finding clusters needs scikit-learn: pip install scikit-learn"
 
 
@@ -130,7 +141,7 @@ class ClusteredPosterior(GaussianPosterior):
         mean = torch.einsum("k,kchw->chw", clusters.weights, clusters.centres)
         super().__init__(mean, parts[0][0], measurement, batch_size)
         self._parts = [
-            _Part(centres, weights.log(), covariance, measurement, self.batch_size)
+            _Part(centres, weights.log(), covariance, measurement, self.batch_size, clusters.differ_in_one_channel)
             for covariance, centres, weights in parts
         ]
 
@@ -266,38 +277,64 @@ class _Part(GaussianPosterior):
     """
 
     def __init__(
-        self, centres: Tensor, log_weights: Tensor, covariance: Covariance, measurement: Measurement | None, n: int
+        self,
+        centres: Tensor,
+        log_weights: Tensor,
+        covariance: Covariance,
+        measurement: Measurement | None,
+        n: int,
+        differ_in_one_channel: bool,
     ) -> None:
         base = torch.einsum("k,kchw->chw", log_weights.softmax(0), centres)
         super().__init__(base, covariance, measurement, n)
         self.centres, self.log_weights = centres, log_weights
+        self.differ_in_one_channel = differ_in_one_channel
 
     def given(self, x: Tensor | None, p: Tensor, system: System | None) -> _Given:
         """What x of precision p and y say of each."""
-        mean, shifts = self.prior_mean.expand(self.batch_size, *self.image_shape), self._shapes[None]
-        logits = self.log_weights.expand(self.batch_size, -1)
+        mean, evidence = self.prior_mean.expand(self.batch_size, *self.image_shape), torch.zeros_like(p)
+        gap = back = None
         if x is not None:
             gap = x - mean
             moved = self.covariance.filter(gap, p, _moved)
-            left = shifts - self._shape_covariance.filter(shifts, p, _moved)
             # 1 / (c + sigma^2) = p (1 - c p / (1 + c p)).
-            whole = _inner(gap, gap - moved, 1)[:, None] - 2 * self._along(left, gap) + _inner(left, shifts, 2)
-            logits = logits - 0.5 * p[:, None] * whole
-            mean, shifts = mean + moved, left
+            evidence = evidence - 0.5 * p * _inner(gap, gap - moved, 1)
+            mean = mean + moved
         if system is not None:
-            H, H_shape = self._exact[1], self._shape_operator
-            gap = self._seen - H.H(mean)
-            u = system.solve(gap[:, None])[:, 0]
+            H = self._exact[1]
+            missed = self._seen - H.H(mean)
+            u = system.solve(missed[:, None])[:, 0]
             back = H.H_adjoint(u)
-            shifts = shifts.expand(self.batch_size, *shifts.shape[1:])
-            seen = H_shape.H(shifts)
-            each = (system_of_first(system) if self._is_one_channel else system).solve(seen)
-            whole = _inner(gap, u, 1)[:, None] - 2 * self._along(shifts, back) + _inner(seen, each, 2)
-            logits = logits - 0.5 * whole
+            evidence = evidence - 0.5 * _inner(missed, u, 1)
             mean = mean + self.covariance.filter(back, p, given_noisy)
-            shifts = shifts - self._shape_covariance.filter(H_shape.H_adjoint(each), p, given_noisy)
-        shift = torch.einsum("bk,bk...->b...", logits.softmax(1), shifts.expand(self.batch_size, *shifts.shape[1:]))
+        gained, shifts = self._shifts(gap, back, p, system)
+        logits = self.log_weights + evidence[:, None] + gained
+        shift = torch.einsum("bk,bkchw->bchw", logits.softmax(1), shifts)
         return _Given(logits, mean + self.image_of(shift), shifts - shift[:, None])
+
+    def _shifts(
+        self, gap: Tensor | None, back: Tensor | None, p: Tensor, system: System | None
+    ) -> tuple[Tensor, Tensor]:
+        """For each cluster, what x and y say of it beyond `prior_mean`, (B, K'), and by which shape its mean differs
+        from that around it, (B, K', S, H, W).
+
+        gap: x less `prior_mean`; back: H^T of what the system makes of y less its own mean; None where not given.
+        """
+        shifts, gained = self._shapes[None], p.new_zeros(self.batch_size, len(self.centres))
+        if len(self.centres) == 1:
+            return gained, shifts.expand(self.batch_size, *shifts.shape[1:])
+        if gap is not None:
+            left = shifts - self._shape_covariance.filter(shifts, p, _moved)
+            gained = gained + p[:, None] * (self._along(left, gap) - 0.5 * _inner(left, shifts, 2))
+            shifts = left
+        shifts = shifts.expand(self.batch_size, *shifts.shape[1:])
+        if back is not None and system is not None:
+            H = self._shape_operator
+            seen = H.H(shifts)
+            u = (system_of_first(system) if self._is_one_channel else system).solve(seen)
+            gained = gained + self._along(shifts, back) - 0.5 * _inner(seen, u, 2)
+            shifts = shifts - self._shape_covariance.filter(H.H_adjoint(u), p, given_noisy)
+        return gained, shifts
 
     def log_normaliser(self, p: Tensor, system: System | None) -> Tensor:
         """What `given` leaves out of the logarithms, but for terms that know nothing of the covariance, (B,)."""
@@ -306,13 +343,10 @@ class _Part(GaussianPosterior):
 
     # Shapes.
 
-    @cached_property
+    @property
     def _is_one_channel(self) -> bool:
-        if not isinstance(self.covariance, Coloured):
-            return False
-        beyond = torch.einsum("jc,kchw->kjhw", self.covariance.colours[1:], self.centres - self.prior_mean)
         lets_them_be = self._measurement is None or isinstance(self._solver, Blocks)
-        return lets_them_be and float(beyond.abs().max()) < ONE_CHANNEL
+        return self.differ_in_one_channel and lets_them_be
 
     @cached_property
     def _shapes(self) -> Tensor:
@@ -354,10 +388,6 @@ class _Part(GaussianPosterior):
         """What of y lies in the range of H, (B, *M): noise outside of it speaks for no cluster."""
         y, H, _ = self._exact
         return H.H(H.H_pinv(y))
-
-
-# Centres that differ by no more than this in other combinations of the channels differ in the first alone.
-ONE_CHANNEL = 1e-9
 
 
 def _moved(c: Tensor, p: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from invfusion.operators.base import Measurement
 
 # The least variance that weights an error: where nothing is left open, the rounding that remains is no error.
 LEAST_VARIANCE = 1e-10
-# Products with the posterior covariance for a start of NPPC's directions: six capture 99.98% of what sixty do.
+# Products with the posterior covariance for a start of NPPC's directions: on the default run's families, six capture
+# 99.98% on the average, and 98.6% at the least, of the variance that sixty do.
 SUBSPACE_ITERATIONS = 6
 
 

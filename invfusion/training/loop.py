@@ -257,6 +257,10 @@ def _save(run: Run) -> None:
     tensors = {f"model/{name}": t for name, t in run.denoiser.state_dict().items()}
     tensors |= {f"ema/{name}": t for name, t in run.ema.weights.items()}
     tensors |= {f"optimizer/{name}": t for name, t in run.stepper.tensors().items()}
-    state = {"nimg": run.nimg, "window": run.window, "stepper": run.stepper.scalars()}
-    state["compiled"] = is_compiled(run.denoiser)
+    state = {
+        "nimg": run.nimg,
+        "window": run.window,
+        "stepper": run.stepper.scalars(),
+        "compiled": is_compiled(run.denoiser),
+    }
     checkpoint.save(run.folder, run.nimg, tensors, state | {"fingerprint": run.task.fingerprint})

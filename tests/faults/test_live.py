@@ -212,13 +212,15 @@ def test_two_devices_three_jobs_and_the_pictures(here: Site, tmp_path: Path) -> 
     waiting = next(r for r in runs if here.state(r) != "RUNNING")
     assert here.state(waiting) == "SCHEDULED"
     time.sleep(5)
-    if shutil.which("chromium") is None:
-        pytest.skip("there is no chromium here")
-    show(here, tmp_path, runs[0])
+    has_browser = shutil.which("chromium") is not None
+    if has_browser:
+        show(here, tmp_path, runs[0])
     here.cancel(waiting)
     for run in runs:
         if run != waiting:
             finish(here, run)
+    if not has_browser:
+        pytest.skip("there is no chromium here")
 
 
 def lease_holders(here: Site) -> set[int]:
@@ -232,7 +234,7 @@ def show(here: Site, folder: Path, run: str) -> None:
     prefect, mlflow = f"http://127.0.0.1:{here.prefect}", f"http://127.0.0.1:{here.mlflow}"
     samples = here.api("POST", "/artifacts/filter", artifacts={"key": {"any_": ["invfusion-g-samples"]}})
     pages = {
-        "prefect-runs": (f"{prefect}/runs", {"train-palette", "Running", "Completed"}),
+        "prefect-runs": (f"{prefect}/runs", {"train-palette", "Running", "Scheduled|Late", "Completed"}),
         "prefect-run": (f"{prefect}/runs/flow-run/{run}", {"runs on device"}),
         "mlflow-model": (f"{mlflow}/#/models/invfusion", {"champion"}),
         "mlflow-history": (f"{mlflow}/#/models/invfusion-history", {"promoted"}),
@@ -246,8 +248,9 @@ def show(here: Site, folder: Path, run: str) -> None:
 
 
 def says(address: str, picture: Path, height: int, wanted: set[str]) -> bool:
+    """Whether all of these words, or one of those between bars, stand on a page."""
     text = browse(address, picture, height)
-    return all(word in text for word in wanted)
+    return all(any(word in text for word in words.split("|")) for words in wanted)
 
 
 def shrink(source: Path, target: Path) -> None:

@@ -278,15 +278,29 @@ def test_an_edit_makes_stale_what_it_changes(stale_by_change: dict[str, set[str]
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@invalid"]
 
 
+def others_clone(finished: Path, folder: Path, *, with_lock: bool) -> Path:
+    """A clone that finds the results in the DVC remote, whose address is plain: of others DVC reads a part."""
+    remote = finished.parent / "remote"
+    if not remote.exists():
+        for arguments in (["remote", "add", "--default", "shared", str(remote)], ["push", "--run-cache", "--quiet"]):
+            done = run(finished, "-m", "dvc", *arguments)
+            assert done.returncode == 0, done.stderr
+        for arguments in (["add", "-A"], ["commit", "-qm", "the results"]):
+            subprocess.run([*GIT, *arguments], cwd=finished, check=True)
+    subprocess.run(["git", "clone", "-q", str(finished), str(folder)], check=True)
+    if not with_lock:
+        (folder / "dvc.lock").unlink()
+    return folder
+
+
+def results(folder: Path) -> dict[str, str]:
+    """The lock's hashes of all outputs: what a third party would compare."""
+    stages = YAML(typ="safe").load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
 def test_a_second_clone_is_complete_after_a_pull(finished: Path, tmp_path: Path) -> None:
-    """Through a DVC remote whose address is plain: of others DVC reads a part."""
-    remote, second = finished.parent / "remote", tmp_path / "second"
-    for arguments in (["remote", "add", "--default", "shared", str(remote)], ["push", "--run-cache", "--quiet"]):
-        done = run(finished, "-m", "dvc", *arguments)
-        assert done.returncode == 0, done.stderr
-    for arguments in (["add", "-A"], ["commit", "-qm", "the results"]):
-        subprocess.run([*GIT, *arguments], cwd=finished, check=True)
-    subprocess.run(["git", "clone", "-q", str(finished), str(second)], check=True)
+    second = others_clone(finished, tmp_path / "second", with_lock=True)
     pulled = run(second, "-m", "dvc", "pull", "--allow-missing")
     assert pulled.returncode == 0, pulled.stderr
     assert stale(second) == set()
@@ -298,6 +312,15 @@ def test_a_second_clone_is_complete_after_a_pull(finished: Path, tmp_path: Path)
     changes = json.loads(compared.stdout)["reports/metrics.json"]
     assert changes
     assert all(change["old"] != change["new"] == 0 for change in changes.values())
+
+
+def test_a_third_clone_finds_the_results_without_the_lock(finished: Path, tmp_path: Path) -> None:
+    third = others_clone(finished, tmp_path / "third", with_lock=False)
+    done = run(third, "-m", "dvc", "repro", "--pull", "--quiet", "evaluate", "report")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (third / "state/train").exists()
+    ours = results(finished)
+    assert {name: ours[name] for name in results(third)} == results(third)
 
 
 def test_a_lost_registry_is_rebuilt(finished: Path) -> None:
