@@ -59,13 +59,14 @@ def compile_denoiser(denoiser: Denoiser, device: torch.device) -> None:
     (compile_layers if device.type == "cuda" else compile_network)(denoiser)
 
 
-def compile_network(denoiser: Denoiser, backend: str = "inductor") -> None:
-    """Run the raw network through torch.compile from now on, operators inside the graph and without graph breaks.
+def compile_network(denoiser: Denoiser, backend: str = "inductor", fullgraph: bool = False) -> None:
+    """Run the raw network through torch.compile from now on, operators inside the graph.
 
+    Ours make no graph breaks, which `fullgraph` refuses; a user's operator that asks for values runs between graphs.
     The first batch of each operator kind and batch size waits for its compilation. Copies of the denoiser are eager.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
-    denoiser.net.compile(fullgraph=True, dynamic=False, backend=backend)
+    denoiser.net.compile(fullgraph=fullgraph, dynamic=False, backend=backend)
 
 
 def compile_layers(denoiser: Denoiser, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -181,6 +181,9 @@ class Denoiser(Initialised):
     ) -> Tensor:
         """What the network makes of it, (B, out_channels, H, W) float32."""
         seen = None if measurement is None or measurement.y.numel() == 0 else measurement
+        if seen is not None and self.config.knows_noise_level:
+            # A compiled network finds it, and cannot look it up.
+            _ = seen.is_noisy
         with self._trunk_precision(around.images.device.type):
             images = padded(around.images, self.config.coarsest_patch)
             raw: Tensor = self.net(images, around.noise, seen, class_labels, augment_labels).float()

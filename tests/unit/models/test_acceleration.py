@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_helpers import TINY, normal, shaken
+from model_helpers import TINY, mask_operator, normal, shaken
 from torch import Tensor
 
 from invfusion.degradations import FAMILIES
@@ -21,6 +21,7 @@ from invfusion.models import (
 from invfusion.models.acceleration import PAYS_FROM, is_compiled
 from invfusion.models.hdit import Layer
 from invfusion.operators.base import Measurement
+from invfusion.operators.masks import MaskOperator
 from invfusion.rng import generator
 from invfusion.training.step import seeded_dropout
 
@@ -72,11 +73,45 @@ def test_compiled_equals_eager_in_values_and_gradients(kind: str, variant: str) 
     torch._dynamo.reset()
     denoiser, measurement = shaken(variant=variant).train(), draw(kind)
     plain = outputs(denoiser, measurement)
-    compile_network(denoiser, backend="aot_eager")
+    compile_network(denoiser, backend="aot_eager", fullgraph=True)
     out, grads = outputs(denoiser, measurement)
     torch.testing.assert_close(out, plain[0], rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(grads, plain[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sigma_y"),
+    [("strided_motion_blur", 0.0), ("strided_motion_blur", 0.3), ("patch_inpainting", 0.3), ("matrix", 0.3)],
+)
+def test_a_network_that_knows_the_noise_level_is_compiled_too(kind: str, sigma_y: float) -> None:
+    """A measurement that nobody has asked yet whether it is noisy."""
+    torch._dynamo.reset()
+    denoiser, made = shaken(sees_sigma_y=True).train(), draw(kind)
+    assert made is not None
+    plain = outputs(denoiser, Measurement(made.y, made.operator, sigma_y))
+    compile_network(denoiser, backend="aot_eager", fullgraph=True)
+    out, grads = outputs(denoiser, Measurement(made.y, made.operator, sigma_y))
+    torch.testing.assert_close(out, plain[0], rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, plain[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Asking(MaskOperator):
+    """As a user may write one: its map asks for a value."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return super()._forward(x) if bool(x.isfinite().all()) else x
+
+
+def test_an_operator_that_asks_for_values_runs_between_graphs() -> None:
+    torch._dynamo.reset()
+    denoiser, mask = shaken(), mask_operator(2).mask
+    measurement = Measurement.of(X, Asking((3, 8, 8), mask))
+    with torch.no_grad():
+        plain = denoiser(X, SIGMA, measurement)
+        compile_network(denoiser, backend="eager")
+        assert torch.equal(denoiser(X, SIGMA, measurement), plain)
 
 
 def test_every_operator_takes_the_graphs_of_compiled_layers() -> None:
