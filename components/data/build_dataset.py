@@ -9,14 +9,16 @@ ImageNet at 64 px:
         --size 64 --resize adm --labels
 A zip:
     python -m components.data.build_dataset --source zip --path mine.zip --out data/mine64 --size 64
+Ten pieces of each of a few photographs:
+    python -m components.data.build_dataset --source folder --path mine/ --out data/mine64 --size 64 --crops 10
 Existing shards:
     python -m components.data.build_dataset --source shards --path tars/ --out data/mine64 --size 64
 
-Images are cut to their central square and resized with an anti-aliased filter; grey becomes RGB, transparency white,
-and EXIF orientation is applied. Colour profiles are not; floating-point, signed and 32-bit pixels are refused, as their
-range is unknown. An image's key is its path in the source without the suffix. Top-level folders (or shard names) train,
-val and test give the split, below any folders that hold everything; without them a hash of the key puts 80% into train,
-10% into val and 10% into test. Where such folders lie elsewhere, the source is refused.
+Images are cut to their central square and resized with an anti-aliased filter, but for --crops; grey becomes RGB,
+transparency white, and EXIF orientation is applied. Colour profiles are not; floating-point, signed and 32-bit pixels
+are refused, as their range is unknown. An image's key is its path in the source without the suffix. Top-level folders
+(or shard names) train, val and test give the split, below any folders that hold everything; without them a hash of the
+key puts 80% into train, 10% into val and 10% into test. Where such folders lie elsewhere, the source is refused.
 Every file of the source is read, skipped (hidden ones always, others with --on-error skip) or the reason to stop; the
 last lines say how many.
 Running the command again gives the same bytes. The folder appears when it is complete, never half-written.
@@ -64,6 +66,13 @@ def command_line() -> argparse.ArgumentParser:
         help="filter; the paper used bicubic for FFHQ, adm for ImageNet",
     )
     parser.add_argument(
+        "--crops",
+        type=int,
+        default=0,
+        help="so many squares of --size pixels from random places of each picture at its own resolution, all in one "
+        "split, instead of its central square, resized: many images of few pictures",
+    )
+    parser.add_argument(
         "--on-error",
         default="fail",
         choices=["fail", "skip"],
@@ -86,6 +95,7 @@ def configure(options: argparse.Namespace) -> tuple[Source, BuildConfig]:
         "name": options.name or options.out.resolve().name,
         "image_size": options.size,
         "resize": options.resize,
+        "crops": options.crops,
         "on_error": options.on_error,
         "shard_images": options.shard_images,
         "workers": options.workers,

@@ -8,26 +8,32 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
 from pydantic import Field
 
-from invfusion.data.images import Resize, UnreadableImageError, fit, naming, to_png, to_rgb
+from invfusion.data.images import Resize, UnreadableImageError, crops, fit, naming, to_png, to_rgb
 from invfusion.data.manifest import MANIFEST, SPLITS, Manifest, Split, read_manifest, write_manifest
 from invfusion.data.shards import Sample, ShardSetWriter
 from invfusion.data.sources.base import Listing, Skipped, SourceImage
 from invfusion.errors import DataError
+from invfusion.rng import generator
 from invfusion.schema import Config
 
 
 class BuildConfig(Config):
-    """What the shards shall be. `workers` threads decode and resize; they do not change the result."""
+    """What the shards shall be. `workers` threads decode and resize; they do not change the result.
+
+    crops: so many squares of each image, at its own resolution; 0: its central square, resized.
+    """
 
     name: str
     image_size: int = Field(ge=1)
     resize: Resize = "bicubic"
+    crops: int = Field(default=0, ge=0)
     on_error: Literal["fail", "skip"] = "fail"
     shard_images: int = Field(default=1000, ge=1)
     workers: int = Field(default=1, ge=1)
@@ -123,7 +129,8 @@ def _write(
     account = Account()
     with ShardSetWriter(folder, config.shard_images) as writer:
         for rendered in _render_all(listing.images, config):
-            _write_one(rendered, writer, account, config)
+            for item in rendered:
+                _write_one(item, writer, account, config)
             on_image()
     if not account.origins:
         raise DataError(f"{listing.description} gave no image ({account}); nothing was written")
@@ -154,9 +161,11 @@ def _twice(image: SourceImage, first: str) -> Skipped:
     return Skipped("a key that another image has", problem, image.n_entries)
 
 
-def _render_all(images: Iterable[SourceImage | Skipped], config: BuildConfig) -> Iterator[Rendered | Skipped]:
-    """Render in parallel, in the order of the source, holding only a few images at a time."""
-    pending: deque[Future[Rendered | Skipped]] = deque()
+def _render_all(
+    images: Iterable[SourceImage | Skipped], config: BuildConfig
+) -> Iterator[list[Rendered] | list[Skipped]]:
+    """What each image gives, in parallel, in the order of the source, holding only a few images at a time."""
+    pending: deque[Future[list[Rendered] | list[Skipped]]] = deque()
     # Pillow warns of damage that it gets over, without a file's name; not within the threads, who share the filters.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(config.workers) as pool:
         for image in images:
@@ -167,18 +176,30 @@ def _render_all(images: Iterable[SourceImage | Skipped], config: BuildConfig) ->
             yield pending.popleft().result()
 
 
-def _render(image: SourceImage | Skipped, config: BuildConfig) -> Rendered | Skipped:
+def _render(image: SourceImage | Skipped, config: BuildConfig) -> list[Rendered] | list[Skipped]:
     if isinstance(image, Skipped):
-        return image
+        return [image]
     try:
         with naming(image.origin):
             opened = image.open()
             has_profile = "icc_profile" in opened.info
             rgb = to_rgb(opened, image.origin)
-            png = to_png(fit(rgb, config.image_size, config.resize))
+            parts = _parts(image, rgb, config)
+            return [Rendered(p, to_png(square), min(rgb.size) < config.image_size, has_profile) for p, square in parts]
     except UnreadableImageError as error:
-        return Skipped(error.reason, str(error), image.n_entries)
-    return Rendered(image, png, min(rgb.size) < config.image_size, has_profile)
+        return [Skipped(error.reason, str(error), image.n_entries)]
+
+
+def _parts(image: SourceImage, rgb: Image.Image, config: BuildConfig) -> list[tuple[SourceImage, Image.Image]]:
+    """The squares of one image, each as an image of its own; all in one split, for what they show is much the same."""
+    if not config.crops:
+        return [(image, fit(rgb, config.image_size, config.resize))]
+    squares = crops(rgb, config.image_size, config.crops, generator(0, "crops", image.key))
+    first = replace(image, split=image.split or split_of(image.key))
+    return [
+        (replace(first, key=f"{image.key}-{i:04d}", n_entries=0 if i else image.n_entries), square)
+        for i, square in enumerate(squares)
+    ]
 
 
 def _manifest(listing: Listing, writer: ShardSetWriter, account: Account, config: BuildConfig) -> Manifest:
@@ -190,7 +211,7 @@ def _manifest(listing: Listing, writer: ShardSetWriter, account: Account, config
         class_names=list(listing.class_names),
         source=listing.description,
         licence=listing.licence,
-        resize=config.resize,
+        resize=f"none: {config.crops} squares of each at its own resolution" if config.crops else config.resize,
         n_skipped=account.n_skipped,
         n_enlarged=account.n_enlarged,
         shards=shards,

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -138,6 +139,14 @@ def fit(image: Image.Image, size: int, resize: Resize) -> Image.Image:
     if resize == "adm":
         return _fit_adm(_shorten(image), size)
     return _central_square(image, min(image.size)).resize((size, size), FILTERS[resize])
+
+
+def crops(image: Image.Image, size: int, n: int, draws: torch.Generator) -> list[Image.Image]:
+    """n squares of size x size pixels from random places of an image as it is; a smaller one gives its middle alone."""
+    if min(image.size) <= size:
+        return [fit(image, size, "bicubic")]
+    corners = [[int(torch.randint(side - size + 1, (), generator=draws)) for side in image.size] for _ in range(n)]
+    return [image.crop((left, top, left + size, top + size)) for left, top in corners]
 
 
 def _fit_adm(image: Image.Image, size: int) -> Image.Image:

@@ -1,10 +1,13 @@
+import io
 import itertools
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from noise_data import SIZE, png
+from PIL import Image
 from test_sources import make_folder
 
 from invfusion.data import StagedDataset
@@ -43,6 +46,31 @@ def test_the_manifest_tells_the_truth(folder: Path, tmp_path: Path) -> None:
     keys = {s.key: e.split for e in manifest.shards for s in read_shard(tmp_path / "out" / e.file)}
     assert keys == {path.removesuffix(".png"): split_of(path.removesuffix(".png")) for path in PATHS}
     assert max(entry.n_samples for entry in manifest.shards) == 4
+
+
+def test_crops_are_pieces_of_their_picture_and_stay_in_its_split(tmp_path: Path) -> None:
+    pictures = {f"{i}": np.random.default_rng(i).integers(256, size=(30, 40, 3), dtype=np.uint8) for i in range(8)}
+    (tmp_path / "images").mkdir()
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    config = BuildConfig(name="pieces", image_size=8, crops=3)
+    manifest, account = build_dataset(Folder(path=tmp_path / "images").open(), tmp_path / "out", config)
+    assert str(account) == "8 entries: 8 read, 0 skipped"
+    assert manifest.resize == "none: 3 squares of each at its own resolution"
+    for entry in manifest.shards:
+        for sample in read_shard(tmp_path / "out" / entry.file):
+            picture, _, number = sample.key.partition("-")
+            assert split_of(picture) == entry.split
+            assert number in ("0000", "0001", "0002")
+            windows = np.lib.stride_tricks.sliding_window_view(pictures[picture], (8, 8, 3)).reshape(-1, 8, 8, 3)
+            piece = np.asarray(Image.open(io.BytesIO(sample.image)))
+            assert (windows == piece).all(axis=(1, 2, 3)).any()
+    assert sum(manifest.n_samples.values()) == 24
+
+
+def test_a_picture_too_small_for_crops_gives_its_middle(folder: Path, tmp_path: Path) -> None:
+    manifest, _ = build(folder, tmp_path / "out", CONFIG.model_copy(update={"image_size": 64, "crops": 3}))
+    assert sum(manifest.n_samples.values()) == manifest.n_enlarged == 20
 
 
 @pytest.mark.parametrize("workers", [1, 3])
