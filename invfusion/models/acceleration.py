@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from invfusion.models.attention import mark_constants
 from invfusion.models.denoiser import Denoiser
 from invfusion.models.feature_degradation import FeatureDegradation
 from invfusion.models.hdit import Layer, Level
@@ -65,7 +66,7 @@ def compile_network(denoiser: Denoiser, backend: str = "inductor", fullgraph: bo
     Ours make no graph breaks, which `fullgraph` refuses; a user's operator that asks for values runs between graphs.
     The first batch of each operator kind and batch size waits for its compilation. Copies of the denoiser are eager.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    _prepare_compiler()
     denoiser.net.compile(fullgraph=fullgraph, dynamic=False, backend=backend)
 
 
@@ -75,12 +76,17 @@ def compile_layers(denoiser: Denoiser, backend: str | Callable[..., Any] = "indu
     Layers of equal shape share their graphs, which hold no operator: compilation takes a fraction of the time of
     `compile_network`, and an operator of another kind or stride costs none.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    _prepare_compiler()
     for module in denoiser.modules():
         if isinstance(module, FeatureDegradation):
             module.outside_graphs = True
         if isinstance(module, Layer):
             module.compile(dynamic=False, backend=backend)
+
+
+def _prepare_compiler() -> None:
+    mark_constants()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
 
 
 def is_compiled(denoiser: Denoiser) -> bool:

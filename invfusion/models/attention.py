@@ -42,13 +42,21 @@ def available_backends(device_type: str = "cpu") -> tuple[Backend, ...]:
     return tuple(found)
 
 
+def mark_constants() -> None:
+    """Tell PyTorch's compiler what to keep in a graph as a constant.
+
+    For who compiles; decorators would say it at import, and load the compiler where nothing is compiled.
+    """
+    for made_once in (choose_backend, _dense_mask, _made_block_mask):
+        torch.compiler.assume_constant_result(made_once)  # type: ignore[no-untyped-call]
+
+
 def check_backend(name: str) -> None:
     """Raises `ConfigError` where `name` is neither a backend nor "auto"."""
     if name not in ("auto", *get_args(Backend)):
         raise ConfigError(f"unknown attention backend '{name}'; valid are auto, {', '.join(get_args(Backend))}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose_backend(requested: str, device_type: str, n_tokens: int) -> Backend:
     """The backend for one call; `requested` is a backend's name or "auto". Raises `ConfigError`."""
     available = available_backends(device_type)
@@ -115,7 +123,6 @@ def _seen(mask: Tensor) -> slice:
     return slice(int(seen[0]), int(seen[-1]) + 1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _dense_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Tensor:
     """`neighbourhood_mask` as a compiled network takes it: a constant, not made anew at every call."""
     with torch.inference_mode(False):
@@ -191,7 +198,6 @@ def _block_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> 
     return getattr(_BLOCK_MASKS, _made_block_mask(grid, window, n_sets, device))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _made_block_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> str:
     """The name of the attribute of `_BLOCK_MASKS` that holds it."""
     name = "_".join(str(n) for n in (*grid, *window, n_sets, device.type, device.index or 0))

@@ -7,6 +7,7 @@ features with the measurement y.
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
 from invfusion.models.layers import Linear
@@ -42,7 +43,7 @@ class FeatureDegradation(nn.Module):
         degrade = self._outside if self.outside_graphs else self._degraded
         return degrade(self._to_images(x.float()), measurement)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # `torch.compiler.disable` would load the compiler where nothing is compiled
     def _outside(self, features: Tensor, measurement: Measurement) -> Tensor:
         return self._degraded(features, measurement)
 

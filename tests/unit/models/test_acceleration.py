@@ -1,6 +1,8 @@
 """Compilation, recomputed activations and low precision change speed and memory, and values by rounding at most."""
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from invfusion.models import (
     lower_precision,
 )
 from invfusion.models.acceleration import PAYS_FROM, is_compiled
+from invfusion.models.attention import mark_constants
 from invfusion.models.hdit import Layer
 from invfusion.operators.base import Measurement
 from invfusion.operators.masks import MaskOperator
@@ -52,9 +55,21 @@ def outputs(denoiser: Denoiser, measurement: Measurement | None) -> tuple[Tensor
     return out.detach(), [p.grad for p in denoiser.parameters() if p.grad is not None]
 
 
+def test_the_compiler_is_not_loaded_where_nothing_is_compiled() -> None:
+    code = """
+import sys, torch
+from invfusion.models import DenoiserConfig, build_denoiser
+config = DenoiserConfig.model_validate_json(sys.argv[1])
+build_denoiser(config, seed=0, variant="invfusion")(torch.zeros(1, 3, 8, 8), torch.ones(1), None)
+assert "torch._dynamo" not in sys.modules, "loading it takes as long as all of the library"
+"""
+    subprocess.run([sys.executable, "-c", code, TINY.model_dump_json()], check=True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_graph_breaks_and_no_recompilation(kind: str | None) -> None:
     torch._dynamo.reset()
+    mark_constants()
     denoiser = shaken()
     compiled = torch.compile(denoiser.forward, fullgraph=True, backend="eager", dynamic=False)
     for seed in range(2):
