@@ -8,7 +8,7 @@ import torch
 from invfusion.models import PRESETS
 from invfusion.models.acceleration import compiler, missing_compiler
 from invfusion.models.attention import FLEX_MIN_TOKENS, available_backends, choose_backend, natten_is_compiled
-from invfusion.models.natten_wheel import natten_here
+from invfusion.models.natten_wheel import VERSION, natten_here
 
 
 def diagnosis(device: torch.device) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _why(backend: str, n_tokens: int, device: torch.device) -> str:
 def _natten(device: torch.device) -> str:
     if not natten_is_compiled():
         installed = importlib.util.find_spec("natten") is not None
-        state = "installed without its CUDA kernels" if installed else "not installed"
+        state = f"installed without its CUDA kernels, or older than {VERSION}" if installed else "not installed"
         choice = natten_here()
         return f"{state}: " + (f"pip install {choice.arguments}" if choice.arguments else choice.why)
     return "with CUDA kernels" if device.type == "cuda" else "with CUDA kernels, but no GPU is used"

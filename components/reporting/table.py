@@ -161,13 +161,14 @@ def describe(outcome: Outcome, *others: Outcome) -> Page:
     experiment, records = outcome.experiment, outcome.results.records
     notes = [*outcome.missing.values(), *tables.reasons(records)]
     notes += [*tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
+    claims_heading = "What the paper claims" if experiment.table else "What is claimed"
     return Page(
         title=f"{heading(outcome.name)}: {experiment.title}",
         lead=caption(outcome),
         sections=(
             Section("Results", [results_table(outcome), Notes(notes)]),
             *([seeds_section([outcome, *others])] if others else []),
-            Section("What the paper claims", [claims_table([outcome, *others])] if experiment.claims else []),
+            Section(claims_heading, [claims_table([outcome, *others])] if experiment.claims else []),
             Section("Figures", figures_of(outcome)),
             Section("How each row sampled, and what it took", [Notes(settings(outcome)), costs_table(outcome)]),
         ),

@@ -46,7 +46,8 @@ class Clusters(nn.Module):
 
         Of `Coloured` images, the centres differ in the combination of the channels that varies most, and in no other:
         a kind is a shape, which comes in any tint, and as light on dark where the images show it as dark on light.
-        Raises `ConfigError` without scikit-learn, or with fewer than two images for each cluster.
+        Raises `ConfigError` without scikit-learn, with fewer than two images for each cluster, or with fewer images
+        that differ than clusters.
         """
         _check_number(n, images)
         try:
@@ -63,6 +64,8 @@ class Clusters(nn.Module):
         found = KMeans(n, n_init=1, random_state=0).fit_predict(shapes.flatten(1).cpu().numpy())
         labels = torch.from_numpy(found).long().to(images.device)
         counts = labels.bincount(minlength=n)
+        if not bool(counts.all()):
+            raise ConfigError(f"the images differ too little for {n} clusters: {int((counts == 0).sum())} stay empty")
         sums = torch.zeros(n, *mean.shape, dtype=mean.dtype, device=mean.device).index_add(0, labels, shapes)
         centres = mean + sums / counts.view(-1, 1, 1, 1)
         left = images - centres[labels]

@@ -82,10 +82,12 @@ class GaussianPrior(Prior):
         least variance of any direction, positive. data: names the images. clusters: how many kinds the images are
         taken to come in beside; 1 for none. own_covariances: of "full" ones, whether each kind has a covariance of its
         own, which asks for many images of each, and not one that all share.
-        Raises `ConfigError` where there are too few images for the rank or the clusters.
+        Raises `ConfigError` where there are too few images for the rank or the clusters, or not all are finite.
         """
         if images.ndim != 4 or len(images) < 2:
             raise ConfigError(f"a prior is fitted to images (N, C, H, W), at least two, got {tuple(images.shape)}")
+        if not bool(images.isfinite().all()):
+            raise ConfigError("images that a prior is fitted to must be finite; some have NaN or infinite pixels")
         if floor <= 0:
             raise ConfigError(f"the floor of a prior's variances must be positive, got {floor}")
         if own_covariances and form != "full":

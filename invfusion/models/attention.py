@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invfusion.errors import ConfigError
+from invfusion.models.natten_wheel import is_right
 
 Backend = Literal["sdpa", "natten", "flex"]
 Grid = tuple[int, int]
@@ -148,12 +149,15 @@ def _window_start(position: Tensor, n: int, kernel: int) -> Tensor:
 
 
 def natten_is_compiled() -> bool:
-    """Whether natten is installed with its CUDA library, without which it is slow and has no gradients."""
+    """Whether natten is installed with its CUDA library, and new enough.
+
+    Without the library it is slow and has no gradients; before `natten_wheel.VERSION` some gradients were wrong.
+    """
     if importlib.util.find_spec("natten") is None:
         return False
     import natten
 
-    return bool(natten.HAS_LIBNATTEN)
+    return bool(natten.HAS_LIBNATTEN) and is_right(natten.__version__)
 
 
 def _natten(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:

@@ -7,6 +7,7 @@ package without kernels; its own index has wheels, each for one version of torch
 """
 
 import platform
+import re
 import sys
 from typing import NamedTuple
 
@@ -32,6 +33,15 @@ class Choice(NamedTuple):
     def arguments(self) -> str:
         """For pip; "" where no wheel fits."""
         return "" if self.requirement is None else f"{self.requirement} --find-links {INDEX}"
+
+
+def is_right(version: str) -> bool:
+    """Whether the gradients of a version of NATTEN ("0.21.7+torch2130cu130") are right."""
+    return _numbers(version) >= _numbers(VERSION)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]
 
 
 def natten_for(torch_version: str, cuda: str | None, python_tag: str, machine: str) -> Choice:

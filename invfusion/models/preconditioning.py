@@ -144,5 +144,6 @@ def left_open(images: Tensor, measurement: Measurement, scale: Tensor) -> Tensor
     seen = operator.H(images)
     if not measurement.is_noisy:
         return images - operator.H_pinv(seen)
-    ratio = measurement.sigma_y.to(scale) / scale.flatten()
+    # Of an image of which nothing is open the scale is 0, and the noise with it.
+    ratio = measurement.sigma_y.to(scale) / scale.flatten().clamp(min=torch.finfo(scale.dtype).tiny)
     return images - operator.H_adjoint(operator.damped_inverse(seen, ratio))

@@ -14,7 +14,7 @@ from benchmarks.lease import speed
 from benchmarks.lease.__main__ import Case, Lease
 from benchmarks.lease.lab import Lab
 from benchmarks.records import Record
-from invfusion.models.natten_wheel import Choice
+from invfusion.models.natten_wheel import VERSION, Choice
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def test_the_diagnosis_says_how_to_get_kernels_that_are_missing(monkeypatch: pyt
     monkeypatch.setattr(doctor, "natten_is_compiled", lambda: False)
     monkeypatch.setattr(doctor, "natten_here", lambda: Choice(None, "no GPU is found"))
     assert "natten: not installed: no GPU is found" in "\n".join(diagnosis(CPU)).replace(
-        "installed without its CUDA kernels", "not installed"
+        f"installed without its CUDA kernels, or older than {VERSION}", "not installed"
     )
     monkeypatch.setattr(doctor, "natten_here", lambda: Choice("natten==0.21.7+torch2130cu130", "it fits"))
     command = "pip install natten==0.21.7+torch2130cu130 --find-links https://whl.natten.org"

@@ -154,6 +154,12 @@ def test_covariances_of_their_own_are_found() -> None:
 
 
 def test_bad_numbers_of_clusters_are_refused() -> None:
+    alike = images()[:3].repeat(10, 1, 1, 1)
+    with (
+        pytest.warns(Warning, match="distinct clusters"),
+        pytest.raises(ConfigError, match="too little for 10 clusters"),
+    ):
+        GaussianPrior.fit(alike, rank=2, clusters=10)
     with pytest.raises(ConfigError, match="10 images form 2 to 5 clusters, not 6"):
         GaussianPrior.fit(images(10), rank=3, clusters=6)
     with pytest.raises(ConfigError, match="has no clusters"):

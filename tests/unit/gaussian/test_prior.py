@@ -66,6 +66,8 @@ def test_too_few_images_for_the_rank() -> None:
         GaussianPrior.fit(X[:10], rank=20)
     with pytest.raises(ConfigError, match="at least two"):
         GaussianPrior.fit(X[:1])
+    with pytest.raises(ConfigError, match="finite"):
+        GaussianPrior.fit(torch.full((10, 3, 4, 4), float("nan")), rank=2)
     with pytest.raises(ConfigError, match="floor"):
         GaussianPrior.fit(X, floor=0)
 

@@ -1,16 +1,25 @@
 """All attention backends compute one softmax over the union of each query's windows in all key sets."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from model_helpers import TINY, normal
 from torch import Tensor
 
+import invfusion.models.attention as attention_module
 from invfusion.errors import ConfigError
 from invfusion.models import available_backends, build_denoiser, set_attention_backend
 from invfusion.models.attention import _natten as natten_attention
-from invfusion.models.attention import attend, choose_backend, neighbourhood_mask, neighbourhood_rule
+from invfusion.models.attention import (
+    attend,
+    choose_backend,
+    natten_is_compiled,
+    neighbourhood_mask,
+    neighbourhood_rule,
+)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # (H, W, kernel): odd and even kernels, borders, non-square grids, a kernel wider than one or both axes.
@@ -75,20 +84,6 @@ def test_flex_rule_is_the_mask(case: tuple[int, int, int], n_sets: int) -> None:
     torch.testing.assert_close(rule, neighbourhood_mask((h, w), sides, n_sets, torch.device("cpu")))
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
-@pytest.mark.parametrize("n_sets", [1, 2])
-def test_flex_values_on_the_cpu(n_sets: int) -> None:
-    """Uncompiled and without gradients: as much of flex as runs without a GPU."""
-    flex = pytest.importorskip("torch.nn.attention.flex_attention")
-    q, k, v = (t.detach() for t in inputs(6, 8, n_sets))
-    mask = flex.create_block_mask(
-        neighbourhood_rule((6, 8), (3, 3)), B=None, H=None, Q_LEN=48, KV_LEN=48 * n_sets, device="cpu"
-    )
-    heads_first = (q.flatten(1, 2), k.flatten(1, 3), v.flatten(1, 3))
-    out = flex.flex_attention(*(t.transpose(1, 2) for t in heads_first), block_mask=mask, scale=1.0)
-    torch.testing.assert_close(out.transpose(1, 2).reshape(q.shape), reference(q, k, v, 3), atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.filterwarnings("ignore:return_lse:FutureWarning")
 @pytest.mark.parametrize("kernel", [3, 4])
 @pytest.mark.parametrize("n_sets", [1, 2])
@@ -111,6 +106,52 @@ def test_masks_are_made_once() -> None:
 def test_auto_runs_everywhere_and_cpu_takes_sdpa() -> None:
     assert choose_backend("auto", "cpu", 64) == "sdpa"
     assert "sdpa" in available_backends("cuda")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "triton", "n_tokens", "expected"),
+    [
+        (True, True, 64, "natten"),
+        (True, False, 4096, "natten"),
+        (False, True, 4096, "flex"),
+        (False, True, 64, "sdpa"),
+        (False, False, 4096, "sdpa"),
+    ],
+)
+def test_a_gpu_takes_the_best_that_is_there(
+    compiled: bool, triton: bool, n_tokens: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "natten_is_compiled", lambda: compiled)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: triton or None)
+    available_backends.cache_clear()
+    chosen = choose_backend("auto", "cuda", n_tokens)
+    available_backends.cache_clear()
+    assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "library", "usable"),
+    [("0.21.7+torch2130cu130", True, True), ("0.22.0", True, True), ("0.21.5", True, False), ("0.21.7", False, False)],
+)
+def test_natten_of_wrong_gradients_or_without_kernels_is_not_used(
+    version: str, library: bool, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "natten", SimpleNamespace(__version__=version, HAS_LIBNATTEN=library))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    assert natten_is_compiled() is usable
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+@pytest.mark.parametrize("n_sets", [1, 2])
+def test_flex_has_one_mask_over_all_sets_and_makes_it_once(n_sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(attention_module, "_compiled_flex", lambda: flex.flex_attention)
+    q, k, v = (t.detach() for t in inputs(6, 8, n_sets))
+    out = attention_module._flex(q, k, v, (3, 3))
+    torch.testing.assert_close(out, reference(q, k, v, 3), atol=1e-5, rtol=1e-4)
+    masks = [attention_module._block_mask((6, 8), (3, 3), n_sets, q.device) for _ in range(2)]
+    assert masks[0] is masks[1]
+    assert masks[0].seq_lengths == (48, 48 * n_sets)
 
 
 def test_backend_of_a_model_can_be_fixed() -> None:

@@ -91,6 +91,17 @@ def test_a_measurement_that_leaves_nothing_open_is_learned_from_without_harm() -
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
+def test_beside_a_noisy_image_another_may_have_nothing_open() -> None:
+    x, model = images(2), shaken()
+    everything = FAMILIES["matrix"](min_rows=192, max_rows=192).sample(2, SHAPE, generator(0, "H"))
+    noise = randn(everything.measurement_shape, generators(0, "n", range(2)))
+    measurement = Measurement.of(x, everything, torch.tensor([0.0, 0.1]), noise)
+    with torch.no_grad():
+        denoised = model(noisy(x, SIGMA[:2]), SIGMA[:2], measurement)
+    assert bool(denoised.isfinite().all())
+    torch.testing.assert_close(denoised[0], x[0], rtol=0, atol=0.01)
+
+
 class TestTheOracleBeforeTraining:
     """With the prior that truly made the images."""
 
