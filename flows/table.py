@@ -14,10 +14,11 @@ from prefect import flow
 
 from components import cli
 from components.params import Params
+from components.paths import MODELS
 from components.reporting.experiments import experiment_names, load_experiment
 from components.reporting.table import SETS
 from components.reporting.table import table as component
-from components.training.zoo import pipeline_models
+from components.training.zoo import imported_from, pipeline_models
 from flows import entry
 from flows.reproduce import checked_params, dvc_environment, run_stale
 from flows.stages import target
@@ -78,6 +79,7 @@ def main() -> int:
         for name in [arguments.name] if arguments.name else experiment_names():
             try:
                 models = [] if arguments.no_train else pipeline_models(params, load_experiment(name))
+                models = [model for model in models if imported_from(MODELS / model) is None]
                 trainings = [target(params, "train", model) for model in models]
                 if code := run_stale(params, ["stage", *trainings], force=False):
                     return code

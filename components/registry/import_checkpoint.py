@@ -28,7 +28,8 @@ def import_checkpoint(file: Path, preset: str, variant: Variant, out: Path | Non
     folder = out or MODELS / variant
     versions = {"git_revision": git_revision(), "packages": package_versions()}
     n_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    save_denoiser(denoiser, folder, facts | versions | {"preset": preset, "n_parameters": n_parameters})
+    described = {"preset": preset, "n_parameters": n_parameters, "nimg": facts["imported"].get("images", 0)}
+    save_denoiser(denoiser, folder, facts | versions | described)
     if out is None:
         _write_curve(variant)
     log.info("%s: %s parameters from %s", folder, f"{n_parameters:,}", file)

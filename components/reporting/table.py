@@ -9,7 +9,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,7 +30,7 @@ from components.reporting.pages import Notes, Page, Picture, Section
 from components.reporting.paper import Paper
 from components.reporting.tables import Cell, Column, Table, listing
 from components.reporting.verdicts import Evidence, Finding
-from components.training.zoo import Zoo
+from components.training.zoo import Zoo, imported_from
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, InvFusionError
 from invfusion.metrics import METRICS
@@ -45,7 +45,7 @@ REPORTS = Path("reports/tables")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a table tells of one seed. missing: why rows are not there."""
+    """Everything that a table tells of one seed. missing: why rows are not there; imported: {model: file}."""
 
     name: str
     experiment: Experiment
@@ -54,6 +54,7 @@ class Outcome:
     results: Results
     missing: Mapping[str, str]
     trained_images: Mapping[str, int]
+    imported: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
@@ -109,7 +110,8 @@ def _prepared(params: Params, name: str, trains: bool) -> tuple[Outcome, Evaluat
     evaluation = prepare(changed, plan, needed, home_of(name, changed))
     evaluation.kept_sets, evaluation.name = SETS, name
     trained = {model: _images_of(folder) for model, folder in models.items()}
-    return Outcome(name, experiment, changed, plan, Results(), missing, trained), evaluation
+    imported = {model: file for model, folder in models.items() if (file := imported_from(folder))}
+    return Outcome(name, experiment, changed, plan, Results(), missing, trained, imported), evaluation
 
 
 def _needed(plan: Sequence[Measured]) -> set[str]:
@@ -160,6 +162,9 @@ def describe(outcome: Outcome, *others: Outcome) -> Page:
     """Everything that the page says."""
     experiment, records = outcome.experiment, outcome.results.records
     notes = [*outcome.missing.values(), *tables.reasons(records)]
+    notes += [
+        f"the model '{name}' has weights of the published code ({file})" for name, file in outcome.imported.items()
+    ]
     notes += [*tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
     claims_heading = "What the paper claims" if experiment.table else "What is claimed"
     return Page(

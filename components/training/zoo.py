@@ -1,6 +1,7 @@
 """Trained models beyond those of the pipeline, for the tables: each lies under a name made of all that it depends on.
 
-A model of the pipeline that depends on the same is taken as it is; what is there is never trained twice.
+A model of the pipeline that depends on the same is taken as it is; what is there is never trained twice. Imported
+weights of the published code (components.registry.import_checkpoint) are taken for the model whose network they are of.
 """
 
 import json
@@ -19,7 +20,8 @@ from components.training.identity import identity
 from components.training.train import Places, launch, must_launch
 from invfusion.data import StagedDataset
 from invfusion.errors import ConfigError
-from invfusion.models import Denoiser
+from invfusion.models import Denoiser, DenoiserConfig
+from invfusion.models.checkpoint import CONFIG, MANIFEST
 from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
@@ -60,11 +62,11 @@ class Wanted:
         return FOLDER / f"{self.name}-{self.fingerprint[:12]}-{self.images}"
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder holds this very model, trained to the end."""
-        try:
-            manifest: Mapping[str, object] = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError):
-            return False
+        """Whether a folder holds this very model, trained to the end, or imported weights of its network."""
+        manifest = _manifest(folder)
+        if "imported" in manifest:
+            config = DenoiserConfig.model_validate_json((folder / CONFIG).read_text())
+            return _network(config) == _network(self.network.config)
         return (manifest.get("fingerprint"), manifest.get("nimg")) == (self.fingerprint, self.images)
 
     def train(self) -> None:
@@ -74,6 +76,25 @@ class Wanted:
             launch(self.params, self.home.name, "components.training.zoo", [self.name, *start])
         else:
             train.run(self.params, self.name, self.network, Places.under(self.home))
+
+
+def imported_from(folder: Path) -> str | None:
+    """The file of the published code that a model's weights come from; None where it was trained here or is missing."""
+    origin = _manifest(folder).get("imported")
+    return str(origin.get("file")) if isinstance(origin, Mapping) else None
+
+
+def _manifest(folder: Path) -> Mapping[str, object]:
+    """What is written beside a model; empty where there is none."""
+    try:
+        return dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _network(config: DenoiserConfig) -> DenoiserConfig:
+    """What the weights depend on: all but dropout, which is for training alone."""
+    return config.model_copy(update={"dropout": 0.0})
 
 
 @dataclass

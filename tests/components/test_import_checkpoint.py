@@ -12,7 +12,9 @@ from components.evaluation.evaluate import evaluate
 from components.params import Params
 from components.registry.import_checkpoint import import_checkpoint, main
 from components.registry.register import check_checkpoints
+from components.reporting.experiments import Experiment
 from components.training.train import LOGS, MODELS, train
+from components.training.zoo import Zoo, imported_from
 from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError
 from invfusion.models import build_denoiser, load_denoiser
@@ -68,6 +70,19 @@ def test_training_goes_on_from_it(params: Params) -> None:
 
 def test_it_can_be_registered(params: Params) -> None:
     check_checkpoints({"invfusion": MODELS / "invfusion"}, params)
+
+
+def test_a_table_takes_it_for_the_network_that_it_is(params: Params) -> None:
+    experiment = Experiment(title="One", table="1", dataset="FFHQ64", metrics=["psnr"], groups={"": ["InvFusion"]})
+    assert Zoo("one", experiment, params, trains=False).provide(["invfusion"]) == (
+        {"invfusion": MODELS / "invfusion"},
+        {},
+    )
+    assert imported_from(MODELS / "invfusion") == "training-state-0000640.pt"
+    other = params.model_copy(update={"model": params.model.model_copy(update={"invfusion_levels": [0]})})
+    found, missing = Zoo("one", experiment, other, trains=False).provide(["invfusion"])
+    assert not found
+    assert "is not trained" in missing["invfusion"]
 
 
 def test_nothing_is_written_of_a_wrong_file(params: Params, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from published_files import published_state, write_network, write_state
+from published_files import importable, published_state, write_network, write_state
 
 from invfusion.errors import CheckpointError
 from invfusion.interop.published import import_published
@@ -139,6 +139,50 @@ def test_what_is_no_network(tmp_path: Path, content: Any) -> None:
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(CheckpointError, match=r"holds no network|another architecture"):
         import_published(path, TINY, "invfusion")
+
+
+class Odd:
+    """An object of the published code whose state is not what a module has."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def __reduce__(self) -> Any:
+        return _reconstruct_persistent_obj, ({"state": self.state},)
+
+
+def _reconstruct_persistent_obj(_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"_parameters": [1]},
+        {"_modules": [1], "_parameters": {}},
+        {"_parameters": {"a": torch.ones(2)}, "_non_persistent_buffers_set": 3},
+        3,
+    ],
+)
+def test_a_network_of_odd_parts(tmp_path: Path, state: Any) -> None:
+    path = tmp_path / "a.pkl"
+    names = {"_reconstruct_persistent_obj": _reconstruct_persistent_obj}
+    with importable(torch_utils={}, torch_utils__persistence=names):
+        path.write_bytes(pickle.dumps({"ema": Odd(state)}))
+    with pytest.raises(CheckpointError, match=r"a\.pkl: (not a file that the published code writes|holds no network)"):
+        import_published(path, TINY, "invfusion")
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, device="meta"), torch.ones(2).to_sparse()])
+def test_tensors_without_their_numbers(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"ema": {"unet.out_norm.scale": tensor}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no network"):
+        import_published(tmp_path / "a.pt", TINY, "invfusion")
+
+
+def test_pickled_otherwise_than_torch_does_by_itself(trained: Denoiser, tmp_path: Path) -> None:
+    torch.save({"ema": published_state(trained)}, tmp_path / "a.pt", pickle_protocol=5)
+    with pytest.raises(CheckpointError, match="safe reader does not know how it is written"):
+        import_published(tmp_path / "a.pt", TINY, "invfusion")
 
 
 def test_no_file(tmp_path: Path) -> None:
