@@ -78,6 +78,10 @@ class Step:
     config: DenoiserConfig
     activation_bytes: float
 
+    def kept(self, config: DenoiserConfig) -> float:
+        """The same of another network, in float32: as many more bytes as it has more arithmetic."""
+        return self.activation_bytes * forward_flops(config) / forward_flops(self.config)
+
 
 # The parameters of a model, by the parameters of its experiment and its recipe's name.
 Count = Callable[[Params, str], int]
@@ -115,7 +119,7 @@ def account(params: Params, sizes: dict[str, int], step: Step) -> list[Line]:
     configs = {name: _config(params, name) for name in known}
     lines = [_training(params, name, configs[name], known[name], step) for name in params.models]
     plan = columns(params, params.models)
-    return [*lines, *evaluation(params, plan, configs, known)]
+    return [*lines, *evaluation(params, plan, configs, known, step)]
 
 
 def of_experiment(experiment: Experiment, params: Params, count: Count, step: Step) -> list[Line]:
@@ -139,11 +143,11 @@ def of_experiment(experiment: Experiment, params: Params, count: Count, step: St
         replace(_training(changed, name, configs[model], sizes[model], step), what=model)
         for model, (name, changed) in trained.items()
     ]
-    return [*trainings, *evaluation(params, plan, configs, sizes)]
+    return [*trainings, *evaluation(params, plan, configs, sizes, step)]
 
 
 def evaluation(
-    params: Params, plan: Sequence[Column], configs: dict[str, DenoiserConfig], sizes: dict[str, int]
+    params: Params, plan: Sequence[Column], configs: dict[str, DenoiserConfig], sizes: dict[str, int], step: Step
 ) -> Iterator[Line]:
     """Every method on every family. Models stay in memory once they were used."""
     weights = 4.0 * sum(sizes[name] for name in {m.model for c in plan for m in c.methods if m.model})
@@ -155,21 +159,33 @@ def evaluation(
         for method in column.methods:
             repeated = min(n, max(params.report.gallery_images, params.evaluate.calibration_images))
             images = n + repeated * method.extra_draws
-            yield _restoring(params, column, method, configs.get(method.model or ""), images, draw_seconds, weights)
+            config = configs.get(method.model or "")
+            memory = weights + params.evaluate.batch_size * _working(method, config, step)
+            yield _restoring(params, column, method, config, images, draw_seconds, memory)
+
+
+def _working(method: Method, config: DenoiserConfig | None, step: Step) -> float:
+    """Bytes for one image while it is restored: what a backward pass needs is kept where a method differentiates."""
+    if config is None:
+        return 0.0
+    return step.kept(config) if _differentiates(method) else 4.0 * activation_numbers(config)
+
+
+def _differentiates(method: Method) -> bool:
+    return method.sampler is not None and "grad" in method.sampler.requires
 
 
 def _restoring(
     params: Params, column: Column, method: Method, config: DenoiserConfig | None, images: int, draw: float,
-    weights: float,
+    memory: float,
 ) -> Line:  # fmt: skip
     calls = 0 if method.sampler is None or config is None else calls_of(params, method.sampler, config)
-    differentiates = method.sampler is not None and "grad" in method.sampler.requires
-    flops = 0.0 if config is None else images * calls * forward_flops(config) * (BACKWARD if differentiates else 1)
+    passes = calls * (BACKWARD if _differentiates(method) else 1)
+    flops = 0.0 if config is None else images * passes * forward_flops(config)
     projected = method.is_generative and column.family is not None and params.evaluate.noise.is_absent
     pixels = params.data.channels * params.data.image_size**2
-    working = 0 if config is None else 4.0 * params.evaluate.batch_size * activation_numbers(config)
     return Line(
-        "evaluate", f"{column.kind}: {method.name}", flops, images * draw, weights + working,
+        "evaluate", f"{column.kind}: {method.name}", flops, images * draw, memory,
         images * pixels * (2 if projected else 1), calls,
     )  # fmt: skip
 
@@ -210,7 +226,8 @@ class _StandIn:
 def _training(params: Params, name: str, config: DenoiserConfig, size: int, step: Step) -> Line:
     task = params.task(name)
     images, forward = task.config.total_images, forward_flops(config)
-    n_calls = getattr(params.recipe(name), "n_steps", 1)
+    recipe = params.recipe(name)
+    n_calls = getattr(recipe, "n_steps", 1)
     if params.runtime.activation_checkpointing:
         forward = forward * 4 // 3
     seconds = 0.0
@@ -220,13 +237,13 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int, step
         drawn = [_drawn(params, family)[0] for family in members]
         per_image = sum(w * s for w, s in zip(weights, drawn, strict=True)) / sum(weights)
         seconds = images * per_image / max(params.runtime.draw_threads, 1)
-    kept = step.activation_bytes * forward_flops(config) / forward_flops(step.config) * n_calls
+    kept = step.kept(config) * n_calls
     if task.config.precision != "fp32":
         kept /= 2
     return Line(
         stage="distill" if name in params.train.distilled else "train",
         what=name,
-        flops=images * BACKWARD * forward * n_calls,
+        flops=images * (BACKWARD * forward * n_calls + recipe.target_calls * forward_flops(config)),
         cpu_seconds=seconds,
         memory=TRAINING_BYTES * size + task.config.micro_batch_size * kept,
         # The model's folder lies in DVC's cache too.
@@ -272,7 +289,7 @@ def table(lines: Iterable[Line], machine: Machine) -> list[str]:
 
 
 def summary(lines: Sequence[Line], machine: Machine) -> str:
-    """A table's account in one line: its trainings, its restorations, and which of these take longest."""
+    """A table's account in one line: its trainings, its restorations, which take longest, and what does not fit."""
     trainings = {line.what: line.seconds(machine) for line in lines if line.stage != "evaluate"}
     restoring, methods = 0.0, dict[str, float]()
     for line in lines:
@@ -281,10 +298,12 @@ def summary(lines: Sequence[Line], machine: Machine) -> str:
             method = line.what.partition(": ")[2]
             methods[method] = methods.get(method, 0) + line.seconds(machine)
     longest = sorted(methods, key=lambda method: -methods[method])[:3]
+    unfit = {line.what.rpartition(": ")[2]: problem for line in lines for problem in line.problems(machine)}
     return (
         f"training {duration(sum(trainings.values()))} "
         f"({', '.join(f'{name} {duration(seconds)}' for name, seconds in trainings.items()) or 'nothing'}); "
         f"restoring {duration(restoring)} ({', '.join(f'{m} {duration(methods[m])}' for m in longest)})"
+        + "".join(f"; {what} does not fit: {problem}" for what, problem in unfit.items())
     )
 
 

@@ -33,8 +33,8 @@ class RAM(Sampler):
 
     requires: ClassVar[frozenset[str]] = frozenset({"adjoint", "damped"})
     uses_denoiser: ClassVar[bool] = False
-    # A regression's estimate, trained for the absolute error on other images: of no law of ours.
-    follows: ClassVar[Follows] = "nothing"
+    # A point estimate, though one trained for the absolute error on other images.
+    follows: ClassVar[Follows] = "mean"
     kind: Literal["ram"] = "ram"
     weights: Path = Path("weights/ram.pth.tar")
 

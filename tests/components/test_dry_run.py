@@ -1,5 +1,6 @@
 import logging
 import re
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_a_profile_without_invfusion_tries_what_it_trains(caplog: pytest.LogCapt
     assert "operator 'mask'" in caplog.text
 
 
-def of_the_paper(**evaluate: int) -> tuple[Params, list]:
+def of_the_paper(**evaluate: Any) -> tuple[Params, list]:
     params = load_profile("ffhq64")
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=evaluate)})
     sizes = {"unconditional": 305_474_315, "palette": 305_478_923, "invfusion": 375_280_907, "invfusion_g": 375_280_907}
@@ -61,6 +62,12 @@ def test_what_does_not_fit_says_why() -> None:
     (row,) = [row for row in rows if "train / invfusion " in row]
     assert re.search(r"does not fit: \d+ GiB of memory, 7 are there; \d+ days", row)
     assert "GiB of disk, 1 are free" in rows[-1]
+
+
+def test_methods_that_differentiate_keep_what_a_backward_pass_needs() -> None:
+    _, lines = of_the_paper(methods=["DDRM", "DPS"])
+    memory = {line.what: line.memory for line in lines}
+    assert memory["matrix: DPS"] - memory["matrix: DDRM"] > 30e9, "64 images of a gigabyte, less the network's width"
 
 
 def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ class Recipe(Config):
     sees_measurements: whether it is trained on measurements at all; samplers restore with one that is not (zero-shot).
     architecture: the fields of `DenoiserConfig` that make this model. is_diffusion: whether it denoises at every noise
     level, as samplers and further training need it. starts_from: the model whose weights training starts from.
+    target_calls: network calls without gradients that make the target of a training image.
     reads_out: settings of the sampler that restores with the model, in the pictures that its training shows.
     """
 
@@ -32,6 +33,7 @@ class Recipe(Config):
     is_diffusion: ClassVar[bool] = True
     sees_measurements: ClassVar[bool] = True
     starts_from: ClassVar[str | None] = None
+    target_calls: ClassVar[int] = 0
 
     @property
     def reads_out(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Consistency(Distillation):
     name: ClassVar[str] = "consistency"
     label: ClassVar[str] = "Consistency"
     given: ClassVar[str] = "as the model that it starts from"
+    target_calls: ClassVar[int] = 1
 
     loss: ConsistencyLoss = ConsistencyLoss()
 
