@@ -8,6 +8,7 @@ MODELS = Path("artifacts/models")
 LOGS = Path("artifacts/logs")
 # Of an evaluation: its records, and all that stands behind them.
 EVALUATION = Path("reports/evaluation.json")
+COSTS = Path("reports/costs.json")
 DETAILS = Path("artifacts/evaluation")
 
 

@@ -58,7 +58,7 @@ from components.evaluation.records import write_costs, write_records
 from components.evaluation.restoring import Restorer
 from components.evaluation.sharing import helpers, is_helper
 from components.params import Params
-from components.paths import DETAILS, EVALUATION, MODELS, STAGED, file_name
+from components.paths import COSTS, DETAILS, EVALUATION, MODELS, STAGED, file_name
 from components.progress import Progress
 from components.records import Record
 from invfusion.data import StagedDataset
@@ -69,7 +69,6 @@ from invfusion.measuring import Streams, measure_batch
 log = logging.getLogger(__name__)
 
 METRICS = Path("reports/metrics.json")
-COSTS = Path("reports/costs.json")
 NAME = "evaluate"
 # Real images to which sets are compared: the more, the less their own number shows.
 MAX_OTHER_IMAGES = 10_000

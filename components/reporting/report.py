@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from components.params import UNCONDITIONAL, Params
-from components.paths import DETAILS, EVALUATION, LOGS, MODELS, file_name
+from components.paths import COSTS, DETAILS, EVALUATION, LOGS, MODELS, file_name
 from components.records import Record, available, read_records
 from components.registry.gates import registered_method
 from components.reporting import figures, pictures, tables
@@ -71,6 +71,8 @@ HOW = {
     "direction turns one plausible image into another. Captured energy is the share of the mean's squared error that "
     "lies in the predicted directions; std ratio the predicted over the actual standard deviation along them (1 is "
     "calibrated).",
+    "costs": "Milliseconds per image, each draw being one, in batches on the machine that evaluated, whose other "
+    "processes restored too: they compare within this table only.",
     "curves": "Logged loss (faint) and its running mean over the number of images seen, on a logarithmic axis. Losses "
     "compare within a panel only.",
 }
@@ -111,6 +113,7 @@ def describe(params: Params, records: Sequence[Record]) -> Page:
             Section("Restoration", [*restoration, Notes(notes(records))], HOW["tables"]),
             Section("Unconditional generation", [generation], HOW["unconditional"] if generation else ""),
             *pictured(params, kinds, components_table(params, records)),
+            Section("What restoring took", [costs_table(kinds)], HOW["costs"], folded=True),
             Section("The paper's numbers", [paper_table()], paper_line(paper)),
         ),
         footer=CITATION,
@@ -198,8 +201,8 @@ def paper_line(paper: Paper) -> str:
             "operators follow the published code's law."
         )
     return (
-        "The paper reports no number for this dataset and noise. The table below is for orientation: the ordering of "
-        "methods should be the same, the values cannot be."
+        "The paper reports no number for this dataset and noise. The table below is for orientation: the values are of "
+        "other images, and models as large and trained as long as these order the methods otherwise."
     )
 
 
@@ -306,6 +309,16 @@ def paper_table() -> Table:
 
 
 # Figures.
+
+
+def costs_table(degradations: Sequence[str]) -> Table | None:
+    """Milliseconds per image of each method on each family."""
+    costs = json.loads(COSTS.read_text()) if COSTS.exists() else []
+    took = {(c["method"], c["degradation"]): f"{1000 * c['seconds_per_image']:.3g}" for c in costs}
+    methods = dict.fromkeys(method for method, kind in took if kind in degradations)
+    rows = [[tables.label(method), *(took.get((method, kind), "–") for kind in degradations)] for method in methods]
+    heads = ["Method", *(f"#{tables.name_of(kind)}" for kind in degradations)]
+    return listing(", ".join(heads), rows) if rows else None
 
 
 def psnr_figure(params: Params, records: Sequence[Record], degradations: Sequence[str]) -> Picture | None:

@@ -1,5 +1,6 @@
 """The report shows every number, says what is missing and why, and needs nothing from outside."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -85,6 +86,14 @@ def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
     page = read(tmp_path, "index.html")
     assert "15.0" in page
     assert "holds no comparison" in page
+
+
+def test_what_each_method_took_is_told(tmp_path: Path) -> None:
+    write_records([record("InvFusion", "matrix", "psnr", 15.0)], tmp_path / "reports" / "evaluation.json")
+    costs = [{"method": "InvFusion", "degradation": "matrix", "seconds_per_image": 0.1234}]
+    (tmp_path / "reports" / "costs.json").write_text(json.dumps(costs))
+    make_report(tmp_path)
+    assert "| InvFusion | 123 |" in read(tmp_path, "report.md")
 
 
 def test_a_missing_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
