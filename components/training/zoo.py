@@ -72,7 +72,7 @@ class Wanted:
     def train(self) -> None:
         """Train it, in as many processes as the parameters ask for."""
         if must_launch(self.params):
-            start = [] if self.start is None else ["--start", str(self.start)]
+            start = [] if self.start is None else ["--starts-from", str(self.start)]
             launch(self.params, self.home.name, "components.training.zoo", [self.name, *start])
         else:
             train.run(self.params, self.name, self.network, Places.under(self.home))
@@ -180,9 +180,10 @@ def main() -> None:
     """Train one model; what torchrun starts in each process."""
     command = cli.parser(main.__doc__)
     command.add_argument("model", choices=RECIPES)
-    command.add_argument("--start", type=Path, help="the folder of the model that it starts from")
+    # Not --start: torchrun would take it for its own --start-method.
+    command.add_argument("--starts-from", type=Path, help="the folder of the model that it starts from")
     with cli.started(command, read=params_of_experiment) as options:
-        Wanted(options.model, options.params, options.start).train()
+        Wanted(options.model, options.params, options.starts_from).train()
 
 
 if __name__ == "__main__":

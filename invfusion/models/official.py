@@ -1,4 +1,4 @@
-"""One-to-one names between our state dict and that of the published code (noamelata/InvFusion), for `interop.published`, which imports.
+"""One-to-one names between our state dict and that of the published code (noamelata/InvFusion), to import by.
 
 Shapes are equal under these names, and so are the meanings: feature orders and frequencies follow the same laws.
 """

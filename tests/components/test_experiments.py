@@ -15,6 +15,7 @@ import tiny_training
 import torch
 from safetensors.torch import save_file
 from tiny_training import read_json, workplace
+from torch.distributed.run import get_args_parser
 
 from components.data.prior import fit_prior
 from components.evaluation import methods, restoring, tune
@@ -207,6 +208,7 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
 
     def launch(told: Params, name: str, module: str, arguments: Sequence[str]) -> None:
         start = Path(arguments[2]) if len(arguments) > 1 else None
+        assert get_args_parser().parse_args(["-m", module, *arguments]).training_script_args == list(arguments)
         wanted = zoo.Wanted(arguments[0], told, start)
         assert (module, wanted.home.name) == ("components.training.zoo", name)
         assert told.train.lr == 0.0123
