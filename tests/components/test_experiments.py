@@ -144,8 +144,7 @@ def test_draws_are_repeated_where_a_metric_judges_them(project: Path) -> None:
 def test_together_they_exercise_every_method(project: Path) -> None:
     params = make_params()
     used = {e.row(name).method for e in map(load_experiment, experiment_names()) for name in e.names}
-    # Of the rivals no table of the paper knows.
-    assert used == set(params.methods) - {"DiffPIR", "Pivot"}
+    assert used == set(params.methods)
     kinds = {m.sampler.kind for m in params.methods.values() if m.sampler is not None}
     # The curve over network calls adds the last one.
     assert kinds | {"heun", "dpmpp_2m"} == set(SAMPLERS)
@@ -391,7 +390,7 @@ def test_the_page_on_reproduction_has_a_row_for_every_table_and_figure() -> None
 def test_no_result_in_the_docs_says_more_about_fid_and_cfid() -> None:
     lines = [line for path in (ROOT / "docs" / "results").rglob("*.md") for line in path.read_text().splitlines()]
     claims = [line for line in lines if line.startswith("| ") and re.search(r"C?FID", line.split("|")[1])]
-    assert len(claims) > 20
+    assert len(claims) > 10
     assert all("| cannot be tested here | no file weights/inception" in line for line in claims)
 
 
