@@ -201,8 +201,8 @@ def paper_line(paper: Paper) -> str:
             "operators follow the published code's law."
         )
     return (
-        "The paper reports no number for this dataset and noise. The table below is for orientation: the values are of "
-        "other images, and models as large and trained as long as these order the methods otherwise."
+        "The paper reports no number for this dataset and noise. The table below is for orientation: its models are "
+        "larger and trained for longer on other images, so neither values nor the order of methods need be the same."
     )
 
 
@@ -308,9 +308,6 @@ def paper_table() -> Table:
     return tables.layout(groups, tables.metrics_of(records, kinds), records, title="Table 1: FFHQ64", caption=caption)
 
 
-# Figures.
-
-
 def costs_table(degradations: Sequence[str]) -> Table | None:
     """Milliseconds per image of each method on each family."""
     costs = json.loads(COSTS.read_text()) if COSTS.exists() else []
@@ -319,6 +316,9 @@ def costs_table(degradations: Sequence[str]) -> Table | None:
     rows = [[tables.label(method), *(took.get((method, kind), "–") for kind in degradations)] for method in methods]
     heads = ["Method", *(f"#{tables.name_of(kind)}" for kind in degradations)]
     return listing(", ".join(heads), rows) if rows else None
+
+
+# Figures.
 
 
 def psnr_figure(params: Params, records: Sequence[Record], degradations: Sequence[str]) -> Picture | None:

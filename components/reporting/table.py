@@ -34,6 +34,7 @@ from components.training.zoo import Zoo, imported_from
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, InvFusionError
 from invfusion.metrics import METRICS
+from invfusion.models import load_manifest
 from invfusion.samplers import Sampler
 
 log = logging.getLogger(__name__)
@@ -135,8 +136,7 @@ def _report_missing(name: str, plan: Sequence[Measured], missing: Mapping[str, s
 
 
 def _images_of(folder: Path) -> int:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return int(manifest.get("nimg", 0))
+    return int(load_manifest(folder).get("nimg", 0))
 
 
 # What is written.

@@ -4,7 +4,6 @@ A model of the pipeline that depends on the same is taken as it is; what is ther
 weights of the published code (components.registry.import_checkpoint) are taken for the model whose network they are of.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from components.training import train
 from components.training.identity import identity
 from components.training.train import Places, launch, must_launch
 from invfusion.data import StagedDataset
-from invfusion.errors import ConfigError
-from invfusion.models import Denoiser, DenoiserConfig
-from invfusion.models.checkpoint import CONFIG, MANIFEST
+from invfusion.errors import CheckpointError, ConfigError
+from invfusion.models import Denoiser, DenoiserConfig, load_config, load_manifest
 from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
@@ -65,8 +63,7 @@ class Wanted:
         """Whether a folder holds this very model, trained to the end, or imported weights of its network."""
         manifest = _manifest(folder)
         if "imported" in manifest:
-            config = DenoiserConfig.model_validate_json((folder / CONFIG).read_text())
-            return _network(config) == _network(self.network.config)
+            return _network(load_config(folder)) == _network(self.network.config)
         return (manifest.get("fingerprint"), manifest.get("nimg")) == (self.fingerprint, self.images)
 
     def train(self) -> None:
@@ -87,8 +84,8 @@ def imported_from(folder: Path) -> str | None:
 def _manifest(folder: Path) -> Mapping[str, object]:
     """What is written beside a model; empty where there is none."""
     try:
-        return dict(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError):
+        return load_manifest(folder) if folder.is_dir() else {}
+    except CheckpointError:
         return {}
 
 

@@ -8,6 +8,7 @@ from invfusion.models.acceleration import compiles as compiles
 from invfusion.models.acceleration import lower_precision as lower_precision
 from invfusion.models.attention import available_backends as available_backends
 from invfusion.models.captured import CapturedDenoiser as CapturedDenoiser
+from invfusion.models.checkpoint import load_config as load_config
 from invfusion.models.checkpoint import load_denoiser as load_denoiser
 from invfusion.models.checkpoint import load_manifest as load_manifest
 from invfusion.models.checkpoint import load_weights as load_weights

@@ -61,12 +61,23 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Den
     Raises `CheckpointError`: a file is missing or corrupt, or the weights are of another architecture.
     """
     folder = _existing(Path(folder))
-    config = _read_config(folder / CONFIG)
+    config = load_config(folder)
     prior = _read_prior(folder / PRIOR, config)
     with torch.device("meta"):
         denoiser = Denoiser(config, prior=None if prior is None else prior.to(device))
     load_weights(denoiser, _read_weights(folder / WEIGHTS, device), source=str(folder / WEIGHTS))
     return denoiser.eval()
+
+
+def load_config(folder: Path | str) -> DenoiserConfig:
+    """The architecture of a checkpoint. Raises `CheckpointError`."""
+    path = _existing(Path(folder)) / CONFIG
+    try:
+        return DenoiserConfig.model_validate_json(_read_text(path))
+    except (ValidationError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: not a denoiser's description ({error}); restore the file or train anew"
+        ) from error
 
 
 def load_manifest(folder: Path | str) -> dict[str, Any]:
@@ -127,15 +138,6 @@ def _read_text(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); the checkpoint is incomplete, train anew") from error
-
-
-def _read_config(path: Path) -> DenoiserConfig:
-    try:
-        return DenoiserConfig.model_validate_json(_read_text(path))
-    except (ValidationError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path}: not a denoiser's description ({error}); restore the file or train anew"
-        ) from error
 
 
 def _read_prior(path: Path, config: DenoiserConfig) -> GaussianPrior | None:
