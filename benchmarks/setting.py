@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from invfusion import rng
 from invfusion.data import Batch
 from invfusion.degradations import FAMILIES, DegradationFamily, Mixture
 from invfusion.diffusion.losses import DiffusionLoss
-from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, Variant, build_denoiser, denoiser_config
+from invfusion.gaussian import GaussianPrior
+from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, denoiser_config
 from invfusion.noise import GaussianNoise
 from invfusion.operators import LinearOperator, Measurement
 from invfusion.training.config import OptimisationConfig, Precision
@@ -19,7 +21,11 @@ from invfusion.training.task import Task
 
 # The members of the training mixture; each has the same weight.
 MIXTURE = ("strided_motion_blur", "patch_inpainting", "matrix", "null")
-VARIANTS: tuple[Variant, ...] = ("unconditional", "palette", "invfusion")
+Model = Literal["unconditional", "palette", "invfusion", "invfusion_g"]
+MODELS: tuple[Model, ...] = ("unconditional", "palette", "invfusion", "invfusion_g")
+# Of InvFusion-G's prior, as the profiles have it: rank and clusters.
+_PRIORS = {"digits16": (256, 40), "ffhq64": (512, 1), "imagenet64": (512, 1), "ffhq256": (256, 1)}
+_NARROW_PRIOR = (64, 1)
 
 # On a CPU the paper's networks are run at a fraction of their width and depth, the largest on smaller images: the same
 # code path, not the same cost.
@@ -79,13 +85,18 @@ class Setting:
     def _is_narrow(self) -> bool:
         return self.device.type == "cpu" and self.preset in _NARROW
 
-    def denoiser(self, variant: Variant) -> Denoiser:
+    def denoiser(self, model: Model) -> Denoiser:
         """A network whose weights are off zero, as after training: zeros may be cheaper, and hide errors."""
-        return self.cpu_denoiser(variant).to(self.device)
+        return self.cpu_denoiser(model).to(self.device)
 
-    def cpu_denoiser(self, variant: Variant) -> Denoiser:
+    def cpu_denoiser(self, model: Model) -> Denoiser:
         """`denoiser` before it goes to the device."""
-        denoiser = build_denoiser(self.config, variant)
+        if model == "invfusion_g":
+            rank, clusters = _NARROW_PRIOR if self._is_narrow else _PRIORS.get(self.preset, _NARROW_PRIOR)
+            prior = synthetic_prior(self.config.image_shape[1], rank, clusters)
+            denoiser = build_denoiser(self.config, preconditioning="gaussian", prior=prior)
+        else:
+            denoiser = build_denoiser(self.config, model)
         draws = rng.generator(0, "benchmarks/weights")
         with torch.no_grad():
             for parameter in denoiser.parameters():
@@ -126,3 +137,18 @@ def family(kind: str) -> DegradationFamily:
     if kind == "mixture":
         return Mixture(members=[FAMILIES[name]() for name in MIXTURE])
     return FAMILIES[kind]()
+
+
+@cache
+def synthetic_prior(side: int, rank: int, clusters: int = 1) -> GaussianPrior:
+    """A prior as the profiles fit it, of images that need no dataset."""
+    images = noise_images(max(2 * rank, 20 * clusters), side)
+    return GaussianPrior.fit(images, rank=rank, form="coloured", clusters=clusters)
+
+
+def noise_images(n: int, side: int) -> Tensor:
+    """(n, 3, side, side) whose power falls with the frequency, as that of photographs."""
+    white = rng.randn((3, side, side), rng.generators(0, "benchmarks/noise-images", range(n)))
+    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]).clamp(min=1 / side)
+    x: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(side, side))
+    return x / (2 * x.std())

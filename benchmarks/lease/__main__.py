@@ -27,11 +27,17 @@ from benchmarks.lease import equal, speed
 from benchmarks.lease.lab import Lab
 from benchmarks.lease.learning import learning
 from benchmarks.records import Record, rounded
-from benchmarks.setting import family
+from benchmarks.setting import Model, family
 
 OUTPUT = Path("benchmarks/results/cuda.json")
-# Whose weights are made meanwhile, in the order in which they are needed.
-PRESETS = ("ffhq64", "digits16", "ffhq256", "imagenet64")
+# Whose weights are made meanwhile, in the order in which they are needed, and what names the cases that need them.
+NETWORKS: dict[str, tuple[str, Model]] = {
+    "ffhq64": ("ffhq64", "invfusion"),
+    "ffhq64-gaussian": ("ffhq64", "invfusion_g"),
+    "digits16": ("digits16", "invfusion"),
+    "ffhq256": ("ffhq256", "invfusion"),
+    "imagenet64": ("imagenet64", "invfusion"),
+}
 # Seconds below which no case is begun.
 LEAST = 5.0
 
@@ -54,7 +60,7 @@ class Case:
 def plan(learning_seconds: float) -> list[Case]:
     """All cases, the most important first."""
     train, sample = speed.training, speed.sampling
-    compiled = partial(train, how="layers compiled")
+    compiled, sampled = partial(train, how="layers compiled"), partial(sample, how="layers compiled")
     exact = partial(train, preset="ffhq64", precision="fp32", micro=64)
     # A micro-batch's matrices and their inverses take 0.8 GB at 64 images, and threads hold two each.
     matrices = partial(train, preset="ffhq64", degradation=family("matrix"), micro=64, threads=8)
@@ -67,11 +73,14 @@ def plan(learning_seconds: float) -> list[Case]:
         Case("equal-attention", 60, equal.attention),
         Case("attention", 40, speed.attention),
         Case("train-ffhq64-layers", 120, partial(compiled, preset="ffhq64", kernels=True)),
-        Case("sample-ffhq64-layers", 60, partial(sample, preset="ffhq64", how="layers compiled")),
+        Case("sample-ffhq64-layers", 60, partial(sampled, preset="ffhq64")),
         Case("train-ffhq64-larger", 100, partial(compiled, preset="ffhq64", micro=256, kernels=True)),
-        Case("sample-ffhq64-larger", 60, partial(sample, preset="ffhq64", how="layers compiled", n=256)),
+        Case("sample-ffhq64-larger", 60, partial(sampled, preset="ffhq64", n=256)),
         Case("train-ffhq64-sdpa", 30, partial(train, preset="ffhq64", backend="sdpa", seconds=3)),
         Case("gaussian-ffhq64", 40, partial(speed.gaussian, preset="ffhq64")),
+        Case("train-ffhq64-gaussian", 90, partial(compiled, preset="ffhq64", model="invfusion_g", kernels=True)),
+        Case("sample-ffhq64-gaussian", 60, partial(sampled, preset="ffhq64", model="invfusion_g")),
+        Case("largest-ffhq64", 40, partial(speed.largest, preset="ffhq64")),
         Case("equal-network", 40, equal.network),
         Case("learning", 40 + learning_seconds, partial(learning, preset="small64", seconds=learning_seconds)),
         Case("sample-ffhq64-one", 30, partial(sample, preset="ffhq64", n=1)),
@@ -82,7 +91,8 @@ def plan(learning_seconds: float) -> list[Case]:
         Case("train-ffhq64-tf32", 40, partial(exact, seconds=3, tf32=True)),
         Case("train-ffhq256-layers", 90, partial(compiled, preset="ffhq256", seconds=3)),
         Case("train-ffhq256-larger", 90, partial(compiled, preset="ffhq256", micro=128, seconds=3)),
-        Case("sample-ffhq256-layers", 60, partial(sample, preset="ffhq256", how="layers compiled")),
+        Case("sample-ffhq256-layers", 60, partial(sampled, preset="ffhq256")),
+        Case("sample-imagenet64-layers", 60, partial(sampled, preset="imagenet64")),
         Case("train-imagenet64-layers", 60, partial(compiled, preset="imagenet64", seconds=3)),
         Case("train-ffhq64-whole", 150, partial(train, preset="ffhq64", how="whole compiled", seconds=3)),
     ]  # fmt: skip
@@ -178,7 +188,7 @@ def main() -> None:
     log.info("%s\n%s", lease.facts, "\n".join(lease.facts["diagnosis"]))
     cases = {case.name: case for case in plan(arguments.learning_seconds)}
     try:
-        lab.begin(*(preset for preset in PRESETS if any(preset in name for name in arguments.only)))
+        lab.begin(*(network for part, network in NETWORKS.items() if any(part in name for name in arguments.only)))
         for name in arguments.only:
             lease.run(cases[name])
     finally:

@@ -1,5 +1,6 @@
 """What every measurement of a lease shares: the device, networks made once, times of training steps."""
 
+import copy
 import gc
 import statistics
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.setting import Setting
+from benchmarks.setting import Model, Setting
 from invfusion import rng
 from invfusion.data import Batch
 from invfusion.degradations import DegradationFamily
@@ -28,7 +29,7 @@ class Lab:
 
     device: torch.device
     peaks: dict[str, float] = field(default_factory=dict)
-    _networks: dict[str, "Future[Denoiser]"] = field(default_factory=dict)
+    _networks: dict[tuple[str, Model], "Future[Denoiser]"] = field(default_factory=dict)
     _builder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     @property
@@ -44,22 +45,17 @@ class Lab:
         """What networks run in: bfloat16, which some CPUs compute a hundred times slower than float32."""
         return torch.bfloat16 if self.is_gpu else torch.float32
 
-    def begin(self, *presets: str) -> None:
-        """Make the networks' weights meanwhile, since that takes a CPU seconds."""
-        for preset in presets:
-            if preset not in self._networks:
+    def begin(self, *networks: tuple[str, Model]) -> None:
+        """Make the weights of presets' models meanwhile, since that takes a CPU seconds."""
+        for preset, model in networks:
+            if (preset, model) not in self._networks:
                 on_cpu = self.setting(preset)
-                self._networks[preset] = self._builder.submit(on_cpu.cpu_denoiser, "invfusion")
+                self._networks[preset, model] = self._builder.submit(on_cpu.cpu_denoiser, model)
 
-    def denoiser(self, preset: str) -> Denoiser:
-        """A fresh copy of the preset's InvFusion network on the device, eager."""
-        self.begin(preset)
-        made, config = self._networks[preset].result(), self.setting(preset).config
-        with torch.device("meta"):
-            copy = Denoiser(config)
-        copy.to_empty(device=self.device)
-        copy.load_state_dict(made.state_dict())
-        return copy
+    def denoiser(self, preset: str, model: Model = "invfusion") -> Denoiser:
+        """A fresh copy of the preset's network on the device, eager."""
+        self.begin((preset, model))
+        return copy.deepcopy(self._networks[preset, model].result()).to(self.device)
 
     def close(self) -> None:
         self._builder.shutdown(cancel_futures=True)

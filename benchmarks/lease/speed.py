@@ -13,13 +13,11 @@ from torch import Tensor
 
 from benchmarks.lease.lab import GIB, Lab, batches, relative
 from benchmarks.records import Record, machine_facts, rounded
-from benchmarks.scale.gaussian import noise_images
-from benchmarks.setting import MIXTURE, family
+from benchmarks.setting import MIXTURE, Model, family, synthetic_prior
 from invfusion import rng
 from invfusion.degradations import DegradationFamily
 from invfusion.degradations.motion_blur import StridedMotionBlur
 from invfusion.diffusion.losses import DiffusionLoss
-from invfusion.gaussian import GaussianPrior
 from invfusion.models import CapturedDenoiser, Denoiser, available_backends, compile_layers, compile_network
 from invfusion.models import lower_precision as stored_low
 from invfusion.models.attention import attend
@@ -43,6 +41,8 @@ COMPILERS: dict[str, Callable[[Denoiser], None]] = {
     "layers compiled": compile_layers,
     "whole compiled": compile_network,
 }
+# Of the memory that reckoning leaves free, the part that fragments and a library's workspaces leave to images.
+ROOM = 0.93
 # Blur of one stride: a compiled whole network has graphs of its own for each stride.
 BLUR = StridedMotionBlur(strides=(4,))
 
@@ -109,7 +109,7 @@ def _pass(leaves: list[Tensor], backend: str) -> None:
 def training(
     lab: Lab, preset: str, how: str = "eager", precision: Precision = "bf16", degradation: DegradationFamily = BLUR,
     micro: int | None = None, backend: str = "auto", threads: int = 4, seconds: float = 6.0, tf32: bool = False,
-    kernels: bool = False,
+    kernels: bool = False, model: Model = "invfusion",
 ) -> Iterator[Record]:  # fmt: skip
     """Whole steps: operators drawn ahead by threads, forward, backward, update, moving average.
 
@@ -118,12 +118,11 @@ def training(
     shape = shape_of(lab, preset)
     micro = micro or shape.micro
     size = max(shape.step // micro, 1) * micro
-    case = (
-        f"{preset}, {precision}{' with TF32' if tf32 else ''}, {how}, {kind_of(degradation)}, {backend}, {micro} a call"
-    )
+    precise = f"{precision}{' with TF32' if tf32 else ''}"
+    case = f"{_named(preset, model)}, {precise}, {how}, {kind_of(degradation)}, {backend}, {micro} a call"
     precision = precision if lab.is_gpu else "fp32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    denoiser = lab.denoiser(preset).train()
+    denoiser = lab.denoiser(preset, model).train()
     set_attention_backend(denoiser, backend)
     COMPILERS[how](denoiser)
     task = _task(degradation, size, micro, precision)
@@ -190,10 +189,15 @@ def _task(degradation: DegradationFamily, size: int, micro: int, precision: Prec
     return Task(DiffusionLoss(), degradation, GaussianNoise(), config, seed=0)
 
 
-def sampling(lab: Lab, preset: str, how: str = "eager", n: int | None = None) -> Iterator[Record]:
-    """Heun with 7 calls on blurred images in stored bfloat16: as it is, and replayed as a CUDA graph."""
+def sampling(
+    lab: Lab, preset: str, how: str = "eager", n: int | None = None, model: Model = "invfusion"
+) -> Iterator[Record]:
+    """Heun with 7 calls on blurred images in stored bfloat16: as it is, and replayed as a CUDA graph.
+
+    InvFusion-G is not: its Gaussian posterior asks for values of the measurement.
+    """
     n = n or shape_of(lab, preset).sampling
-    denoiser = lab.denoiser(preset).eval().requires_grad_(False)
+    denoiser = lab.denoiser(preset, model).eval().requires_grad_(False)
     stored_low(denoiser, lab.low)
     COMPILERS[how](denoiser)
     measurement = lab.measurement(preset, BLUR, n)
@@ -201,7 +205,7 @@ def sampling(lab: Lab, preset: str, how: str = "eager", n: int | None = None) ->
     draws = rng.generators(0, "benchmarks/way", range(n))
     calls, reference = 2 * SHORT.n_steps - 1, None
     networks: dict[str, Any] = {how: denoiser}
-    if lab.is_gpu:
+    if lab.is_gpu and denoiser.prior is None:
         networks[f"{how}, CUDA graph"] = CapturedDenoiser(denoiser)
     for name, network in networks.items():
         call = partial(_sample, network, measurement, noise, draws)
@@ -209,7 +213,7 @@ def sampling(lab: Lab, preset: str, how: str = "eager", n: int | None = None) ->
         rate = n * calls / seconds / CALLS
         reference = call() if reference is None else reference
         yield {
-            "case": f"{preset}, bf16, {name}, {n} images",
+            "case": f"{_named(preset, model)}, bf16, {name}, {n} images",
             "images_per_s_at_63_calls": rounded(rate),
             "ms_per_call": rounded(1e3 * seconds / calls),
             "mfu": lab.share_of_peak(preset, rate, CALLS, "bf16"),
@@ -217,6 +221,41 @@ def sampling(lab: Lab, preset: str, how: str = "eager", n: int | None = None) ->
             "first_s": rounded(first),
             "difference": rounded(relative(call(), reference)),
         }
+
+
+def _named(preset: str, model: Model) -> str:
+    return preset if model == "invfusion" else f"{preset}, {model}"
+
+
+def largest(lab: Lab, preset: str) -> Iterator[Record]:
+    """How many images one call of eager bfloat16 training holds: reckoned from the peaks of two sizes, then tried."""
+    if not lab.is_gpu:
+        return
+    small, large = (shape_of(lab, preset).micro // part for part in (4, 2))
+    peaks = {}
+    for n in (small, large):
+        lab.forget()
+        _one_step(lab, preset, n)
+        peaks[n] = torch.cuda.max_memory_allocated(lab.device)
+    each = (peaks[large] - peaks[small]) / (large - small)
+    free = torch.cuda.get_device_properties(lab.device).total_memory - (peaks[large] - large * each)
+    n = int(free / each * ROOM) // 16 * 16
+    lab.forget()
+    record: Record = {"case": f"{preset}, bf16, eager, {n} a call", "gib_per_image": rounded(each / GIB)}
+    try:
+        _one_step(lab, preset, n)
+        yield record | {"peak_gib": lab.peak_gib()}
+    except torch.OutOfMemoryError:
+        yield record | {"failed": "out of memory"}
+
+
+def _one_step(lab: Lab, preset: str, n: int) -> None:
+    denoiser = lab.denoiser(preset).train()
+    stepper = Stepper(_task(BLUR, n, n, "bf16"), denoiser, Processes(), lab.device, 1)
+    try:
+        stepper.step(0, batches(denoiser.image_shape, n))
+    finally:
+        stepper.draws.close()
 
 
 def _sample(network: Any, measurement: Measurement, noise: Tensor, draws: list[torch.Generator]) -> Tensor:
@@ -260,9 +299,8 @@ def parts(lab: Lab, preset: str) -> Iterator[Record]:
 
 def gaussian(lab: Lab, preset: str) -> Iterator[Record]:
     """What the Gaussian posterior around a network costs in a micro-batch of training, by family."""
-    n, shape = shape_of(lab, preset).micro, lab.setting(preset).config.image_shape
-    rank = 512 if lab.is_gpu else 16
-    prior = GaussianPrior.fit(noise_images(2 * rank, shape[1]).to(lab.device), rank=rank, form="coloured")
+    n = shape_of(lab, preset).micro
+    prior = synthetic_prior(lab.setting(preset).config.image_shape[1], 512 if lab.is_gpu else 16).to(lab.device)
     x, sigma = lab.setting(preset).images(n), torch.full((n,), 2.0, device=lab.device)
     for kind in MIXTURE[:-1]:
         measurement = lab.measurement(preset, family(kind), n)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from benchmarks.scale.curves import Clock, Curve
+from benchmarks.setting import noise_images
 from invfusion import rng
 from invfusion.degradations import FAMILIES
 from invfusion.gaussian import GaussianPrior
@@ -54,14 +54,6 @@ def used(side: int, rank: int | None, form: Form, n_images: int, clock: Clock) -
         _ = posterior.mean
     with clock("denoising"):
         posterior.denoise(x[:N_MEASURED], torch.tensor(SIGMA))
-
-
-def noise_images(n: int, side: int) -> Tensor:
-    """(n, 3, side, side) whose power falls with the frequency, as that of photographs."""
-    white = rng.randn((3, side, side), draws("images", n))
-    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]).clamp(min=1 / side)
-    x: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(side, side))
-    return x / (2 * x.std())
 
 
 def draws(purpose: str, n: int) -> list[torch.Generator]:

@@ -8,9 +8,9 @@ import torch
 from benchmarks.arithmetic import matmul_flops, matmul_peak
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement
 from benchmarks.records import Record, compared, milliseconds, rounded
-from benchmarks.setting import MIXTURE, VARIANTS, Setting
+from benchmarks.setting import MIXTURE, MODELS, Model, Setting
 from benchmarks.timing import Timing, interleaved
-from invfusion.models import Denoiser, Variant, compile_network, lower_precision
+from invfusion.models import Denoiser, compile_network, lower_precision
 from invfusion.models.flops import attention_flops
 from invfusion.training.config import Precision
 from invfusion.training.distributed import Processes
@@ -22,14 +22,19 @@ PRESETS = ("digits16", "ffhq64", "imagenet64", "ffhq256")
 
 
 def in_full(setting: Setting) -> bool:
-    """Whether all variants are measured, compiled too; a CPU runs the eager InvFusion model of the paper's presets."""
+    """Whether all models are measured, compiled too; a CPU runs the eager InvFusion of the paper's presets."""
     return setting.preset == "digits16" or setting.device.type == "cuda"
 
 
-def cases(setting: Setting) -> Iterator[tuple[Variant, Sequence[str | None]]]:
-    """The variants to measure, each with its families."""
-    for variant in VARIANTS if in_full(setting) else VARIANTS[-1:]:
-        yield variant, [None] if variant == "unconditional" else MIXTURE
+def cases(setting: Setting) -> Iterator[tuple[Model, Sequence[str | None]]]:
+    """The models to measure, each with its families."""
+    for model in MODELS if in_full(setting) else ("invfusion",):
+        yield model, [None] if model == "unconditional" else MIXTURE
+
+
+def plain_of(model: Model) -> Model:
+    """The published model that is held beside it: InvFusion-G has none of its own, and serves where InvFusion does."""
+    return "invfusion" if model == "invfusion_g" else model
 
 
 def training(device: torch.device, seconds: float, compiled: bool = False) -> Iterator[Record]:
@@ -49,7 +54,7 @@ def sampling(device: torch.device, seconds: float, compiled: bool = False) -> It
 
 
 def _mixed(
-    suite: str, setting: Setting, variant: Variant, kinds: Sequence[str | None], seconds: float,
+    suite: str, setting: Setting, variant: Model, kinds: Sequence[str | None], seconds: float,
     calls_of: Callable[..., tuple[dict[str, Call], int]], compiled: bool,
 ) -> Iterator[Record]:  # fmt: skip
     """The records of every family, and that of their mixture."""
@@ -86,12 +91,10 @@ def _mean(timings: Sequence[Timing]) -> Timing:
     return Timing(sum(t.median for t in timings) / n, sum(t.least for t in timings) / n, min(t.n for t in timings))
 
 
-def _training_calls(
-    setting: Setting, variant: Variant, kind: str | None, compiled: bool
-) -> tuple[dict[str, Call], int]:
+def _training_calls(setting: Setting, variant: Model, kind: str | None, compiled: bool) -> tuple[dict[str, Call], int]:
     denoiser = setting.denoiser(variant)
     ours = training_step(setting, denoiser, kind, "fp32")
-    trainer = PlainTrainer(setting.task(kind), setting.denoiser(variant), setting.device)
+    trainer = PlainTrainer(setting.task(kind), setting.denoiser(plain_of(variant)), setting.device)
     calls = {
         "ours": ours,
         "plain": _counting(trainer.step, setting),
@@ -125,9 +128,7 @@ def _counting(step: Callable[..., Any], setting: Setting) -> Call:
     return lambda: step(next(starts), batches)
 
 
-def _sampling_calls(
-    setting: Setting, variant: Variant, kind: str | None, compiled: bool
-) -> tuple[dict[str, Call], int]:
+def _sampling_calls(setting: Setting, variant: Model, kind: str | None, compiled: bool) -> tuple[dict[str, Call], int]:
     n = setting.sampling_batch
     denoiser = setting.denoiser(variant).eval()
     measurement = None if kind is None else setting.measurement(kind, n)
@@ -137,7 +138,7 @@ def _sampling_calls(
     lower_precision(rough)
     networks: dict[str, tuple[Any, Any]] = {
         "ours": (denoiser, measurement),
-        "plain": (PlainDenoiser(denoiser), plain),
+        "plain": (PlainDenoiser(setting.denoiser(plain_of(variant)).eval()), plain),
         "bf16": (rough, measurement),
     }
     if compiled:
