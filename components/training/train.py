@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
+from torch import Tensor
 from tqdm import tqdm
 
 from components import cli, tracking
@@ -151,7 +152,11 @@ def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device
 
 
 def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
-    """What defines a trained model, with the fingerprint of all that its training state depends on."""
+    """What defines a trained model, with the fingerprint of all that its training state depends on.
+
+    Fresh weights follow from seed and architecture, and are told by these: their last bits differ between processors,
+    and a model that was trained on another machine is still the one that is asked for.
+    """
     if denoiser.prior is not None:
         denoiser.prior.check_fits(dataset.image_shape, dataset.digest)
     chosen = identity.settings(params.task(name))
@@ -159,7 +164,8 @@ def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDatas
         "name": name,
         "data_digest": dataset.digest,
         "architecture": denoiser.config.model_dump(mode="json"),
-        "initial_weights": _hash_weights(denoiser),
+        "initial_weights": None if params.starts_from(name) is None else _digest(denoiser.state_dict()),
+        "prior": None if denoiser.prior is None else _digest(denoiser.prior.tensors()),
         "training": {key: value for key, value in chosen["training"].items() if key not in _NOT_DEFINING},
         "code": code_digest(*identity.entry_points(params, name)),
     }
@@ -167,10 +173,9 @@ def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDatas
     return defining | {"data": params.data.name, "fingerprint": fingerprint}
 
 
-def _hash_weights(denoiser: Denoiser) -> str:
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    prior = {} if denoiser.prior is None else denoiser.prior.tensors()
-    for tensor in [*denoiser.state_dict().values(), *prior.values()]:
+    for tensor in tensors.values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 

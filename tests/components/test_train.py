@@ -19,9 +19,10 @@ from components import children
 from components.params import load_params
 from components.training import train as component
 from components.training.train import LOGS, MODELS, STAGED, STATE, pick_device, train
+from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError, NonFiniteError
 from invfusion.gaussian import GaussianPrior
-from invfusion.models import load_denoiser
+from invfusion.models import Denoiser, load_denoiser
 from invfusion.training.lock import exclusive
 
 
@@ -122,6 +123,31 @@ def test_other_code_starts_afresh(runs: list[RecordingRun], monkeypatch: pytest.
     monkeypatch.setattr(component, "code_digest", lambda *_: "changed")
     train(make_params(images=16), "palette")
     assert [len(run.metrics) for run in runs] == [1, 1]
+
+
+def test_another_processor_s_fresh_weights_make_the_same_model(runs: list[RecordingRun]) -> None:
+    params, dataset = make_params(), StagedDataset(STAGED, "train")
+
+    def fingerprint(name: str, network: Denoiser) -> Any:
+        return component.facts_of(params, name, network, dataset)["fingerprint"]
+
+    def nudged(network: Denoiser) -> Denoiser:
+        with torch.no_grad():
+            next(network.net.parameters()).add_(1e-6)
+        return network
+
+    fresh = component.network(params, "invfusion_g")
+    assert fingerprint("invfusion_g", nudged(component.network(params, "invfusion_g"))) == fingerprint(
+        "invfusion_g", fresh
+    )
+    train(params, "invfusion")
+    start = component.network(params, "mmse")
+    before = fingerprint("mmse", start)
+    assert fingerprint("mmse", nudged(start)) != before, "what it starts from is part of a distilled model"
+    assert fresh.prior is not None
+    other = GaussianPrior.from_tensors({**fresh.prior.tensors(), "mean": fresh.prior.mean + 1e-6}, fresh.prior.data)
+    changed = component.network(params, "invfusion_g", prior=other)
+    assert fingerprint("invfusion_g", changed) != fingerprint("invfusion_g", fresh)
 
 
 def test_how_often_something_is_logged_defines_nothing(runs: list[RecordingRun]) -> None:
