@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_sample
+from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_sample
 from benchmarks.records import Record, compared, rounded
-from benchmarks.setting import BATCHES, Setting
+from benchmarks.setting import BATCHES, MIXTURE, Model, Setting
+from benchmarks.suites.steps import plain_of
 from benchmarks.timing import interleaved
 from invfusion import rng
 from invfusion.data import StagedDataset, TrainingStream
 from invfusion.data.build import BuildConfig, build_dataset
 from invfusion.data.sources.base import Listing, SourceImage
 from invfusion.data.staging import stage_dataset
-from invfusion.samplers import Heun
+from invfusion.operators import Measurement
+from invfusion.samplers import MMSE, Heun
 from invfusion.training.distributed import Processes
 from invfusion.training.loop import train
 
@@ -28,6 +30,8 @@ N_IMAGES = {16: 1000, 64: 300, 128: 100, 256: 40}
 STEPS = 8
 # Levels of the sampler: 2n - 1 network calls.
 LEVELS = 6
+# What restores in one step.
+RESTORERS: tuple[Model, ...] = ("invfusion", "invfusion_g")
 
 
 def data(device: torch.device, seconds: float) -> Iterator[Record]:
@@ -64,7 +68,7 @@ def _staged(setting: Setting, folder: Path) -> tuple[float, StagedDataset]:
 
 
 def whole(device: torch.device, seconds: float) -> Iterator[Record]:
-    """The training loop with data, draws, checkpoint and log, and samples of a few steps: every preset on a GPU."""
+    """Training with data, draws and checkpoints; samples in a few steps; estimates in one: every preset on a GPU."""
     for preset in BATCHES[device.type] if device.type == "cuda" else ("digits16",):
         yield from _whole(Setting(preset, device), seconds)
 
@@ -82,6 +86,11 @@ def _whole(setting: Setting, seconds: float) -> Iterator[Record]:
     n = setting.sampling_batch
     times = interleaved(_sampling_runs(setting, n), seconds, setting.device, at_least=2)
     yield _rates(compared("whole", times, what=f"sampling, {2 * LEVELS - 1} calls", preset=setting.name, images=n), n)
+    for model in RESTORERS:
+        for kind in MIXTURE[:-1]:
+            times = interleaved(_restoring_runs(setting, model, kind, n), seconds, setting.device, at_least=2)
+            what = f"one step, {model}, {kind}"
+            yield _rates(compared("whole", times, what=what, preset=setting.name, images=n), n)
 
 
 def _rates(record: Record, images: int) -> Record:
@@ -126,3 +135,24 @@ def _sampling_runs(setting: Setting, n: int) -> dict[str, Callable[[], Any]]:
             sampler.sample(denoiser, measurement, noise, generators=rng.generators(0, "benchmarks/way", range(n)))
 
     return {"ours": ours, "plain": lambda: plain_sample(PlainDenoiser(denoiser), measurement, noise, sampler)}
+
+
+def _restoring_runs(setting: Setting, model: Model, kind: str, n: int) -> dict[str, Callable[[], Any]]:
+    """From freshly drawn operators and what they see of n images to one-step estimates of these."""
+    denoiser, plain = setting.denoiser(model).eval(), PlainDenoiser(setting.denoiser(plain_of(model)).eval())
+    x, sampler = setting.images(n), MMSE()
+    noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
+    sigma = torch.full((n,), sampler.sigma, device=setting.device)
+
+    def measured() -> Measurement:
+        return Measurement.of(x, setting.operator(kind, n))
+
+    def ours() -> None:
+        with torch.inference_mode():
+            sampler.sample(denoiser, measured(), noise, generators=rng.generators(0, "benchmarks/way", range(n)))
+
+    def plainly() -> None:
+        with torch.inference_mode():
+            plain(sampler.sigma * noise, sigma, plain_measurement(measured()))
+
+    return {"ours": ours, "plain": plainly}

@@ -244,7 +244,7 @@ class TestWhatIsMissing:
         changed = params.model_copy(update={"recipes": params.recipes.model_copy(update={"unrolled_ddrm": unrolled})})
         content = read_json(table.table(changed, "table_14", trains=False).with_suffix(".json"))
         assert list(content["missing"]) == ["unrolled_ddrm"]
-        assert "computed nevertheless: DDRM sampling, InvFusion, InvFusion MMSE" in caplog.text
+        assert "computed nevertheless: Wiener, DDRM sampling, InvFusion, InvFusion MMSE" in caplog.text
         verdicts = {(c["claim"], c["verdict"]) for c in content["claims"]}
         assert ("Unrolling raises PSNR", "cannot be tested here") in verdicts
 
