@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from components.data.prior import fit_prior
 from components.evaluation import evaluate as component
 from components.evaluation.costs import resident
 from components.evaluation.methods import columns
@@ -34,7 +35,7 @@ from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_d
 from invfusion.rng import generator
 from invfusion.samplers import Heun
 
-METHODS = ("Palette", "Unconditional")
+METHODS = ("Wiener", "Gaussian posterior", "Palette", "Unconditional")
 SHARD = 1000
 # Of a network whose activations take next to nothing.
 WIDTH, PATCH = 48, 16
@@ -132,6 +133,8 @@ def run(profile: str, n_images: int | None, kinds: Sequence[str], folder: Path) 
     params = tiny(load_profile(profile), n_images)
     with contextlib.chdir(folder):
         stage_noise(params)
+        assert params.data.gaussian_prior is not None, "the filter, which every evaluation has, needs a prior"
+        fit_prior(STAGED, params.data.gaussian_prior)
         save_models(params)
         plan = columns(params, ["unconditional", "palette"])
         models = {m.model: MODELS / m.model for column in plan for m in column.methods if m.model}

@@ -17,6 +17,8 @@ from invfusion.operators.base import aligned
 Gain = Callable[[Tensor, Tensor], Tensor]
 # Singular values of the images below this share of the largest are rounding errors of a zero.
 RANK_TOLERANCE = 1e-9
+# Numbers of a batch's intermediate results that are held at a time, some 128 MB of complex ones.
+AT_ONCE = 2**23
 
 
 def given_noisy(c: Tensor, p: Tensor) -> Tensor:
@@ -134,6 +136,9 @@ class Coloured(LowRank):
         return len(self.colours) * self.basis[..., 0].numel()
 
     def seen_by(self, rows: Tensor) -> Tensor:
+        return torch.cat([self._seen_by(part) for part in in_parts(rows, rows[0].numel())])
+
+    def _seen_by(self, rows: Tensor) -> Tensor:
         turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.view(*rows.shape[:2], len(self.colours), -1))
         return torch.cat([part @ block.flat_basis for part, block in zip(turned, self.blocks, strict=True)], 2)
 
@@ -159,6 +164,12 @@ class Coloured(LowRank):
         bottom = left_out(deviations, values[kept], floor)
         basis = torch.cat([u for _, u in found], 1)[:, kept].view(1, h, w, -1)
         return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)
+
+
+def in_parts(batch: Tensor, each: int) -> tuple[Tensor, ...]:
+    """A batch (B, ...) in parts of so few samples that what is computed of one, `each` numbers a sample, is never more
+    than `AT_ONCE`, but for one sample's."""
+    return torch.split(batch, max(AT_ONCE // max(each, 1), 1))
 
 
 def colour_combinations(deviations: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, given_noisy, half_weights
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, given_noisy, half_weights, in_parts
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
@@ -96,18 +96,23 @@ class Dense(Solver):
             if full_rank(gram + torch.diag_embed(empty)):
                 return seen, gram, empty
             return seen, gram, self._projector()
-        b, m = operator.batch_size, torch.Size(operator.measurement_shape).numel()
-        units = torch.eye(m, dtype=torch.float64, device=device).view(m, *operator.measurement_shape)
-        gram = operator.H(operator.H_adjoint(units.expand(b, *units.shape))).flatten(2)
+        gram = self._of_units(lambda H, units: H.H(H.H_adjoint(units)))
         return seen_basis(self.low_rank, operator).flatten(2).mT, (gram + gram.mT) / 2, self._projector()
 
     def _projector(self) -> Tensor:
         """I - H H_pinv, (B, m, m)."""
-        operator, m = self.operator, torch.Size(self.operator.measurement_shape).numel()
-        eye = torch.eye(m, dtype=torch.float64, device=self.noise.device)
-        units = eye.view(m, *operator.measurement_shape).expand(operator.batch_size, m, *operator.measurement_shape)
-        inside = operator.H(operator.H_pinv(units)).flatten(2)
+        inside = self._of_units(lambda H, units: H.H(H.H_pinv(units)))
+        eye = torch.eye(inside.shape[-1], dtype=inside.dtype, device=inside.device)
         return eye - (inside + inside.mT) / 2
+
+    def _of_units(self, apply: Callable[[LinearOperator, Tensor], Tensor]) -> Tensor:
+        """What maps of the operators make of each unit measurement, (B, m, m)."""
+        operator, shape = self.operator, self.operator.measurement_shape
+        m = torch.Size(shape).numel()
+        units = torch.eye(m, dtype=torch.float64, device=self.noise.device).view(m, *shape)
+        parts = in_parts(torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
+        picked = [operator.select(rows) for rows in parts] if len(parts) > 1 else [operator]
+        return torch.cat([apply(H, units.expand(H.batch_size, m, *shape)).flatten(2) for H in picked])
 
     def at(self, p: Tensor) -> System:
         return _DenseSystem(self, p)
@@ -172,7 +177,8 @@ def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
         # The spectra of the basis are the same for all samples.
         s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
         z = torch.fft.rfft2(images).unflatten(-2, (s, m))
-        folded = (z * operator.spectra.forward[:, None]).mean(dim=-3)
+        parts = in_parts(operator.spectra.forward, z.numel())
+        folded = torch.cat([(z * forward[:, None]).mean(dim=-3) for forward in parts])
         seen: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
         return seen
     return operator.H(images.expand(operator.batch_size, *images.shape))

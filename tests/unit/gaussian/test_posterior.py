@@ -6,7 +6,7 @@ from torch import Tensor
 
 from invfusion.degradations import FAMILIES
 from invfusion.errors import OperatorError, ShapeError
-from invfusion.gaussian import GaussianPrior, posterior, solvers
+from invfusion.gaussian import GaussianPrior, covariance, posterior, solvers
 from invfusion.gaussian.covariance import Covariance, LowRank
 from invfusion.gaussian.prior import Form
 from invfusion.operators import LinearOperator, MatrixOperator, Measurement
@@ -255,3 +255,20 @@ def test_images_of_another_shape_are_refused() -> None:
         prior.posterior(Measurement.of(torch.zeros(1, 3, 4, 4), operator))
     with pytest.raises(ShapeError, match="expected images"):
         prior.unconditional(2).denoise(torch.zeros(2, 3, 4, 4), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["strided_motion_blur", "matrix"])
+def test_a_batch_too_large_for_memory_is_conditioned_in_parts(
+    monkeypatch: pytest.MonkeyPatch, kind: str, form: Form
+) -> None:
+    """Whichever solver: of the rank's size where that is small, of the measurement's where the rank is large."""
+    for rank in (5, 30):
+        prior = fitted(form, rank)
+        _, measurement = measured(exact(prior), operator_of(kind), 0.1)
+        whole = prior.posterior(measurement)
+        monkeypatch.setattr(covariance, "AT_ONCE", 1)
+        parts = prior.posterior(measurement)
+        torch.testing.assert_close(parts.mean, whole.mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(parts.variance, whole.variance, rtol=1e-6, atol=0)
+        monkeypatch.undo()
