@@ -19,6 +19,12 @@ PAPER = ("ffhq64", "imagenet64", "ffhq256")
 LEASED = {"training": ("train", "images_per_s"), "sampling": ("sample", "images_per_s_at_63_calls")}
 # How the network ran -> the end of the case's name.
 WAYS = {"float32": "-fp32", "float32 with TF32": "-tf32", "bf16": "", "bf16, layers compiled": "-layers"}
+# Of a step or a call: what else may have been measured, and its column.
+OTHER_SETTINGS = {
+    "bf16_ms": "plain / bf16",
+    "compiled_ms": "plain / compiled",
+    "compiled_bf16_ms": "plain / compiled bf16",
+}
 # Written before the first measurement: what, goal, prediction, case of a lease, and its field.
 PREDICTIONS = (
     ("FFHQ64 training, eager, images/s", "", "about 750", "train-ffhq64", "images_per_s"),
@@ -84,13 +90,13 @@ def _steps(suite: str) -> Callable[[Results], str]:
 
     def table(results: Results) -> str:
         records = [r for r in _records(results, suite) if r["preset"] == "digits16"]
+        measured = {name: head for name, head in OTHER_SETTINGS.items() if any(name in r for r in records)}
         rows = [
             [r["variant"], r["family"], r["plain_ms"], r["ours_ms"], _x(r["ratio"]), _x(r["ratio_of_least"]),
-             _over(r, "bf16_ms"), _over(r, "compiled_ms"), _over(r, "compiled_bf16_ms")]
+             *(_over(r, name) for name in measured)]
             for r in records
         ]  # fmt: skip
-        head = ["variant", "family", "plain, ms", "ours, ms", "ratio", "ratio of the least", "plain / bf16",
-                "plain / compiled", "plain / compiled bf16"]  # fmt: skip
+        head = ["model", "family", "plain, ms", "ours, ms", "ratio", "ratio of the least", *measured.values()]
         return _markdown(head, rows)
 
     return table

@@ -1,14 +1,16 @@
-"""Quality against network calls where the truth is known: a diffusion model, and what consistency tuning makes of it.
+"""Quality against network calls where the truth is known: a diffusion model, what consistency tuning makes of it, and
+flow matching.
 
-`python -m components.oracle.few_steps` trains both on draws of the oracle's first prior (its diffusion model is that of
-`make oracle`, where it is at hand) and writes reports/few_steps.json: for each family, sampler and number of calls the
-distance to exact draws over the noise floor, how often a 90% interval holds the truth, the spread, and beside them the
-error of single draws, which alone would hide a lost spread.
+`python -m components.oracle.few_steps` trains all three on draws of the oracle's first prior (its diffusion model is
+that of `make oracle`, where it is at hand) and writes reports/few_steps.json: for each family, sampler and number of
+calls the distance to exact draws over the noise floor, how often a 90% interval holds the truth, the spread, and beside
+them the error of single draws, which alone would hide a lost spread.
 """
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from invfusion.names import kind_of
 from invfusion.operators import Measurement
 from invfusion.oracle import Oracle, draw_measurements
 from invfusion.rng import generators, randn
-from invfusion.samplers import Consistency, DPMpp2M, Heun, Sampler
+from invfusion.samplers import Consistency, DPMpp2M, Flow, Heun, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ DIFFUSION: tuple[Sampler, ...] = (
     *(DPMpp2M(n_steps=n) for n in (2, 4, 8)),
 )
 CONSISTENT: tuple[Sampler, ...] = tuple(Consistency(n_steps=n) for n in (1, 2, 4))
+MATCHED: tuple[Sampler, ...] = tuple(Flow(n_steps=n) for n in (2, 4, 18))
 # Of one range of pixels, [-1, 1].
 RANGE = 2.0
 
@@ -50,16 +53,20 @@ def few_steps(params: Params) -> Path:
     stage_images = max(bench.chosen.distill_images // STAGES, 1)
     loss = ConsistencyLoss(stage_images=stage_images, max_stage=STAGES - 1)
     student = distilled(bench, "consistency", loss, bench.families, lambda start: start)
-    records = [r for family in params.oracle.families for r in _judge(bench, family, teacher, student)]
+    flow = diffusion_model(replace(bench, model="flow"), bench.chosen.total_images)
+    models = ((teacher, bench.label, DIFFUSION), (student, "Consistency", CONSISTENT), (flow, "Flow matching", MATCHED))
+    records = [r for family in params.oracle.families for r in _judge(bench, family, models)]
     write_records(records, RECORDS)
     return RECORDS
 
 
-def _judge(bench: Bench, family: DegradationFamily, teacher: Denoiser, student: Denoiser) -> Iterator[OracleRecord]:
+def _judge(
+    bench: Bench, family: DegradationFamily, models: Iterable[tuple[Denoiser, str, tuple[Sampler, ...]]]
+) -> Iterator[OracleRecord]:
     chosen, seed = bench.params.oracle, bench.params.seed
     measurements = draw_measurements(bench.prior, family, chosen.n_measurements, bench.sigma_y, seed)
     oracle = Oracle(bench.prior, measurements, chosen.n_samples, seed)
-    for model, label, samplers in ((teacher, bench.label, DIFFUSION), (student, "Consistency", CONSISTENT)):
+    for model, label, samplers in models:
         for sampler in samplers:
             draw = Candidate(sampler, model)
             verdict = oracle.judge(draw)

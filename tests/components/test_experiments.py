@@ -122,6 +122,7 @@ def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None
         *(f"figure_{i:02d}" for i in (3, 4, 5, 6)),
         "gaussian",
         "nfe",
+        "noise_range",
         "one_step",
         *tabled,
     ]

@@ -17,6 +17,7 @@ def test_every_number_of_calls_is_judged(tmp_path: Path) -> None:
         records = json.loads(few_steps(small_params()).read_text())
     calls = {(r["method"], r["nfe"]) for r in records}
     assert {("Consistency, consistency", n) for n in (1, 2, 4)} < calls
+    assert {("Flow matching, flow", n) for n in (3, 7, 35)} < calls
     assert {n for method, n in calls if method.endswith("heun")} == {1, 3, 5, 9, 17, 35}
     assert {r["metric"] for r in records} >= {"sliced_wasserstein", "coverage_90", "spread", "psnr"}
     assert all(r["ratio"] is not None for r in records if r["metric"] == "sliced_wasserstein")
