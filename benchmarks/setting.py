@@ -140,7 +140,7 @@ def family(kind: str) -> DegradationFamily:
 
 
 @cache
-def synthetic_prior(side: int, rank: int, clusters: int = 1) -> GaussianPrior:
+def synthetic_prior(side: int, rank: int, clusters: int) -> GaussianPrior:
     """A prior as the profiles fit it, of images that need no dataset."""
     images = noise_images(max(2 * rank, 20 * clusters), side)
     return GaussianPrior.fit(images, rank=rank, form="coloured", clusters=clusters)

@@ -39,6 +39,7 @@ def learning(lab: Lab, preset: str, seconds: float) -> Iterator[Record]:
         "fp32": [rounded(loss) for loss in here],
         "bf16": [rounded(loss) for loss in low],
         "largest_difference_fp32": rounded(max(abs(a - b) for a, b in zip(here, cpu, strict=True))),
+        "largest_difference_bf16": rounded(max(abs(a - b) for a, b in zip(low, cpu, strict=True))),
     }
     losses, took = _losses(lab.device, preset, low_precision, 10**9, seconds)
     tenth = max(len(losses) // 10, 1)

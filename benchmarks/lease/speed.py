@@ -300,7 +300,7 @@ def parts(lab: Lab, preset: str) -> Iterator[Record]:
 def gaussian(lab: Lab, preset: str) -> Iterator[Record]:
     """What the Gaussian posterior around a network costs in a micro-batch of training, by family."""
     n = shape_of(lab, preset).micro
-    prior = synthetic_prior(lab.setting(preset).config.image_shape[1], 512 if lab.is_gpu else 16).to(lab.device)
+    prior = synthetic_prior(lab.setting(preset).config.image_shape[1], 512 if lab.is_gpu else 16, 1).to(lab.device)
     x, sigma = lab.setting(preset).images(n), torch.full((n,), 2.0, device=lab.device)
     for kind in MIXTURE[:-1]:
         measurement = lab.measurement(preset, family(kind), n)

@@ -114,13 +114,14 @@ class Places:
         return cls(home / "model", home / "log.csv", STATE / home.name)
 
 
-def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = None) -> Path:
-    """Train a network by a recipe and publish it; returns its folder, artifacts/models/<name> without other places."""
+def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = None, start: Path | None = None) -> Path:
+    """Train a network by a recipe and publish it; returns its folder, artifacts/models/<name> without other places.
+    start: as for `network`."""
     places = places or Places.of(name)
     tracking.check_reachable(params)
     device = pick_device(params.runtime.device)
     dataset = StagedDataset(STAGED, "train")
-    facts = facts_of(params, name, denoiser, dataset)
+    facts = facts_of(params, name, denoiser, dataset, start)
     task = replace(params.task(name), fingerprint=facts["fingerprint"])
     _accelerate(denoiser, params.runtime, device, task.config.total_images)
     stop, parent = _Stop(), os.getppid()
@@ -151,12 +152,16 @@ def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device
         compile_denoiser(denoiser, device)
 
 
-def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDataset) -> dict[str, Any]:
+def facts_of(
+    params: Params, name: str, denoiser: Denoiser, dataset: StagedDataset, start: Path | None = None
+) -> dict[str, Any]:
     """What defines a trained model, with the fingerprint of all that its training state depends on.
 
-    Fresh weights follow from seed and architecture, and are told by these: their last bits differ between processors,
-    and a model that was trained on another machine is still the one that is asked for.
+    Fresh weights, all or those that a model adds to what it starts from, follow from seed and architecture and are told
+    by these: their last bits differ between processors, and a model that was trained on another machine is still the
+    one that is asked for. start: as for `network`.
     """
+    before = params.starts_from(name)
     if denoiser.prior is not None:
         denoiser.prior.check_fits(dataset.image_shape, dataset.digest)
     chosen = identity.settings(params.task(name))
@@ -164,7 +169,7 @@ def facts_of(params: Params, name: str, denoiser: Denoiser, dataset: StagedDatas
         "name": name,
         "data_digest": dataset.digest,
         "architecture": denoiser.config.model_dump(mode="json"),
-        "initial_weights": None if params.starts_from(name) is None else _digest(denoiser.state_dict()),
+        "start": None if before is None else _digest(load_denoiser(start or MODELS / before).state_dict()),
         "prior": None if denoiser.prior is None else _digest(denoiser.prior.tensors()),
         "training": {key: value for key, value in chosen["training"].items() if key not in _NOT_DEFINING},
         "code": code_digest(*identity.entry_points(params, name)),

@@ -52,7 +52,7 @@ class Wanted:
     def fingerprint(self) -> str:
         """Names all that the weights depend on but the length of the training; kept, since training changes them."""
         dataset = StagedDataset(STAGED, "train")
-        return str(train.facts_of(self.params, self.name, self.network, dataset)["fingerprint"])
+        return str(train.facts_of(self.params, self.name, self.network, dataset, self.start)["fingerprint"])
 
     @property
     def home(self) -> Path:
@@ -72,7 +72,7 @@ class Wanted:
             start = [] if self.start is None else ["--starts-from", str(self.start)]
             launch(self.params, self.home.name, "components.training.zoo", [self.name, *start])
         else:
-            train.run(self.params, self.name, self.network, Places.under(self.home))
+            train.run(self.params, self.name, self.network, Places.under(self.home), self.start)
 
 
 def imported_from(folder: Path) -> str | None:

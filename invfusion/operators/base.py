@@ -431,7 +431,7 @@ def holds_values(tensor: Tensor) -> bool:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are; by the least and the largest, which not-a-number spoils too and which need no memory."""
-    numbers = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    numbers = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     if not numbers.numel() or not numbers.is_floating_point():
         return True
     return all(bool(extreme.isfinite()) for extreme in numbers.aminmax())
