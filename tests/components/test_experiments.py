@@ -213,7 +213,7 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
         assert (module, wanted.home.name) == ("components.training.zoo", name)
         assert told.train.lr == 0.0123
         started.append(arguments[0])
-        train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home))
+        train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home), wanted.start)
 
     monkeypatch.setattr(zoo, "launch", launch)
     assert zoo.Zoo("table_14", experiment, params).folder("other").exists()
