@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components import cli, tracking
+from components.checkpoints import file_digests
 from components.children import child
 from components.code import code_digest
 from components.data.prior import staged_prior
@@ -169,7 +170,7 @@ def facts_of(
         "name": name,
         "data_digest": dataset.digest,
         "architecture": denoiser.config.model_dump(mode="json"),
-        "start": None if before is None else _digest(load_denoiser(start or MODELS / before).state_dict()),
+        "start": None if before is None else file_digests(start or MODELS / before),
         "prior": None if denoiser.prior is None else _digest(denoiser.prior.tensors()),
         "training": {key: value for key, value in chosen["training"].items() if key not in _NOT_DEFINING},
         "code": code_digest(*identity.entry_points(params, name)),

@@ -136,7 +136,7 @@ class Coloured(LowRank):
         return len(self.colours) * self.basis[..., 0].numel()
 
     def seen_by(self, rows: Tensor) -> Tensor:
-        return torch.cat([self._seen_by(part) for part in in_parts(rows, rows[0].numel())])
+        return in_parts(self._seen_by, rows, rows[0].numel())
 
     def _seen_by(self, rows: Tensor) -> Tensor:
         turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.view(*rows.shape[:2], len(self.colours), -1))
@@ -166,10 +166,11 @@ class Coloured(LowRank):
         return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)
 
 
-def in_parts(batch: Tensor, each: int) -> tuple[Tensor, ...]:
-    """A batch (B, ...) in parts of so few samples that what is computed of one, `each` numbers a sample, is never more
-    than `AT_ONCE`, but for one sample's."""
-    return torch.split(batch, max(AT_ONCE // max(each, 1), 1))
+def in_parts(apply: Callable[[Tensor], Tensor], batch: Tensor, each: int) -> Tensor:
+    """What a function makes of a batch (B, ...), taken in parts of so few samples that their intermediate results,
+    `each` numbers a sample, are no more than `AT_ONCE`, but for one sample's."""
+    parts = torch.split(batch, max(AT_ONCE // max(each, 1), 1))
+    return apply(batch) if len(parts) == 1 else torch.cat([apply(part) for part in parts])
 
 
 def colour_combinations(deviations: Tensor) -> Tensor:

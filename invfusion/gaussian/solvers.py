@@ -110,9 +110,12 @@ class Dense(Solver):
         operator, shape = self.operator, self.operator.measurement_shape
         m = torch.Size(shape).numel()
         units = torch.eye(m, dtype=torch.float64, device=self.noise.device).view(m, *shape)
-        parts = in_parts(torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
-        picked = [operator.select(rows) for rows in parts] if len(parts) > 1 else [operator]
-        return torch.cat([apply(H, units.expand(H.batch_size, m, *shape)).flatten(2) for H in picked])
+
+        def of(rows: Tensor) -> Tensor:
+            H = operator if len(rows) == operator.batch_size else operator.select(rows)
+            return apply(H, units.expand(len(rows), m, *shape)).flatten(2)
+
+        return in_parts(of, torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
 
     def at(self, p: Tensor) -> System:
         return _DenseSystem(self, p)
@@ -177,8 +180,7 @@ def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
         # The spectra of the basis are the same for all samples.
         s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
         z = torch.fft.rfft2(images).unflatten(-2, (s, m))
-        parts = in_parts(operator.spectra.forward, z.numel())
-        folded = torch.cat([(z * forward[:, None]).mean(dim=-3) for forward in parts])
+        folded = in_parts(lambda forward: (z * forward[:, None]).mean(dim=-3), operator.spectra.forward, z.numel())
         seen: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
         return seen
     return operator.H(images.expand(operator.batch_size, *images.shape))
