@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from invfusion.errors import ConfigError, ShapeError
 from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, colour_combinations, given_noisy
 from invfusion.gaussian.posterior import GaussianPosterior
+from invfusion.gaussian.shapes import Shapes, kept
 from invfusion.gaussian.solvers import Blocks, System, aligned_to, system_of_first
-from invfusion.operators.base import LinearOperator, Measurement
+from invfusion.operators.base import Measurement
 
 
 class Clusters(nn.Module):
@@ -215,7 +216,7 @@ class ClusteredPosterior(GaussianPosterior):
     def _total_variance(self, found: "_Found", p: Tensor, systems: list[System | None]) -> Tensor:
         size = self.prior_mean.numel()
         within = [part._variance(p, system) for part, system in zip(self._parts, systems, strict=True)]
-        between = [(part.weights * part.apart.flatten(2).square().sum(2)).sum(1) / size for part in found.parts]
+        between = [part.between / size for part in found.parts]
         means = (found.means - found.mean[:, None]).flatten(2).square().mean(2)
         return (found.weights * (torch.stack(within, 1) + torch.stack(between, 1) + means)).sum(1)
 
@@ -224,9 +225,9 @@ class ClusteredPosterior(GaussianPosterior):
         for part, its, weight, mean in zip(
             self._parts, found.parts, found.weights.unbind(1), found.means.unbind(1), strict=True
         ):
-            apart = its.apart.flatten(2)
-            along = part.shape_of(v).flatten(2) @ apart.mT * its.weights[:, None]
-            between = part.image_of((along @ apart).view(*along.shape[:2], *its.apart.shape[2:]))
+            apart = part.apart(its)
+            along = part.shape_of(v).flatten(2) @ apart.flatten(2).mT * its.weights[:, None]
+            between = part.image_of((along @ apart.flatten(2)).view(*along.shape[:2], *apart.shape[2:]))
             gap = (mean - found.mean).flatten(1)[:, None]
             moved = ((v.flatten(2) * gap).sum(2, keepdim=True) * gap).view_as(v)
             total = total + aligned_to(weight, v) * (part._covariance_times(v) + between + moved)
@@ -236,11 +237,15 @@ class ClusteredPosterior(GaussianPosterior):
 @dataclass(frozen=True)
 class _Given:
     """Of clusters with one covariance. logits: log-probabilities but for normalisers, (B, K'); mean: of them together,
-    (B, C, H, W); apart: how the mean of each differs from it, as shapes, (B, K', S, H, W)."""
+    (B, C, H, W); shift: by which shape it differs from that around `prior_mean`, (B, S, H, W); between: the sum over
+    pixels of the variance between the clusters' means, (B,); u: what the system makes of their measurements,
+    (B, K', *M), or None."""
 
     logits: Tensor
     mean: Tensor
-    apart: Tensor
+    shift: Tensor
+    between: Tensor
+    u: Tensor | None
 
     @property
     def weights(self) -> Tensor:
@@ -296,13 +301,12 @@ class _Part(GaussianPosterior):
     def given(self, x: Tensor | None, p: Tensor, system: System | None) -> _Given:
         """What x of precision p and y say of each."""
         mean, evidence = self.prior_mean.expand(self.batch_size, *self.image_shape), torch.zeros_like(p)
-        gap = back = None
+        left = back = None
         if x is not None:
-            gap = x - mean
-            moved = self.covariance.filter(gap, p, _moved)
-            # 1 / (c + sigma^2) = p (1 - c p / (1 + c p)).
-            evidence = evidence - 0.5 * p * _inner(gap, gap - moved, 1)
-            mean = mean + moved
+            # 1 / (c + sigma^2) = p / (1 + c p).
+            left = self.covariance.filter(x - mean, p, kept)
+            evidence = evidence - 0.5 * p * _inner(x - mean, left, 1)
+            mean = x - left
         if system is not None:
             H = self._exact[1]
             missed = self._seen - H.H(mean)
@@ -310,34 +314,35 @@ class _Part(GaussianPosterior):
             back = H.H_adjoint(u)
             evidence = evidence - 0.5 * _inner(missed, u, 1)
             mean = mean + self.covariance.filter(back, p, given_noisy)
-        gained, shifts = self._shifts(gap, back, p, system)
+        gained, u_of_each = self._gained(left, back, p, system)
         logits = self.log_weights + evidence[:, None] + gained
-        shift = torch.einsum("bk,bkchw->bchw", logits.softmax(1), shifts)
-        return _Given(logits, mean + self.image_of(shift), shifts - shift[:, None])
+        weights = logits.softmax(1)
+        shift = self._shapes.mixed(weights, p, u_of_each)
+        between = (weights * self._shapes.squares(p, u_of_each)).sum(1) - shift.flatten(1).square().sum(1)
+        return _Given(logits, mean + self.image_of(shift), shift, between.clamp(min=0), u_of_each)
 
-    def _shifts(
+    def _gained(
         self, gap: Tensor | None, back: Tensor | None, p: Tensor, system: System | None
-    ) -> tuple[Tensor, Tensor]:
-        """For each cluster, what x and y say of it beyond `prior_mean`, (B, K'), and by which shape its mean differs
-        from that around it, (B, K', S, H, W).
+    ) -> tuple[Tensor, Tensor | None]:
+        """What x and y say of each cluster beyond `prior_mean`, (B, K'), and what the system makes of its measurement.
 
-        gap: x less `prior_mean`; back: H^T of what the system makes of y less its own mean; None where not given.
+        gap: what of x the mean around `prior_mean` did not follow; back: H^T of what the system makes of y less its own
+        mean; None where not given.
         """
-        shifts, gained = self._shapes[None], p.new_zeros(self.batch_size, len(self.centres))
-        if len(self.centres) == 1:
-            return gained, shifts.expand(self.batch_size, *shifts.shape[1:])
+        gained, u = p.new_zeros(self.batch_size, len(self.centres)), None
         if gap is not None:
-            left = shifts - self._shape_covariance.filter(shifts, p, _moved)
-            gained = gained + p[:, None] * (self._along(left, gap) - 0.5 * _inner(left, shifts, 2))
-            shifts = left
-        shifts = shifts.expand(self.batch_size, *shifts.shape[1:])
+            gained = p[:, None] * (self._along(gap) - 0.5 * self._shapes.energy(p))
         if back is not None and system is not None:
-            H = self._shape_operator
-            seen = H.H(shifts)
+            seen = self._shapes.measured(p)
             u = (system_of_first(system) if self._is_one_channel else system).solve(seen)
-            gained = gained + self._along(shifts, back) - 0.5 * _inner(seen, u, 2)
-            shifts = shifts - self._shape_covariance.filter(H.H_adjoint(u), p, given_noisy)
-        return gained, shifts
+            back = self.covariance.filter(back, p, kept)
+            gained = gained + self._along(back) - 0.5 * _inner(seen, u, 2)
+        return gained, u
+
+    def apart(self, given: _Given) -> Tensor:
+        """How the mean of each cluster, given measurements alone, differs from that of them together, as shapes
+        (B, K', S, H, W)."""
+        return self._shapes.moved(self._nothing, given.u) - given.shift[:, None]
 
     def log_normaliser(self, p: Tensor, system: System | None) -> Tensor:
         """What `given` leaves out of the logarithms, but for terms that know nothing of the covariance, (B,)."""
@@ -352,21 +357,16 @@ class _Part(GaussianPosterior):
         return self.differ_in_one_channel and lets_them_be
 
     @cached_property
-    def _shapes(self) -> Tensor:
-        """(K', S, H, W)."""
-        return self.shape_of(self.centres - self.prior_mean)
-
-    @cached_property
-    def _shape_covariance(self) -> Covariance:
+    def _shapes(self) -> Shapes:
+        solver = None if self._measurement is None else self._solver
         if self._is_one_channel:
             assert isinstance(self.covariance, Coloured)
-            return self.covariance.blocks[0]
-        return self.covariance
-
-    @cached_property
-    def _shape_operator(self) -> LinearOperator:
-        solver = self._solver
-        return solver.solvers[0].operator if self._is_one_channel and isinstance(solver, Blocks) else self._exact[1]
+            covariance: Covariance = self.covariance.blocks[0]
+            solver = solver.solvers[0] if isinstance(solver, Blocks) else None
+        else:
+            covariance = self.covariance
+        assert isinstance(covariance, LowRank)
+        return Shapes(self.shape_of(self.centres - self.prior_mean), covariance, solver)
 
     def shape_of(self, images: Tensor) -> Tensor:
         """(..., C, H, W) -> (..., S, H, W)."""
@@ -382,20 +382,14 @@ class _Part(GaussianPosterior):
         assert isinstance(self.covariance, Coloured)
         return shapes * self.covariance.colours[0].view(-1, 1, 1)
 
-    def _along(self, shapes: Tensor, images: Tensor) -> Tensor:
-        """Inner products of shapes (B, K', S, H, W) with images (B, C, H, W), (B, K')."""
-        return _inner(shapes, self.shape_of(images)[:, None], 2)
+    def _along(self, images: Tensor) -> Tensor:
+        """Inner products of all shapes with images (B, C, H, W), (B, K')."""
+        return self.shape_of(images).flatten(1) @ self._shapes.images.flatten(1).mT
 
     @cached_property
     def _seen(self) -> Tensor:
         """What of y lies in the range of H, (B, *M): noise outside of it speaks for no cluster."""
-        y, H, _ = self._exact
-        return H.H(H.H_pinv(y))
-
-
-def _moved(c: Tensor, p: Tensor) -> Tensor:
-    """The share of its deviation by which a noisy image moves the mean."""
-    return c * p / (1 + c * p)
+        return self._solver.in_range(self._exact[0])
 
 
 def _inner(a: Tensor, b: Tensor, start: int) -> Tensor:

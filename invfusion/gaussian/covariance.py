@@ -5,7 +5,7 @@ factors: with c / (1 + c p), for instance, a filter is the covariance of the ima
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -77,10 +77,7 @@ class LowRank(Covariance):
         return gain(self.variances + self.floor, p[:, None]) - floor[:, None], floor
 
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
-        excess, floor = self.excess(p, gain)
-        flat = x.flatten(-3)
-        along = flat @ self.flat_basis * aligned(excess, flat.ndim)
-        filtered = along @ self.flat_basis.mT + aligned(floor[:, None], flat.ndim) * flat
+        filtered = _filtered(x.flatten(-3), self.flat_basis, *self.excess(p, gain))
         return filtered.view(*filtered.shape[:-1], *x.shape[-3:])
 
     def mean_of(self, p: Tensor, gain: Gain) -> Tensor:
@@ -119,12 +116,14 @@ class Coloured(LowRank):
         super().__init__(basis, variances, floor)
         self.register_buffer("colours", colours.double(), persistent=False)
         self.register_buffer("combination", combination, persistent=False)
+        # Numbers, so that taking the parts of a tensor waits for no device.
+        self.ranks: list[int] = combination.bincount(minlength=len(colours)).tolist()
 
     @property
     def blocks(self) -> list[LowRank]:
         """The covariance of each combination, of images of one channel."""
-        parts = [self.combination == k for k in range(len(self.colours))]
-        return [LowRank(self.basis[..., part], self.variances[part], self.floor) for part in parts]
+        parts = zip(torch.split(self.basis, self.ranks, -1), torch.split(self.variances, self.ranks), strict=True)
+        return [LowRank(basis, variances, self.floor) for basis, variances in parts]
 
     @property
     def flat_basis(self) -> Tensor:
@@ -140,12 +139,19 @@ class Coloured(LowRank):
 
     def _seen_by(self, rows: Tensor) -> Tensor:
         turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.view(*rows.shape[:2], len(self.colours), -1))
-        return torch.cat([part @ block.flat_basis for part, block in zip(turned, self.blocks, strict=True)], 2)
+        return torch.cat([part @ basis for part, basis in zip(turned, self._bases, strict=True)], 2)
+
+    @property
+    def _bases(self) -> Sequence[Tensor]:
+        """Of each combination, (H*W, r_k)."""
+        return torch.split(self.basis.flatten(0, 2), self.ranks, 1)
 
     def filter(self, x: Tensor, p: Tensor, gain: Gain) -> Tensor:
-        turned = torch.einsum("kc,...chw->...khw", self.colours, x).unsqueeze(-3).unbind(-4)
-        filtered = [block.filter(part, p, gain) for block, part in zip(self.blocks, turned, strict=True)]
-        return torch.einsum("kc,...khw->...chw", self.colours, torch.cat(filtered, -3))
+        excess, floor = self.excess(p, gain)
+        turned = torch.einsum("kc,...cp->...kp", self.colours, x.flatten(-2)).unbind(-2)
+        parts = zip(turned, self._bases, torch.split(excess, self.ranks, 1), strict=True)
+        filtered = torch.stack([_filtered(part, basis, its, floor) for part, basis, its in parts], -2)
+        return torch.einsum("kc,...kp->...cp", self.colours, filtered).view(*filtered.shape[:-1], *x.shape[-2:])
 
     @classmethod
     def fit(cls, deviations: Tensor, rank: int, floor: float, colours: Tensor | None = None) -> Self:
@@ -164,6 +170,12 @@ class Coloured(LowRank):
         bottom = left_out(deviations, values[kept], floor)
         basis = torch.cat([u for _, u in found], 1)[:, kept].view(1, h, w, -1)
         return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)
+
+
+def _filtered(flat: Tensor, basis: Tensor, excess: Tensor, floor: Tensor) -> Tensor:
+    """Images (B, *K, D) of which the parts along a basis (D, r) are multiplied by excess + floor, the rest by floor."""
+    along = flat @ basis * aligned(excess, flat.ndim)
+    return along @ basis.mT + aligned(floor[:, None], flat.ndim) * flat
 
 
 def in_parts(apply: Callable[[Tensor], Tensor], batch: Tensor, each: int) -> Tensor:

@@ -116,7 +116,7 @@ class GaussianPosterior:
             return self.prior_mean.new_zeros(self.batch_size)
         y, H, _ = self._exact
         gap = y - H.H(self.prior_mean.expand(self.batch_size, *self.image_shape))
-        inside = H.H(H.H_pinv(gap))
+        inside = self._solver.in_range(gap)
         energy = (inside * self._given_y.solve(inside[:, None])[:, 0]).flatten(1).sum(1)
         return -0.5 * (energy + self._given_y.log_determinant())
 

@@ -44,6 +44,29 @@ class Solver(ABC):
     def at(self, p: Tensor) -> "System":
         """The system at precisions p (B,)."""
 
+    def in_range(self, y: Tensor) -> Tensor:
+        """What of y (B, *M) lies in the range of H."""
+        return self.operator.H(self.operator.H_pinv(y))
+
+    # Of a covariance of low rank, with basis U.
+
+    def measured_basis(self, a: Tensor) -> Tensor:
+        """H U a, (B, K, *M) for coordinates a (B, K, r)."""
+        return self.operator.H((a @ self._basis.mT).view(*a.shape[:2], *self.operator.image_shape))
+
+    def on_basis(self, u: Tensor) -> Tensor:
+        """U^T H^T u, (B, K, r) for u (B, K, *M)."""
+        return self.operator.H_adjoint(u).flatten(2) @ self._basis
+
+    def adjoint_squares(self, u: Tensor) -> Tensor:
+        """|H^T u|^2, (B, K) for u (B, K, *M)."""
+        return self.operator.H_adjoint(u).flatten(2).square().sum(2)
+
+    @property
+    def _basis(self) -> Tensor:
+        assert isinstance(self.covariance, LowRank)
+        return self.covariance.flat_basis
+
 
 class System(ABC):
     """The system of one precision for each sample."""
@@ -76,8 +99,11 @@ class Dense(Solver):
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
         super().__init__(covariance, operator, noise)
         self.low_rank = covariance
+        self.is_noisy = bool((noise > 0).any())
         self.entries = measured_entries(operator)
         self.seen, self.gram, self.outside = self._parts()
+        of_each = self.outside if self.outside.ndim == 2 else self.outside.diagonal(dim1=-2, dim2=-1)
+        self.n_outside = of_each.sum(1)
 
     @torch.no_grad()
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,14 +122,19 @@ class Dense(Solver):
             if full_rank(gram + torch.diag_embed(empty)):
                 return seen, gram, empty
             return seen, gram, self._projector()
+        seen = seen_basis(self.low_rank, operator).flatten(2).mT
+        if isinstance(operator, StridedConvolution):
+            gram = circulant(operator, torch.square)
+            if bool((operator.spectra.singular > 0).all()):
+                return seen, gram, torch.zeros_like(gram[..., 0])
+            return seen, gram, _identity(gram) - circulant(operator, torch.ones_like)
         gram = self._of_units(lambda H, units: H.H(H.H_adjoint(units)))
-        return seen_basis(self.low_rank, operator).flatten(2).mT, (gram + gram.mT) / 2, self._projector()
+        return seen, (gram + gram.mT) / 2, self._projector()
 
     def _projector(self) -> Tensor:
         """I - H H_pinv, (B, m, m)."""
         inside = self._of_units(lambda H, units: H.H(H.H_pinv(units)))
-        eye = torch.eye(inside.shape[-1], dtype=inside.dtype, device=inside.device)
-        return eye - (inside + inside.mT) / 2
+        return _identity(inside) - (inside + inside.mT) / 2
 
     def _of_units(self, apply: Callable[[LinearOperator, Tensor], Tensor]) -> Tensor:
         """What maps of the operators make of each unit measurement, (B, m, m)."""
@@ -119,6 +150,21 @@ class Dense(Solver):
 
     def at(self, p: Tensor) -> System:
         return _DenseSystem(self, p)
+
+    def in_range(self, y: Tensor) -> Tensor:
+        flat = self.gather(y[:, None])
+        beyond = self.outside @ flat if self.outside.ndim == 3 else self.outside[..., None] * flat
+        return self.scatter(flat - beyond)[:, 0]
+
+    def measured_basis(self, a: Tensor) -> Tensor:
+        return self.scatter(self.seen @ a.mT)
+
+    def on_basis(self, u: Tensor) -> Tensor:
+        return self.gather(u).mT @ self.seen
+
+    def adjoint_squares(self, u: Tensor) -> Tensor:
+        flat = self.gather(u)
+        return (flat * (self.gram @ flat)).sum(1)
 
     def gather(self, y: Tensor) -> Tensor:
         """(B, K, *M) -> (B, n, K)."""
@@ -140,35 +186,46 @@ class _DenseSystem(System):
     def __init__(self, parts: Dense, p: Tensor) -> None:
         self.parts, self.p = parts, p
         with torch.no_grad():
-            excess, floor = parts.low_rank.excess(p, given_noisy)
-            matrix = (parts.seen * excess[:, None]) @ parts.seen.mT + floor[:, None, None] * parts.gram
-            outside = parts.outside if parts.outside.ndim == 3 else torch.diag_embed(parts.outside)
+            self.excess, self.floor = parts.low_rank.excess(p, given_noisy)
+            matrix = torch.baddbmm(
+                self.floor[:, None, None] * parts.gram, parts.seen * self.excess[:, None], parts.seen.mT
+            )
             diagonal = matrix.diagonal(dim1=-2, dim2=-1)
             diagonal += parts.noise[:, None]
             # What lies outside the range of H is solved apart, so that a system of deficient rank can be factorised.
-            self.scale = diagonal.mean(1) if diagonal.shape[1] else diagonal.sum(1)
-            self.scale = self.scale.where(self.scale > 0, 1)
-            self.factor = factorised(matrix + self.scale[:, None, None] * outside, self.scale)
-            self.outside = outside
+            scale = diagonal.mean(1) if diagonal.shape[1] else diagonal.sum(1)
+            scale = scale.where(scale > 0, 1)
+            if parts.outside.ndim == 2:
+                diagonal += scale[:, None] * parts.outside
+            else:
+                matrix += scale[:, None, None] * parts.outside
+            self.factor, damping = factorised(matrix, scale)
+            # What is added to the diagonal, and what the system makes of all that lies outside the range.
+            self.is_noisy = parts.is_noisy or damping is not None
+            self.level = parts.noise if damping is None else parts.noise + damping
+            self.apart = scale + self.level
 
     def solve(self, r: Tensor) -> Tensor:
         return self.parts.scatter(torch.cholesky_solve(self.parts.gather(r), self.factor))
 
     @torch.no_grad()
     def variance(self) -> Tensor:
-        parts, low_rank = self.parts, self.parts.low_rank
-        # H C_p^2 H^T, whose trace against the inverse is what the measurement takes from the variance.
-        excess, floor = low_rank.excess(self.p, lambda c, p: given_noisy(c, p).square())
-        squared = (parts.seen * excess[:, None]) @ parts.seen.mT + floor[:, None, None] * parts.gram
-        taken = (torch.cholesky_inverse(self.factor) * squared).sum((1, 2))
-        return low_rank.mean_of(self.p, given_noisy) - taken / low_rank.size
+        """What the measurement takes is the trace of K^-1 H C_p^2 H^T. Of its parts, that of K^-1 H H^T is what the
+        others leave of the trace of K^-1 K, which is the number of rows."""
+        parts, low_rank, n = self.parts, self.parts.low_rank, self.factor.shape[-1]
+        along = torch.linalg.solve_triangular(self.factor, parts.seen, upper=False).square().sum(1)
+        left = n - (along * self.excess).sum(1) - parts.n_outside * (1 - self.level / self.apart)
+        if self.is_noisy:
+            inverse = torch.linalg.solve_triangular(self.factor, _identity(self.factor), upper=False)
+            left = left - self.level * inverse.square().sum((1, 2))
+        squares, square = low_rank.excess(self.p, lambda c, p: given_noisy(c, p).square())
+        taken = (along * squares).sum(1) + square / self.floor * left
+        found: Tensor = low_rank.mean_of(self.p, given_noisy) - taken / low_rank.size
+        return found
 
     def log_determinant(self) -> Tensor:
-        pivots = self.factor.diagonal(dim1=-2, dim2=-1)
-        # Outside the range of H the factorised matrix is scale + sigma_y^2.
-        outside = self.outside.diagonal(dim1=-2, dim2=-1).sum(1)
-        rank = pivots.shape[1] - outside
-        return 2 * pivots.log().sum(1) - outside * (self.scale + self.parts.noise).log() + rank * LOG_2_PI
+        pivots, outside = self.factor.diagonal(dim1=-2, dim2=-1), self.parts.n_outside
+        return 2 * pivots.log().sum(1) - outside * self.apart.log() + (pivots.shape[1] - outside) * LOG_2_PI
 
 
 def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
@@ -186,6 +243,18 @@ def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     return operator.H(images.expand(operator.batch_size, *images.shape))
 
 
+def circulant(operator: StridedConvolution, gain: GainOfSingular) -> Tensor:
+    """What `spectral` makes of each unit measurement, (B, m, m): the response to one, moved to where each is."""
+    c, h, w = operator.measurement_shape
+    device = operator.spectra.singular.device
+    unit = torch.zeros(operator.batch_size, 1, h, w, dtype=operator.dtype, device=device)
+    unit[..., 0, 0] = 1
+    response = operator.spectral(unit.expand(-1, c, -1, -1), gain)[:, 0]
+    down, right = [(torch.arange(n, device=device)[:, None] - torch.arange(n, device=device)) % n for n in (h, w)]
+    moved = response[:, down[:, None, :, None], right[None, :, None, :]].flatten(3).flatten(1, 2)
+    return torch.kron(torch.eye(c, dtype=moved.dtype, device=device)[None], moved)
+
+
 def measured_entries(operator: LinearOperator) -> Tensor | None:
     """Where a mask sees, as indices into a flat image (B, n), the seen ones first; None for other operators."""
     if not isinstance(operator, MaskOperator):
@@ -200,15 +269,16 @@ def n_measured(operator: MaskOperator) -> Tensor:
     return operator.mask.flatten(1).sum(1).long() * operator.image_shape[0]
 
 
-def factorised(matrix: Tensor, scale: Tensor) -> Tensor:
-    """Cholesky factors (B, n, n); too ill-conditioned a matrix is damped by `DAMPING` times its scale, (B,)."""
-    factor: Tensor
+def factorised(matrix: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Cholesky factors (B, n, n); too ill-conditioned matrices are damped by `DAMPING` times their scale, (B,).
+
+    The second is by how much each was, or None where none was.
+    """
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
-        return factor
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    factor = torch.linalg.cholesky(matrix + (DAMPING * scale * (failed > 0))[:, None, None] * eye)
-    return factor
+        return factor, None
+    damping = DAMPING * scale * (failed > 0)
+    return torch.linalg.cholesky(matrix + damping[:, None, None] * _identity(matrix)), damping
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -216,6 +286,11 @@ def full_rank(gram: Tensor) -> bool:
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     return pivots.numel() == 0 or not bool(failed.any() | (pivots.amin(1) < PIVOT_TOLERANCE * pivots.amax(1)).any())
+
+
+def _identity(like: Tensor) -> Tensor:
+    """(m, m) of matrices (B, m, m)."""
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,21 +329,24 @@ class _WoodburySystem(System):
     def __init__(self, parts: Woodbury, p: Tensor) -> None:
         self.parts, self.p = parts, p
         with torch.no_grad():
-            excess, floor = parts.low_rank.excess(p, given_noisy)
-            self.excess, self.floor, self.ratio = excess, floor, parts.noise / floor
+            self.excess, self.floor = parts.low_rank.excess(p, given_noisy)
+            self.ratio = parts.noise / self.floor
             # Scaled on both sides by the square root of E, so that directions without excess need no case of their own.
-            self.root = excess.sqrt()
-            information = self.root[:, :, None] * self._seen(1) * self.root[:, None]
+            self.root = self.excess.sqrt()
+            information = self._scaled(self._seen(1)) / self.floor[:, None, None]
             diagonal = information.diagonal(dim1=-2, dim2=-1)
             diagonal += 1
             self.factor = torch.linalg.cholesky(information)
 
     def _seen(self, power: int) -> Tensor:
-        """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU / floor, (B, r, r)."""
-        level, floor = self.ratio, self.floor[:, None, None]
+        """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU, (B, r, r)."""
+        level = self.ratio
         if self.parts.is_flat:
-            return self.parts.seen_share / (1 + level[:, None, None]) ** power / floor
-        return self.parts.gram(lambda q: q ** (power - 1) / (q.square() + aligned_to(level, q)) ** (power / 2)) / floor
+            return self.parts.seen_share / (1 + level[:, None, None]) ** power
+        return self.parts.gram(lambda q: q ** (power - 1) / (q.square() + aligned_to(level, q)) ** (power / 2))
+
+    def _scaled(self, matrices: Tensor) -> Tensor:
+        return matrices * self.root[:, :, None] * self.root[:, None]
 
     def _inverse(self, r: Tensor) -> Tensor:
         """Z r."""
@@ -291,13 +369,21 @@ class _WoodburySystem(System):
         q2, weights = squared_singular_values(parts.operator)
         share = q2 / (q2 + self.ratio[:, None]).where(q2 > 0, 1)
         taken = self.floor * (weights * share).sum(1)
-        left = size * self.floor - taken
-        # (I - M)^2 U with M = H^T (H H^T + l)^-1 H: the basis as far as the measurement leaves it open.
-        first, second = self._seen(1) * self.floor[:, None, None], self._seen(2) * self.floor[:, None, None]
-        eye = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
-        opened = self.root[:, :, None] * (eye - 2 * first + second) * self.root[:, None]
-        left = left + (torch.cholesky_inverse(self.factor) * opened).sum((1, 2))
+        left = size * self.floor - taken + self._opened()
         return left / size
+
+    def _opened(self) -> Tensor:
+        """The trace of (I + R A R / f)^-1 R (I - M)^2 R, the basis as far as the measurement leaves it open, with
+        R = E^(1/2), M = H^T (H H^T + l)^-1 H and A = U^T M U: (B,)."""
+        half = torch.linalg.solve_triangular(self.factor, _identity(self.factor), upper=False)
+        inverse = half.square().sum(1)
+        if self.parts.is_flat:
+            # M^2 = M / (1 + l) on what is seen, and R A R / f is the factorised matrix less I.
+            closed: Tensor = self.floor * (2 - 1 / (1 + self.ratio)) * (inverse.shape[1] - inverse.sum(1))
+        else:
+            closed = (half * (half @ self._scaled(2 * self._seen(1) - self._seen(2)))).sum((1, 2))
+        opened: Tensor = (self.excess * inverse).sum(1) - closed
+        return opened
 
     def log_determinant(self) -> Tensor:
         q2, weights = squared_singular_values(self.parts.operator)
@@ -344,6 +430,10 @@ class Blocks(Solver):
 
     def at(self, p: Tensor) -> System:
         return _BlockSystem(self.colours, [solver.at(p) for solver in self.solvers])
+
+    def in_range(self, y: Tensor) -> Tensor:
+        # The range of all is the same, and mixing the channels stays in it.
+        return torch.stack([self.solvers[0].in_range(part[:, None]) for part in y.unbind(1)], 1).flatten(1, 2)
 
 
 class _BlockSystem(System):

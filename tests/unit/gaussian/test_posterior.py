@@ -10,6 +10,7 @@ from invfusion.gaussian import GaussianPrior, covariance, posterior, solvers
 from invfusion.gaussian.covariance import Covariance, LowRank
 from invfusion.gaussian.prior import Form
 from invfusion.operators import LinearOperator, MatrixOperator, Measurement
+from invfusion.operators.convolution import StridedConvolution
 from invfusion.oracle import GaussianMixture
 from invfusion.rng import generator, generators, randn
 
@@ -91,9 +92,31 @@ def test_all_solvers_agree(
     found, truth = prior.posterior(measurement), law.given(measurement)
     torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=1e-6)
     seen, levels = noisy(x, 0.3), torch.full((B,), 0.3)
-    torch.testing.assert_close(
-        found.denoise(seen, levels), truth.given_noisy(seen, levels).mean.float(), rtol=0, atol=1e-6
-    )
+    exactly = truth.given_noisy(seen, levels)
+    denoised, variance = found.denoise_with_variance(seen, levels)
+    torch.testing.assert_close(denoised, exactly.mean.float(), rtol=0, atol=1e-6)
+    if solver is not solvers.ConjugateGradients:
+        torch.testing.assert_close(variance, exactly.variances.mean((1, 2)).float(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_frequencies_that_a_blur_loses(form: Form, sigma_y: float) -> None:
+    """The matrices of a blur's measurements are circulant, and of deficient rank."""
+    prior = fitted(form)
+    law = exact(prior)
+    kernel = torch.rand(B, 8, 8, generator=generator(0, "kernel"))
+    operator = StridedConvolution(SHAPE, kernel / kernel.sum((1, 2), keepdim=True), stride=2, cutoff=0.2)
+    lost = operator.spectra.singular == 0
+    assert bool(lost.any())
+    assert not bool(lost.all())
+    x, measurement = measured(law, operator, sigma_y)
+    found, truth = prior.posterior(measurement), law.given(measurement)
+    torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.variance, truth.variances.mean((1, 2)).float(), rtol=1e-5, atol=1e-9)
+    seen, levels = noisy(x, 0.3), torch.full((B,), 0.3)
+    exactly = truth.given_noisy(seen, levels).mean.float()
+    torch.testing.assert_close(found.denoise(seen, levels), exactly, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["strided_motion_blur", "box_inpainting", "matrix"])
