@@ -119,7 +119,9 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     """Train a network by a recipe and publish it; returns its folder, artifacts/models/<name> without other places.
     start: as for `network`."""
     places = places or Places.of(name)
-    tracking.check_reachable(params)
+    # Of several processes one keeps the records; importing what does it takes seconds.
+    if os.environ.get("RANK", "0") == "0":
+        tracking.check_reachable(params)
     device = pick_device(params.runtime.device)
     dataset = StagedDataset(STAGED, "train")
     facts = facts_of(params, name, denoiser, dataset, start)
