@@ -309,9 +309,8 @@ class Woodbury(Solver):
         self.is_flat = isinstance(operator, MaskOperator) or not bool((noise > 0).any())
         with torch.no_grad():
             if isinstance(operator, MaskOperator):
-                basis = covariance.flat_basis
-                masks = operator.mask.expand(-1, *operator.image_shape).flatten(1)
-                self.seen_share = torch.stack([(basis * mask[:, None]).T @ basis for mask in masks])
+                masks = operator.mask.expand(-1, *operator.image_shape).flatten(1) > 0
+                self.seen_share = torch.stack([seen_share(covariance.flat_basis, mask) for mask in masks])
             else:
                 self.seen = seen_basis(covariance, operator)
                 self.seen_share = self.gram(lambda q: 1 / q) if self.is_flat else self.seen.new_empty(0)
@@ -323,6 +322,14 @@ class Woodbury(Solver):
 
     def at(self, p: Tensor) -> System:
         return _WoodburySystem(self, p)
+
+
+def seen_share(basis: Tensor, mask: Tensor) -> Tensor:
+    """U^T diag(mask) U, (r, r), of an orthonormal basis (D, r): by the pixels that are seen or by the others, if fewer."""
+    few = mask if 2 * int(mask.sum()) <= len(mask) else ~mask
+    rows = basis[few]
+    share = rows.T @ rows
+    return share if few is mask else torch.eye(len(share), dtype=share.dtype, device=share.device) - share
 
 
 class _WoodburySystem(System):
