@@ -325,7 +325,7 @@ class Woodbury(Solver):
 
 
 def seen_share(basis: Tensor, mask: Tensor) -> Tensor:
-    """U^T diag(mask) U, (r, r), of an orthonormal basis (D, r): by the pixels that are seen or by the others, if fewer."""
+    """U^T diag(mask) U, (r, r), of an orthonormal basis (D, r): by the pixels that are seen or the others, if fewer."""
     few = mask if 2 * int(mask.sum()) <= len(mask) else ~mask
     rows = basis[few]
     share = rows.T @ rows
