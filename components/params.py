@@ -25,7 +25,7 @@ from components.checks import (
     twice,
     unknown_kinds,
 )
-from invfusion.degradations import AnyFamily
+from invfusion.degradations import AnyFamily, DegradationFamily
 from invfusion.diffusion.losses import DiffusionLoss
 from invfusion.errors import ConfigError
 from invfusion.gaussian.prior import FLOOR, Form
@@ -317,12 +317,22 @@ class Params(Config):
         _refuse(name_problems(self, reserved=UNCONDITIONAL))
         _refuse(prior_problems(self))
         image_shape = self.denoiser_config().image_shape
-        trained = [task.degradation for name in RECIPES if (task := self.task(name)).degradation is not None]
+        trained = [family for name in RECIPES for family in _degradations(self.task(name))]
         for family in (*trained, *self.evaluate.families):
             family.check(image_shape)
-        _refuse(noise_problem(self.noise, "noise", trained))
+        for key, (noise, families) in self._noises().items():
+            _refuse(noise_problem(noise, key, families))
         _refuse(noise_problem(self.evaluate.noise, "evaluate.noise", self.evaluate.families))
         return self
+
+    def _noises(self) -> dict[str, tuple[AnyNoise, list[DegradationFamily]]]:
+        """Every noise of a training under its key, with the families whose measurements have it."""
+        found: dict[str, tuple[AnyNoise, list[DegradationFamily]]] = {}
+        for name in RECIPES:
+            recipe, task = self.recipe(name), self.task(name)
+            key = "noise" if recipe.noise is None else f"recipes.{recipe.name}.noise"
+            found.setdefault(key, (task.noise, []))[1].extend(_degradations(task))
+        return found
 
     def architecture(self, name: str) -> DenoiserConfig:
         """Of a model with fresh weights."""
@@ -340,7 +350,9 @@ class Params(Config):
 
     def task(self, name: str) -> Task:
         """What a model learns."""
-        return self.recipe(name).task(Task(self.train.loss, self.degradation, self.noise, self.train, self.seed))
+        recipe = self.recipe(name)
+        noise = self.noise if recipe.noise is None else recipe.noise
+        return recipe.task(Task(self.train.loss, self.degradation, noise, self.train, self.seed))
 
     def starts_from(self, name: str) -> str | None:
         """The model whose weights the training of another starts from; None: from fresh ones."""
@@ -514,3 +526,8 @@ def _child(annotation: Any, part: int | str) -> Any:
     if typing.get_origin(annotation) is dict:
         return arguments[1]
     return arguments[0] if arguments else None
+
+
+def _degradations(task: Task) -> list[DegradationFamily]:
+    """Those whose measurements a task sees: one or none."""
+    return [] if task.degradation is None else [task.degradation]

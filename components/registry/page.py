@@ -51,7 +51,7 @@ def _parts(
     yield (
         "| | |\n|---|---|\n"
         f"| trained on operators | {_operators(params)} |\n"
-        f"| trained with noise | {params.noise.describe()} |\n"
+        f"| trained with noise | {params.task(params.register_.model).noise.describe()} |\n"
         f"| data | {params.data.name}, sha256 `{facts.data_digest[:16]}`, licence {facts.data_licence} |\n"
         f"| licence | {facts.licence} |\n"
         f"| cost | {nfe} network calls for each picture |\n"

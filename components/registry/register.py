@@ -197,7 +197,7 @@ def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str
         "metrics": packed(records, judged(params)),
         "params": params.model_dump_json(by_alias=True, exclude={"runtime"}),
         "degradation": params.degradation.model_dump_json(),
-        "noise": params.noise.model_dump_json(),
+        "noise": params.task(params.register_.model).noise.model_dump_json(),
         "licence": LICENCE,
     }
 

@@ -8,8 +8,9 @@ import torch
 
 from components.device import check_device
 from components.params import load_params, pipeline_from
-from components.profiles import merged, profile_text, profile_values
+from components.profiles import load_profile, merged, profile_text, profile_values
 from invfusion.errors import ConfigError
+from invfusion.noise import GaussianNoise
 
 DEFAULT = profile_text("digits16")
 
@@ -53,6 +54,11 @@ WRONG = [
         "methods.DDRM: the sampler 'ddrm'",
     ),
     ("  noise: {kind: gaussian, sigma_y: 0.0}", "  noise: {kind: poisson, peak: 9}", "leave out matrix, or choose"),
+    (
+        "    share_at_sigma_max: 0.2",
+        "    share_at_sigma_max: 0.2\n    noise: {kind: poisson, peak: 9}",
+        "recipes.invfusion_g.noise: 'poisson' noise is defined for operators without negative entries",
+    ),
     (
         "models: [unconditional, palette, invfusion, invfusion_g]",
         "models: [palette]",
@@ -244,3 +250,14 @@ def test_a_gpu_that_is_not_there_is_named_before_any_work(monkeypatch: pytest.Mo
         check_device(params)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_device(params)
+
+
+def test_one_model_may_be_trained_with_noise_of_its_own() -> None:
+    params = load_profile("digits16")
+    own = GaussianNoise(sigma_y=(0.0, 0.2))
+    recipes = params.recipes.model_copy(
+        update={"invfusion_g": params.recipes.invfusion_g.model_copy(update={"noise": own})}
+    )
+    changed = params.model_copy(update={"recipes": recipes})
+    assert changed.task("invfusion_g").noise == own
+    assert changed.task("invfusion").noise == params.noise != own

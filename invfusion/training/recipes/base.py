@@ -9,6 +9,7 @@ from pydantic import Field
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig
+from invfusion.noise import AnyNoise
 from invfusion.schema import Config
 from invfusion.training.task import Task
 
@@ -24,6 +25,7 @@ class Recipe(Config):
     level, as samplers and further training need it. starts_from: the model whose weights training starts from.
     target_calls: network calls without gradients that make the target of a training image.
     reads_out: settings of the sampler that restores with the model, in the pictures that its training shows.
+    noise: of the measurements that it is trained on, in place of that of all models.
     """
 
     name: ClassVar[str]
@@ -34,6 +36,8 @@ class Recipe(Config):
     sees_measurements: ClassVar[bool] = True
     starts_from: ClassVar[str | None] = None
     target_calls: ClassVar[int] = 0
+
+    noise: AnyNoise | None = None
 
     @property
     def reads_out(self) -> dict[str, Any]:
