@@ -1,12 +1,13 @@
 """Solvers of (H C_p H^T + sigma_y^2 I) u = r, in which all that a Gaussian prior says about a measurement is contained.
 
 C_p is the covariance of the image given another image with noise of precision p (p = 0: none is given). H may be of
-any rank: r lies in the range of H where sigma_y = 0, and only H^T u matters. Three ways, by what is smallest:
+any rank: r lies in the range of H where sigma_y = 0, and only H^T u matters. The ways, by what is smallest:
 
 `Dense` factorises the matrix itself, of the size of the measurement: for few measured entries.
 `Woodbury` factorises one of the size of the prior's rank: C_p = U E U^T + f I gives, with l = sigma_y^2 / f and
     Z = (H H^T + l I)^-1 / f, the inverse Z - Z HU (E^-1 + (HU)^T Z HU)^-1 (HU)^T Z.
-`ConjugateGradients` needs only products: for large images and stationary priors.
+`Frequencies` divides: for stationary priors and circular convolutions, which have the same eigenvectors.
+`ConjugateGradients` needs only products: for large images, and stationary priors otherwise.
 
 `variance` of each is tr(C_p - C_p H^T (H C_p H^T + sigma_y^2)^-1 H C_p) / D, the mean posterior variance.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
-from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, given_noisy, half_weights, in_parts
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, Stationary, given_noisy, half_weights, in_parts
 from invfusion.operators.base import LinearOperator
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
@@ -466,6 +467,59 @@ def system_of_first(system: System) -> System:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Frequencies.
+
+
+class Frequencies(Solver):
+    """A stationary prior and a circular convolution: frequency by frequency of the measurement, exactly.
+
+    Of frequency g the system is sigma_y^2 plus the mean of |kernel|^2 c over the aliases that decimation folds into g.
+    """
+
+    def __init__(self, covariance: Stationary, operator: StridedConvolution, noise: Tensor) -> None:
+        super().__init__(covariance, operator, noise)
+        self.stationary, self.stride = covariance, operator.stride
+        # Of the kernel as H applies it, without the frequencies that H leaves out: (B, 1, H, W).
+        half = operator.spectra.forward.flatten(-3, -2)
+        self.power = torch.fft.fft2(torch.fft.irfft2(half, s=operator.image_shape[1:])).abs().square()
+
+    def at(self, p: Tensor) -> System:
+        return _FrequencySystem(self, p)
+
+    def folded(self, spectrum: Tensor) -> Tensor:
+        """The mean of |kernel|^2 times a spectrum (B, C, H, W) over aliases, (B, C, H/s, W/s)."""
+        s, (_, m, w) = self.stride, self.operator.measurement_shape
+        aliases: Tensor = (self.power * spectrum).reshape(len(spectrum), -1, s, m, s, w)
+        return aliases.mean((2, 4))
+
+
+class _FrequencySystem(System):
+    def __init__(self, parts: Frequencies, p: Tensor) -> None:
+        self.parts, self.p = parts, p
+        self.variances = given_noisy(parts.stationary.spectrum, aligned_to(p, parts.power))
+        folded = parts.folded(self.variances)
+        # Outside the range of H nothing is measured.
+        self.inside = folded > PIVOT_TOLERANCE * folded.amax((1, 2, 3), keepdim=True)
+        self.level = (folded + aligned_to(parts.noise, folded)).where(self.inside, 1)
+
+    def solve(self, r: Tensor) -> Tensor:
+        colours, shape = self.parts.stationary.colours, r.shape[-2:]
+        z = torch.fft.rfft2(torch.einsum("kc,bnchw->bnkhw", colours, r))
+        gain = (self.inside / self.level)[:, None, ..., : z.shape[-1]]
+        solved: Tensor = torch.fft.irfft2(z * gain, s=shape)
+        return torch.einsum("kc,bnkhw->bnchw", colours, solved)
+
+    def variance(self) -> Tensor:
+        taken = self.parts.folded(self.variances.square()) / self.level * self.inside
+        left: Tensor = self.variances.mean((1, 2, 3)) - taken.sum((1, 2, 3)) / self.variances[0].numel()
+        return left
+
+    def log_determinant(self) -> Tensor:
+        whole: Tensor = (self.inside * (self.level.log() + LOG_2_PI)).sum((1, 2, 3))
+        return whole
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Conjugate gradients.
 
 TOLERANCE = 1e-7
@@ -566,6 +620,8 @@ SMALL, MODERATE = 64, 1024
 
 def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> Solver:
     """The cheapest solver; the operator in float64, the variances `noise` (B,)."""
+    if isinstance(covariance, Stationary) and isinstance(operator, StridedConvolution):
+        return Frequencies(covariance, operator, noise)
     if not isinstance(covariance, LowRank):
         return ConjugateGradients(covariance, operator, noise)
     if isinstance(covariance, Coloured) and isinstance(operator, MaskOperator | StridedConvolution):

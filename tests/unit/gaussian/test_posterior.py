@@ -263,6 +263,47 @@ class TestStationary:
             expected = truth.given_noisy(seen, sigma).mean.float()
             torch.testing.assert_close(found.denoise(seen, sigma), expected, rtol=0, atol=2e-6)
 
+    @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+    @pytest.mark.parametrize("cutoff", [1e-2, 0.2])
+    def test_frequencies_agree_with_products(
+        self, cutoff: float, sigma_y: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of colour images and a blur that may lose frequencies: divided by each, and by conjugate gradients."""
+        prior = GaussianPrior.fit(images(), form="stationary")
+        kernel = torch.rand(B, 8, 8, generator=generator(0, "kernel"))
+        operator = StridedConvolution(SHAPE, kernel / kernel.sum((1, 2), keepdim=True), 2, cutoff)
+        x, measurement = measured(exact(fitted()), operator, sigma_y)
+        seen, levels = noisy(x, 0.3), torch.tensor([0.01, 0.1, 1.0, 50.0])
+        found = prior.posterior(measurement)
+        mean, (denoised, variance) = found.mean, found.denoise_with_variance(seen, levels)
+        monkeypatch.setattr(posterior, "solver_for", solvers.ConjugateGradients)
+        other = prior.posterior(measurement)
+        torch.testing.assert_close(mean, other.mean, rtol=0, atol=2e-6)
+        torch.testing.assert_close(denoised, other.denoise(seen, levels), rtol=0, atol=2e-6)
+        # By units, not by the one probe that the other has.
+        units = torch.eye(192).view(192, 1, *SHAPE).expand(-1, B, -1, -1, -1)
+        given = prior.posterior(measurement)
+        diagonal = torch.stack([given._covariance_times(u[:, None].double())[:, 0].flatten(1)[:, i]
+                                for i, u in enumerate(units)], 1)  # fmt: skip
+        torch.testing.assert_close(found.variance, diagonal.mean(1).float(), rtol=2e-5, atol=1e-9)
+        assert variance.isfinite().all()
+
+    def test_the_evidence_of_a_blur(self) -> None:
+        """Against the dense covariance of the measurement."""
+        prior = GaussianPrior.fit(images()[:, :1], form="stationary")
+        kernel = torch.rand(B, 8, 8, generator=generator(0, "kernel"))
+        operator = StridedConvolution((1, 8, 8), kernel / kernel.sum((1, 2), keepdim=True), 2, cutoff=0)
+        noise = randn(operator.measurement_shape, generators(0, "noise", range(B)))
+        measurement = Measurement.of(images(B)[:, :1], operator, 0.1, noise)
+        units = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
+        covariance = prior.covariance.filter(units, torch.zeros(64), lambda c, p: c + 0 * p).flatten(1)
+        H = operator.H(units.float().expand(B, -1, -1, -1, -1)).flatten(2).double().mT
+        of_y = H @ covariance @ H.mT + 0.01 * torch.eye(16, dtype=torch.float64)
+        mean = (H @ prior.mean.flatten()[:, None])[..., 0]
+        law = torch.distributions.MultivariateNormal(mean, of_y)
+        expected = law.log_prob(measurement.y.flatten(1).double())
+        torch.testing.assert_close(prior.posterior(measurement).log_evidence, expected, rtol=1e-5, atol=1e-4)
+
     def test_a_solve_that_does_not_converge_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(solvers, "MAX_ITERATIONS", 1)
         prior = GaussianPrior.fit(images(), form="stationary")
