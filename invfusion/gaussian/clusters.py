@@ -198,6 +198,11 @@ class ClusteredPosterior(GaussianPosterior):
         """What y alone says of the clusters."""
         return self._clusters_given(None, self._nothing, self._systems_given_y)
 
+    @cached_property
+    def _apart(self) -> list[Tensor]:
+        """How, given y alone, the clusters' means differ from that of all with the same covariance, as shapes."""
+        return [part.apart(its) for part, its in zip(self._parts, self._given_measurement.parts, strict=True)]
+
     @property
     def _systems_given_y(self) -> list[System | None]:
         return [None if self._measurement is None else part._given_y for part in self._parts]
@@ -222,10 +227,9 @@ class ClusteredPosterior(GaussianPosterior):
 
     def _covariance_times(self, v: Tensor) -> Tensor:
         found, total = self._given_measurement, torch.zeros_like(v)
-        for part, its, weight, mean in zip(
-            self._parts, found.parts, found.weights.unbind(1), found.means.unbind(1), strict=True
+        for part, apart, its, weight, mean in zip(
+            self._parts, self._apart, found.parts, found.weights.unbind(1), found.means.unbind(1), strict=True
         ):
-            apart = part.apart(its)
             along = part.shape_of(v).flatten(2) @ apart.flatten(2).mT * its.weights[:, None]
             between = part.image_of((along @ apart.flatten(2)).view(*along.shape[:2], *apart.shape[2:]))
             gap = (mean - found.mean).flatten(1)[:, None]
