@@ -317,22 +317,20 @@ class Params(Config):
         _refuse(name_problems(self, reserved=UNCONDITIONAL))
         _refuse(prior_problems(self))
         image_shape = self.denoiser_config().image_shape
-        trained = [family for name in RECIPES for family in _degradations(self.task(name))]
-        for family in (*trained, *self.evaluate.families):
+        trained: dict[str, tuple[AnyNoise, list[DegradationFamily]]] = {}
+        for name in RECIPES:
+            family, (key, noise) = self.task(name).degradation, self._noise_of(name)
+            if family is not None:
+                family.check(image_shape)
+                trained.setdefault(key, (noise, []))[1].append(family)
+            elif self.recipe(name).noise is not None:
+                raise ValueError(f"{key}: '{name}' is trained on no measurements; leave the noise out")
+        for family in self.evaluate.families:
             family.check(image_shape)
-        for key, (noise, families) in self._noises().items():
+        for key, (noise, families) in trained.items():
             _refuse(noise_problem(noise, key, families))
         _refuse(noise_problem(self.evaluate.noise, "evaluate.noise", self.evaluate.families))
         return self
-
-    def _noises(self) -> dict[str, tuple[AnyNoise, list[DegradationFamily]]]:
-        """Every noise of a training under its key, with the families whose measurements have it."""
-        found: dict[str, tuple[AnyNoise, list[DegradationFamily]]] = {}
-        for name in RECIPES:
-            recipe, task = self.recipe(name), self.task(name)
-            key = "noise" if recipe.noise is None else f"recipes.{recipe.name}.noise"
-            found.setdefault(key, (task.noise, []))[1].extend(_degradations(task))
-        return found
 
     def architecture(self, name: str) -> DenoiserConfig:
         """Of a model with fresh weights."""
@@ -350,9 +348,15 @@ class Params(Config):
 
     def task(self, name: str) -> Task:
         """What a model learns."""
-        recipe = self.recipe(name)
-        noise = self.noise if recipe.noise is None else recipe.noise
-        return recipe.task(Task(self.train.loss, self.degradation, noise, self.train, self.seed))
+        noise = self._noise_of(name)[1]
+        return self.recipe(name).task(Task(self.train.loss, self.degradation, noise, self.train, self.seed))
+
+    def _noise_of(self, name: str) -> tuple[str, AnyNoise]:
+        """The noise in training: its own, or that of the model it starts from, or that of all; and under which key."""
+        recipe, before = self.recipe(name), self.starts_from(name)
+        if recipe.noise is not None:
+            return f"recipes.{recipe.name}.noise", recipe.noise
+        return ("noise", self.noise) if before is None else self._noise_of(before)
 
     def starts_from(self, name: str) -> str | None:
         """The model whose weights the training of another starts from; None: from fresh ones."""
@@ -526,8 +530,3 @@ def _child(annotation: Any, part: int | str) -> Any:
     if typing.get_origin(annotation) is dict:
         return arguments[1]
     return arguments[0] if arguments else None
-
-
-def _degradations(task: Task) -> list[DegradationFamily]:
-    """Those whose measurements a task sees: one or none."""
-    return [] if task.degradation is None else [task.degradation]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 
 from components.params import Params
@@ -14,6 +15,7 @@ from components.records import Record
 from components.registry.gates import registered_method, scores, stored
 from components.tracking import Version
 from invfusion.codec import encode
+from invfusion.noise import AnyNoise
 
 PICTURE = "restorations.png"
 # Each picture so many times as large: the smallest ones are of 16 pixels.
@@ -29,6 +31,7 @@ class Facts:
     licence: str
     data_licence: str
     data_digest: str
+    noise: str
 
 
 def page(params: Params, name: str, records: Sequence[Record], champion: Version | None, facts: Facts) -> str:
@@ -51,7 +54,7 @@ def _parts(
     yield (
         "| | |\n|---|---|\n"
         f"| trained on operators | {_operators(params)} |\n"
-        f"| trained with noise | {params.task(params.register_.model).noise.describe()} |\n"
+        f"| trained with noise | {_noise(facts.noise)} |\n"
         f"| data | {params.data.name}, sha256 `{facts.data_digest[:16]}`, licence {facts.data_licence} |\n"
         f"| licence | {facts.licence} |\n"
         f"| cost | {nfe} network calls for each picture |\n"
@@ -66,6 +69,15 @@ def _parts(
         "[The run](#/experiments/{experiment}/runs/{run}) · the report: `reports/index.html` after `git checkout` of "
         "this commit and `dvc pull` · why it is champion or not: the tag `gates`"
     )
+
+
+def _noise(written: str) -> str:
+    """In words, as far as it is known."""
+    try:
+        known = TypeAdapter[AnyNoise](AnyNoise).validate_json(written)
+    except ValidationError:
+        return written
+    return known.describe()
 
 
 def _operators(params: Params) -> str:

@@ -181,12 +181,13 @@ def metrics_of(records: Iterable[Record], method: str) -> dict[str, float]:
 
 def facts(tags: Mapping[str, str]) -> Facts:
     """What a version's page tells from its tags."""
-    return Facts(*(tags.get(key, "unknown") for key in ("git.revision", "licence", "data.licence", "data.digest")))
+    keys = ("git.revision", "licence", "data.licence", "data.digest", "noise")
+    return Facts(*(tags.get(key, "unknown") for key in keys))
 
 
 def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str, str]:
     """The facts that travel with a version as its tags."""
-    manifest = json.loads((MODELS / params.register_.model / "manifest.json").read_text())
+    manifest = load_manifest(MODELS / params.register_.model)
     return {
         "checkpoint": checkpoint,
         "data.name": params.data.name,
@@ -197,7 +198,7 @@ def describe(params: Params, checkpoint: str, records: list[Record]) -> dict[str
         "metrics": packed(records, judged(params)),
         "params": params.model_dump_json(by_alias=True, exclude={"runtime"}),
         "degradation": params.degradation.model_dump_json(),
-        "noise": params.task(params.register_.model).noise.model_dump_json(),
+        "noise": json.dumps(manifest["noise"]) if "noise" in manifest else "unknown",
         "licence": LICENCE,
     }
 

@@ -36,9 +36,9 @@ JOB_PAGE = "INVFUSION_JOB_PAGE"
 RUN_LINE = "MLflow run %s: %s"
 # The parameters that runs of a stage are compared by; all of them are in the run's file params.json.
 SECTIONS = {
-    "train": ("seed", "data", "degradation", "noise", "model", "train"),
+    "train": ("seed", "data", "degradation", "model", "train"),
     "evaluate": ("seed", "data", "noise", "evaluate"),
-    "register": ("seed", "data", "degradation", "noise", "model", "register"),
+    "register": ("seed", "data", "degradation", "model", "register"),
 }
 # After a failed delivery the run does not try again for this long, so that a dead server does not slow training down.
 RETRY_SECONDS = 60.0

@@ -40,12 +40,13 @@ def masked(uri: str) -> str:
 
 
 def check_reachable(params: "Params") -> None:
-    """Open the store, creating a local one.
+    """Open the store, creating a local one. Ranks above 0 keep no records, and do not import what does.
 
     Raises:
         ServiceError: it does not answer within seconds; the message names the address and the remedy.
     """
-    connect(tracking_uri(params))
+    if int(os.environ.get("RANK", "0")) == 0:
+        connect(tracking_uri(params))
 
 
 def connect(uri: str) -> Any:

@@ -119,9 +119,7 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     """Train a network by a recipe and publish it; returns its folder, artifacts/models/<name> without other places.
     start: as for `network`."""
     places = places or Places.of(name)
-    # Of several processes one keeps the records; importing what does it takes seconds.
-    if os.environ.get("RANK", "0") == "0":
-        tracking.check_reachable(params)
+    tracking.check_reachable(params)
     device = pick_device(params.runtime.device)
     dataset = StagedDataset(STAGED, "train")
     facts = facts_of(params, name, denoiser, dataset, start)
@@ -327,6 +325,8 @@ def _observer(
         tqdm(total=task.config.total_images, desc=name, unit="img", mininterval=2, smoothing=0.1) as bar,
     ):
         sink.log_dataset(params.data.name, dataset.digest, str(params.data.shards))
+        if task.degradation is not None:
+            sink.log_params({"noise": task.noise.model_dump(mode="json")})
         sampler = SAMPLER.validate_python(params.recipe(name).reads_out)
         yield _Observer(bar, Progress(name, task.config.total_images, "images"), sink, shown, task, sampler)
 

@@ -318,6 +318,10 @@ class _Part(GaussianPosterior):
             back = H.H_adjoint(u)
             evidence = evidence - 0.5 * _inner(missed, u, 1)
             mean = mean + self.covariance.filter(back, p, given_noisy)
+        if len(self.centres) == 1:
+            # Its centre is `prior_mean`.
+            logits = (self.log_weights + evidence[:, None]).expand(self.batch_size, 1)
+            return _Given(logits, mean, self.shape_of(torch.zeros_like(mean)), torch.zeros_like(p), None)
         gained, u_of_each = self._gained(left, back, p, system)
         logits = self.log_weights + evidence[:, None] + gained
         weights = logits.softmax(1)

@@ -111,7 +111,11 @@ class GaussianPosterior:
 
     @property
     def log_evidence(self) -> Tensor:
-        """ln p(y) in nats, (B,) float64: of the density on the range of H where sigma_y = 0 or H has zero rows."""
+        """ln p(y) in nats, (B,) float64: of the density on the range of H where sigma_y = 0 or H has zero rows.
+
+        Raises `OperatorError` where conjugate gradients solve: of stationary priors under all but circular blurs, and
+        of large measurements of an operator whose singular values are not known.
+        """
         if self._measurement is None:
             return self.prior_mean.new_zeros(self.batch_size)
         y, H, _ = self._exact

@@ -2,7 +2,7 @@
 
 Given an image of precision p and measurements, a centre c becomes z = g(C) c - C_p H^T u with g(C) = (1 + p C)^-1 and
 u = K_p^-1 H g(C) c. All that the clusters' probabilities and variances need of z are H g(C) c and |z|^2, and these
-follow from H c, from the coordinates U^T c and U^T H^T u, and from |H^T u|: no image is made for each centre.
+follow from H c, from the coordinates U^T c and U^T H^T u, and from |H^T u|: no image is filtered for each centre.
 """
 
 from functools import cached_property
@@ -51,12 +51,12 @@ class Shapes:
         if u is None:
             return found
         assert self.solver is not None
-        along = self.solver.on_basis(u)
+        along, squares = self.solver.seen_back(u)
         excess, floor = self.covariance.excess(p, lambda c, p: kept(c, p) * given_noisy(c, p))
         both = floor[:, None] * (self._measured * u).flatten(2).sum(2)
         both = both + (excess[:, None] * self._coordinates * along).sum(2)
         excess, floor = self.covariance.excess(p, lambda c, p: given_noisy(c, p).square())
-        taken = floor[:, None] * self.solver.adjoint_squares(u) + (along.square() @ excess[..., None]).squeeze(2)
+        taken = floor[:, None] * squares + (along.square() @ excess[..., None]).squeeze(2)
         return found - 2 * both + taken
 
     def mixed(self, weights: Tensor, p: Tensor, u: Tensor | None) -> Tensor:
@@ -77,5 +77,6 @@ class Shapes:
 
 
 def kept(c: Tensor, p: Tensor) -> Tensor:
-    """The share of its deviation that the mean keeps along a direction of variance c, where a noisy image is seen."""
+    """The share of its deviation that the mean keeps along a direction of variance c, given an image with noise of
+    precision p; any shape."""
     return 1 / (1 + c * p)

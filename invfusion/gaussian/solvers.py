@@ -27,7 +27,7 @@ from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
 from invfusion.rng import generator
 
-# Pivots below this share of the largest are rounding errors of a zero.
+# Pivots and powers below this share of the largest are rounding errors of a zero.
 PIVOT_TOLERANCE = 1e-12
 DAMPING = 1e-10
 LOG_2_PI = math.log(2 * math.pi)
@@ -55,13 +55,10 @@ class Solver(ABC):
         """H U a, (B, K, *M) for coordinates a (B, K, r)."""
         return self.operator.H((a @ self._basis.mT).view(*a.shape[:2], *self.operator.image_shape))
 
-    def on_basis(self, u: Tensor) -> Tensor:
-        """U^T H^T u, (B, K, r) for u (B, K, *M)."""
-        return self.operator.H_adjoint(u).flatten(2) @ self._basis
-
-    def adjoint_squares(self, u: Tensor) -> Tensor:
-        """|H^T u|^2, (B, K) for u (B, K, *M)."""
-        return self.operator.H_adjoint(u).flatten(2).square().sum(2)
+    def seen_back(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """U^T H^T u, (B, K, r), and |H^T u|^2, (B, K), for u (B, K, *M)."""
+        images = self.operator.H_adjoint(u).flatten(2)
+        return images @ self._basis, images.square().sum(2)
 
     @property
     def _basis(self) -> Tensor:
@@ -134,7 +131,10 @@ class Dense(Solver):
 
     def _projector(self) -> Tensor:
         """I - H H_pinv, (B, m, m)."""
-        inside = self._of_units(lambda H, units: H.H(H.H_pinv(units)))
+        # By the spectrum where there is one: it tells dependent rows from rounding errors of a pseudo-inverse.
+        inside = self._of_units(
+            lambda H, units: H.spectral(units, torch.ones_like) if H.has_spectrum else H.H(H.H_pinv(units))
+        )
         return _identity(inside) - (inside + inside.mT) / 2
 
     def _of_units(self, apply: Callable[[LinearOperator, Tensor], Tensor]) -> Tensor:
@@ -160,12 +160,9 @@ class Dense(Solver):
     def measured_basis(self, a: Tensor) -> Tensor:
         return self.scatter(self.seen @ a.mT)
 
-    def on_basis(self, u: Tensor) -> Tensor:
-        return self.gather(u).mT @ self.seen
-
-    def adjoint_squares(self, u: Tensor) -> Tensor:
+    def seen_back(self, u: Tensor) -> tuple[Tensor, Tensor]:
         flat = self.gather(u)
-        return (flat * (self.gram @ flat)).sum(1)
+        return flat.mT @ self.seen, (flat * (self.gram @ flat)).sum(1)
 
     def gather(self, y: Tensor) -> Tensor:
         """(B, K, *M) -> (B, n, K)."""
@@ -260,9 +257,13 @@ def measured_entries(operator: LinearOperator) -> Tensor | None:
     """Where a mask sees, as indices into a flat image (B, n), the seen ones first; None for other operators."""
     if not isinstance(operator, MaskOperator):
         return None
+    return seen_first(operator)[:, : int(n_measured(operator).max())]
+
+
+def seen_first(operator: MaskOperator) -> Tensor:
+    """The indices of a flat image, those that each mask shows before the others, (B, D)."""
     seen = operator.mask.expand(-1, *operator.image_shape).flatten(1)
-    order = seen.argsort(dim=1, descending=True, stable=True)
-    return order[:, : int(n_measured(operator).max())]
+    return seen.argsort(dim=1, descending=True, stable=True)
 
 
 def n_measured(operator: MaskOperator) -> Tensor:
@@ -310,14 +311,16 @@ class Woodbury(Solver):
         self.is_flat = isinstance(operator, MaskOperator) or not bool((noise > 0).any())
         with torch.no_grad():
             if isinstance(operator, MaskOperator):
-                masks = operator.mask.expand(-1, *operator.image_shape).flatten(1) > 0
-                self.seen_share = torch.stack([seen_share(covariance.flat_basis, mask) for mask in masks])
+                self.seen_share = seen_shares(covariance.flat_basis, operator)
             else:
                 self.seen = seen_basis(covariance, operator)
                 self.seen_share = self.gram(lambda q: 1 / q) if self.is_flat else self.seen.new_empty(0)
 
     def gram(self, gain: GainOfSingular) -> Tensor:
         """U^T V diag(q gain(q))^2 V^T U, (B, r, r)."""
+        if self.seen.shape[1] == 0:
+            # Not every transform takes no images at all.
+            return self.seen.new_zeros(len(self.seen), 0, 0)
         part = self.operator.spectral(self.seen, gain).flatten(2)
         return part @ part.mT
 
@@ -325,12 +328,14 @@ class Woodbury(Solver):
         return _WoodburySystem(self, p)
 
 
-def seen_share(basis: Tensor, mask: Tensor) -> Tensor:
-    """U^T diag(mask) U, (r, r), of an orthonormal basis (D, r): by the pixels that are seen or the others, if fewer."""
-    few = mask if 2 * int(mask.sum()) <= len(mask) else ~mask
-    rows = basis[few]
-    share = rows.T @ rows
-    return share if few is mask else torch.eye(len(share), dtype=share.dtype, device=share.device) - share
+def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:
+    """U^T M U for each mask M, (B, r, r), U orthonormal (D, r): by the pixels seen or the others, the fewer."""
+    shares = []
+    for order, n in zip(seen_first(operator), n_measured(operator).tolist(), strict=True):
+        few = order[:n] if 2 * n <= len(order) else order[n:]
+        share = basis[few].T @ basis[few]
+        shares.append(share if 2 * n <= len(order) else _identity(share) - share)
+    return torch.stack(shares)
 
 
 class _WoodburySystem(System):
@@ -479,9 +484,13 @@ class Frequencies(Solver):
     def __init__(self, covariance: Stationary, operator: StridedConvolution, noise: Tensor) -> None:
         super().__init__(covariance, operator, noise)
         self.stationary, self.stride = covariance, operator.stride
-        # Of the kernel as H applies it, without the frequencies that H leaves out: (B, 1, H, W).
+        # The whole spectrum of the kernel as H applies it, without the frequencies that H leaves out, of which the
+        # operator keeps half: (B, 1, H, W).
         half = operator.spectra.forward.flatten(-3, -2)
         self.power = torch.fft.fft2(torch.fft.irfft2(half, s=operator.image_shape[1:])).abs().square()
+        # Frequencies of the measurement that H reaches, (B, 1, H/s, W/s).
+        reached = self.folded(torch.ones_like(self.power))
+        self.inside = reached > PIVOT_TOLERANCE * reached.amax((1, 2, 3), keepdim=True)
 
     def at(self, p: Tensor) -> System:
         return _FrequencySystem(self, p)
@@ -498,24 +507,22 @@ class _FrequencySystem(System):
         self.parts, self.p = parts, p
         self.variances = given_noisy(parts.stationary.spectrum, aligned_to(p, parts.power))
         folded = parts.folded(self.variances)
-        # Outside the range of H nothing is measured.
-        self.inside = folded > PIVOT_TOLERANCE * folded.amax((1, 2, 3), keepdim=True)
-        self.level = (folded + aligned_to(parts.noise, folded)).where(self.inside, 1)
+        self.level = (folded + aligned_to(parts.noise, folded)).where(parts.inside, 1)
 
     def solve(self, r: Tensor) -> Tensor:
         colours, shape = self.parts.stationary.colours, r.shape[-2:]
         z = torch.fft.rfft2(torch.einsum("kc,bnchw->bnkhw", colours, r))
-        gain = (self.inside / self.level)[:, None, ..., : z.shape[-1]]
+        gain = (self.parts.inside / self.level)[:, None, ..., : z.shape[-1]]
         solved: Tensor = torch.fft.irfft2(z * gain, s=shape)
         return torch.einsum("kc,bnkhw->bnchw", colours, solved)
 
     def variance(self) -> Tensor:
-        taken = self.parts.folded(self.variances.square()) / self.level * self.inside
+        taken = self.parts.folded(self.variances.square()) / self.level
         left: Tensor = self.variances.mean((1, 2, 3)) - taken.sum((1, 2, 3)) / self.variances[0].numel()
         return left
 
     def log_determinant(self) -> Tensor:
-        whole: Tensor = (self.inside * (self.level.log() + LOG_2_PI)).sum((1, 2, 3))
+        whole: Tensor = (self.parts.inside * (self.level.log() + LOG_2_PI)).sum((1, 2, 3))
         return whole
 
 
@@ -602,7 +609,8 @@ class _CGSystem(System):
 
     def log_determinant(self) -> Tensor:
         raise OperatorError(
-            f"the log-evidence of measurements of the operator '{self.parts.operator.kind}' needs a prior of low rank"
+            f"the log-evidence of measurements of the operator '{self.parts.operator.kind}' is not known by conjugate "
+            "gradients; it needs a prior of low rank, or a stationary one and a circular blur"
         )
 
 

@@ -143,7 +143,13 @@ def write_models(folder: Path) -> None:
         (folder / model).mkdir(parents=True, exist_ok=True)
         save_file({"w": np.zeros((17, 241), np.float32)}, folder / model / "model.safetensors")
         (folder / model / "config.json").write_text(json.dumps({"variant": model}))
-        manifest = {"n_parameters": 4097, "nimg": nimg, "git_revision": "0123456789abcdef", "data_digest": "feed" * 16}
+        manifest = {
+            "n_parameters": 4097,
+            "nimg": nimg,
+            "git_revision": "0123456789abcdef",
+            "data_digest": "feed" * 16,
+            "noise": {"kind": "gaussian", "sigma_y": [0.0, 0.2]},
+        }
         (folder / model / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -60,6 +60,11 @@ WRONG = [
         "recipes.invfusion_g.noise: 'poisson' noise is defined for operators without negative entries",
     ),
     (
+        "recipes:\n",
+        "recipes:\n  unconditional: {noise: {kind: gaussian, sigma_y: 0.1}}\n",
+        "recipes.unconditional.noise: 'unconditional' is trained on no measurements",
+    ),
+    (
         "models: [unconditional, palette, invfusion, invfusion_g]",
         "models: [palette]",
         "train.distilled.mmse: 'invfusion_g' is not among train.models",
@@ -260,4 +265,5 @@ def test_one_model_may_be_trained_with_noise_of_its_own() -> None:
     )
     changed = params.model_copy(update={"recipes": recipes})
     assert changed.task("invfusion_g").noise == own
+    assert changed.task("mmse").noise == own, "it starts from that model"
     assert changed.task("invfusion").noise == params.noise != own
