@@ -339,7 +339,7 @@ class _Part(GaussianPosterior):
         """
         gained, u = p.new_zeros(self.batch_size, len(self.centres)), None
         if gap is not None:
-            gained = p[:, None] * (self._along(gap) - 0.5 * self._shapes.energy(p))
+            gained = p[:, None] * (self._along(gap) - 0.5 * self._shapes.energy(p, kept))
         if back is not None and system is not None:
             seen = self._shapes.measured(p)
             u = (system_of_first(system) if self._is_one_channel else system).solve(seen)

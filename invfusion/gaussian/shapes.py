@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invfusion.gaussian.covariance import LowRank, given_noisy
+from invfusion.gaussian.covariance import Gain, LowRank, given_noisy
 from invfusion.gaussian.solvers import Solver, aligned_to
 
 
@@ -32,9 +32,9 @@ class Shapes:
         operator = self.solver.operator
         return operator.H(self.images.expand(operator.batch_size, *self.images.shape))
 
-    def energy(self, p: Tensor) -> Tensor:
-        """<c, g(C) c>, (B, K)."""
-        excess, floor = self.covariance.excess(p, kept)
+    def energy(self, p: Tensor, gain: Gain) -> Tensor:
+        """<c, gain(C) c>, (B, K)."""
+        excess, floor = self.covariance.excess(p, gain)
         return floor[:, None] * self.images.flatten(1).square().sum(1) + excess @ self._coordinates.square().mT
 
     def measured(self, p: Tensor) -> Tensor:
@@ -46,8 +46,7 @@ class Shapes:
 
     def squares(self, p: Tensor, u: Tensor | None) -> Tensor:
         """|z|^2, (B, K); u: (B, K, *M), or None without measurements."""
-        excess, floor = self.covariance.excess(p, lambda c, p: kept(c, p).square())
-        found = floor[:, None] * self.images.flatten(1).square().sum(1) + excess @ self._coordinates.square().mT
+        found = self.energy(p, lambda c, p: kept(c, p).square())
         if u is None:
             return found
         assert self.solver is not None
