@@ -167,6 +167,15 @@ def test_dependent_rows_count_once() -> None:
         torch.testing.assert_close(prior.posterior(measurement).mean, expected, rtol=0, atol=1e-5)
 
 
+def test_rows_that_depend_up_to_rounding_count_once() -> None:
+    rows = torch.randn(B, 5, 192, generator=generator(0, "rows"))
+    operator = MatrixOperator(SHAPE, torch.cat((rows, rows[:, :1] - rows[:, 3:4]), 1))
+    prior = fitted()
+    _, measurement = measured(exact(prior), operator, 0.0)
+    _, once = measured(exact(prior), MatrixOperator(SHAPE, rows), 0.0)
+    torch.testing.assert_close(prior.posterior(measurement).mean, prior.posterior(once).mean, rtol=0, atol=1e-4)
+
+
 def test_an_operator_of_plain_functions() -> None:
     """Without a spectrum or known inverses: its float64 matrix says what is right."""
     prior = fitted()
