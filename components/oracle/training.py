@@ -98,7 +98,7 @@ class Bench:
             "families": [family.model_dump(mode="json") for family in chosen.families],
             "training": chosen.training.model_dump(mode="json"),
             "nppc": self.boxes.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json", exclude={"noise"}),
+            "recipe": self.recipe.settings,
             "task": settings(self.task(self.chosen.images)),
             "seed": self.params.seed,
             "model": self.model,

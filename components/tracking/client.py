@@ -20,7 +20,7 @@ import numpy as np
 from components.tracking.delivery import Entry, deliver
 from components.tracking.journal import Journal
 from components.tracking.provenance import git_revision, package_versions
-from components.tracking.store import connect, experiment_id, masked, now, service_errors, tracking_uri
+from components.tracking.store import connect, experiment_id, keeps_records, masked, now, service_errors, tracking_uri
 from invfusion.files import write_text
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def start_run(params: "Params", stage: str, name: str) -> Iterator[Run]:
     Raises:
         ServiceError: the store cannot be reached now. Later failures are kept in the journal.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not keeps_records():
         yield Run()
         return
     run = _open_run(params, stage, name)

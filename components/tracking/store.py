@@ -45,8 +45,13 @@ def check_reachable(params: "Params") -> None:
     Raises:
         ServiceError: it does not answer within seconds; the message names the address and the remedy.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if keeps_records():
         connect(tracking_uri(params))
+
+
+def keeps_records() -> bool:
+    """Whether this process is the one of a run's processes that tells MLflow."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def connect(uri: str) -> Any:

@@ -16,7 +16,7 @@ def identity(params: Params, name: str) -> dict[str, Any]:
     architecture = params.architecture(name).model_dump(mode="json")
     first = {"architecture": architecture} if params.starts_from(name) is None else {}
     task = params.task(name)
-    recipe = {"recipe": params.recipe(name).model_dump(mode="json", exclude={"noise"})}
+    recipe = {"recipe": params.recipe(name).settings}
     return {"code": sources().digests(*entry_points(params, name))} | first | recipe | settings(task)
 
 

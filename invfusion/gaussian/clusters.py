@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from invfusion.errors import ConfigError, ShapeError
-from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, colour_combinations, given_noisy
+from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, colour_combinations, given_noisy, kept
 from invfusion.gaussian.posterior import GaussianPosterior
-from invfusion.gaussian.shapes import Shapes, kept
+from invfusion.gaussian.shapes import Shapes
 from invfusion.gaussian.solvers import Blocks, System, aligned_to, system_of_first
 from invfusion.operators.base import Measurement
 

@@ -26,6 +26,12 @@ def given_noisy(c: Tensor, p: Tensor) -> Tensor:
     return c / (1 + c * p)
 
 
+def kept(c: Tensor, p: Tensor) -> Tensor:
+    """The share of its deviation that the mean keeps along a direction of variance c, given an image with noise of
+    precision p; any shape."""
+    return 1 / (1 + c * p)
+
+
 class Covariance(nn.Module, ABC):
     """A covariance of images (C, H, W) with known, positive eigenvalues; `tensor_names` are those that define it."""
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invfusion.gaussian.covariance import Gain, LowRank, given_noisy
+from invfusion.gaussian.covariance import Gain, LowRank, given_noisy, kept
 from invfusion.gaussian.solvers import Solver, aligned_to
 
 
@@ -73,9 +73,3 @@ class Shapes:
     def _back(self, u: Tensor, p: Tensor) -> Tensor:
         assert self.solver is not None
         return self.covariance.filter(self.solver.operator.H_adjoint(u), p, given_noisy)
-
-
-def kept(c: Tensor, p: Tensor) -> Tensor:
-    """The share of its deviation that the mean keeps along a direction of variance c, given an image with noise of
-    precision p; any shape."""
-    return 1 / (1 + c * p)

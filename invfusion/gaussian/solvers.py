@@ -15,6 +15,7 @@ any rank: r lies in the range of H where sigma_y = 0, and only H^T u matters. Th
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ class Solver(ABC):
     @abstractmethod
     def at(self, p: Tensor) -> "System":
         """The system at precisions p (B,)."""
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether any measurement is."""
+        return bool((self.noise > 0).any())
 
     def in_range(self, y: Tensor) -> Tensor:
         """What of y (B, *M) lies in the range of H."""
@@ -97,7 +103,6 @@ class Dense(Solver):
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
         super().__init__(covariance, operator, noise)
         self.low_rank = covariance
-        self.is_noisy = bool((noise > 0).any())
         self.entries = measured_entries(operator)
         self.seen, self.gram, self.outside = self._parts()
         of_each = self.outside if self.outside.ndim == 2 else self.outside.diagonal(dim1=-2, dim2=-1)
@@ -308,7 +313,7 @@ class Woodbury(Solver):
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
         super().__init__(covariance, operator, noise)
         self.low_rank = covariance
-        self.is_flat = isinstance(operator, MaskOperator) or not bool((noise > 0).any())
+        self.is_flat = isinstance(operator, MaskOperator) or not self.is_noisy
         with torch.no_grad():
             if isinstance(operator, MaskOperator):
                 self.seen_share = seen_shares(covariance.flat_basis, operator)
@@ -333,7 +338,8 @@ def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:
     shares = []
     for order, n in zip(seen_first(operator), n_measured(operator).tolist(), strict=True):
         few = order[:n] if 2 * n <= len(order) else order[n:]
-        share = basis[few].T @ basis[few]
+        rows = basis[few]
+        share = rows.T @ rows
         shares.append(share if 2 * n <= len(order) else _identity(share) - share)
     return torch.stack(shares)
 

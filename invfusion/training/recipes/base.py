@@ -43,6 +43,11 @@ class Recipe(Config):
     def reads_out(self) -> dict[str, Any]:
         return {"kind": "heun", "n_steps": 8}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its fields as JSON, without the noise, which is a part of the task."""
+        return self.model_dump(mode="json", exclude={"noise"})
+
     def task(self, usual: Task) -> Task:
         """What is learnt, made of the usual task: the diffusion loss on measured images."""
         return usual
