@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-SERVER_TIMEOUT_S = 5
+# Where nothing listens the refusal comes at once; a server on a busy host, or one that has just started, takes its time.
+SERVER_TIMEOUT_S = 30
 # Names the file to which every finished step adds a line {"stage", "seconds"}.
 TIMINGS = "INVFUSION_TIMINGS"
 # A lock for each step that runs.
@@ -169,7 +170,7 @@ def check_prefect() -> None:
     """Where a Prefect server is configured, it must answer.
 
     Raises:
-        ServiceError: names the address and the remedy, within seconds.
+        ServiceError: names the address and the remedy, within half a minute.
     """
     url = prefect_url()
     if not url:
