@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Where nothing listens the refusal comes at once; a server on a busy host, or one that has just started, takes its time.
+# Where nothing listens the refusal comes at once; a server on a busy host, or just started, takes its time.
 SERVER_TIMEOUT_S = 30
 # Names the file to which every finished step adds a line {"stage", "seconds"}.
 TIMINGS = "INVFUSION_TIMINGS"

@@ -15,8 +15,9 @@ reports/costs.json: {method, degradation, n, n_diverged, nfe, seconds_per_image,
    these differ from run to run, the records do not.
 artifacts/evaluation/
    scores/<degradation>/<method>.safetensors: {metric: (n,) float64} for each metric that is a mean over images, in the
-      order of the frozen set's images; NaN where an image diverged, or where it is not among the metric's images. Of
-      equal images and noise for all methods, so the values of two methods can be compared in pairs.
+      order of the frozen set's images; NaN where an image diverged, or where it is not among the metric's images. For
+      each other metric its values over resampled images, (R,) float64, where none diverged the same ones for all
+      methods. Of equal images and noise, so that two methods can be compared in pairs.
    measurements/<degradation>.json and .npy: the frozen set that every method sees (see `measurement_sets`). Samples
       whose operators cannot share a batch (another stride, say) lie in different groups.
    restorations/<degradation>/<method>.safetensors: the first params.report.gallery_images images, also of "truth" and

@@ -26,7 +26,7 @@ from components.records import Record
 from invfusion.errors import WeightsUnavailableError
 from invfusion.files import sha256_of
 from invfusion.metrics import METRICS, Metric, Need, Networks, Restorations, mean_interval
-from invfusion.metrics.tools.bootstrap import interval_around, resampled
+from invfusion.metrics.tools.bootstrap import interval_of, laid_around, resampled
 from invfusion.rng import generator
 
 log = logging.getLogger(__name__)
@@ -119,13 +119,19 @@ class Judge:
         return record(case.cell, metric.name, self._summary(case, metric, values), len(values))
 
     def scores(self, case: Case) -> Tensors:
-        """For each metric that is a mean over images, the value of each image (n,) float64; NaN where it has none."""
+        """What pairs are compared by: of each metric that is a mean over images the value of each image (n,) float64,
+        NaN where it has none; of each other one its values over resampled images, (R,) float64.
+        """
         found = {}
         for metric in self.metrics(case):
-            if metric.statistic is None and not self._obstacle(case, metric):
-                images, values = self.values(case, metric)
+            if self._obstacle(case, metric):
+                continue
+            images, values = self.values(case, metric)
+            if metric.statistic is None:
                 found[metric.name] = torch.full((len(case.measured.keys),), torch.nan, dtype=torch.float64)
                 found[metric.name][images] = self._capped(case, metric, values).double()
+            elif len(values) >= 2:
+                found[metric.name] = torch.tensor(self._summary(case, metric, values)["resampled"], dtype=torch.float64)
         return found
 
     def curves(self, case: Case) -> Iterator[dict[str, Any]]:
@@ -296,19 +302,21 @@ class Judge:
             draws = [generator(self.params.seed, f"evaluate/bootstrap/real/{side}") for side in range(2)]
             return _of_set(metric, self._features(metric, self.true_images), self._reference(metric), count, *draws)
 
-        return self.memo.data(facts, compute)
+        return {name: value for name, value in self.memo.data(facts, compute).items() if name != "resampled"}
 
 
 def _of_set(
     metric: Metric, values: Tensor, reference: Tensor | None, count: int, draws: torch.Generator,
     of_reference: torch.Generator,
 ) -> Summary:  # fmt: skip
-    """A number that is no mean over images, with its interval over resampled images and resampled reference."""
+    """A number that is no mean over images, with its values over resampled images and resampled reference, and their
+    interval."""
     weights = resampled(len(values), count, draws).to(values.device)
     others = None if reference is None else resampled(len(reference), count, of_reference).to(values.device)
     value = metric.number(values, reference)
-    low, high = interval_around(value, metric.weighted(values, reference)(weights, others).cpu(), metric.nonnegative)
-    return {"value": value, "low": low, "high": high, "n_exact": 0}
+    spread = laid_around(value, metric.weighted(values, reference)(weights, others).cpu(), metric.nonnegative)
+    low, high = interval_of(spread)
+    return {"value": value, "low": low, "high": high, "n_exact": 0, "resampled": spread.tolist()}
 
 
 _file_digest = cache(sha256_of)

@@ -10,7 +10,7 @@ from typing import Any
 from components import records as record_files
 from components.records import Record, available, tidy
 
-# value, low, high, n_exact
+# value, low, high, n_exact; of what is no mean over images also resampled
 Summary = dict[str, Any]
 
 

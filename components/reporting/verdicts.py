@@ -2,7 +2,8 @@
 
 All methods restore the same images from the same measurements with the same noise. So two are compared by their values'
 mean difference over images, with its 95% bootstrap interval; where that contains 0, nothing is decided. Distances
-between sets have no values of images: there the difference lies between the extremes that the two intervals allow.
+between sets have no values of images, but the same images were resampled for both: the interval is that of their
+differences. Where images of one diverged, the difference lies between the extremes that the two intervals allow.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from components.records import Record, by_key
 from components.reporting import tables
 from components.reporting.experiments import ClaimConfig
 from invfusion.metrics import METRICS
-from invfusion.metrics.tools.bootstrap import resamples
+from invfusion.metrics.tools.bootstrap import interval_of, resamples
 from invfusion.rng import generator
 
 Outcome = Literal["holds", "does not hold", "undecided", "cannot be tested here"]
@@ -64,7 +65,8 @@ class Evidence:
         return by_key(self.records)
 
     def values(self, key: Key) -> Tensor | None:
-        """The values of single images (n,), in the order of the measurement set; None where there are none."""
+        """The values of single images (n,), in the order of the measurement set, or of a distance between sets those
+        over resampled images (R,); None where there are none."""
         method, degradation, metric = key
         path = self.scores / degradation / f"{file_name(method)}.safetensors"
         if path not in self.loaded:
@@ -93,8 +95,12 @@ class Evidence:
         ours, theirs = self.values(a.key), self.values(b.key)
         assert a.value is not None
         assert b.value is not None
-        if ours is not None and theirs is not None and int((ours - theirs).isfinite().sum()) > 1:
-            return paired_difference(ours - theirs, a.degradation)
+        of_set = METRICS[a.metric].statistic is not None
+        if ours is not None and theirs is not None:
+            if of_set and a.n == b.n and not a.n_diverged and not b.n_diverged:
+                return a.value - b.value, *interval_of(ours - theirs), a.n
+            if not of_set and int((ours - theirs).isfinite().sum()) > 1:
+                return paired_difference(ours - theirs, a.degradation)
         if a.low is None or a.high is None or b.low is None or b.high is None:
             return a.value - b.value, -inf, inf, 0
         return a.value - b.value, a.low - b.high, a.high - b.low, 0

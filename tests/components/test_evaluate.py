@@ -33,6 +33,7 @@ from invfusion.degradations import FAMILIES, DegradationFamily
 from invfusion.errors import CheckpointError, DataError, OperatorError
 from invfusion.measuring import NOISELESS, Streams, measure_batch
 from invfusion.metrics import METRICS, FeatureStatistics, Metric, Restorations, frechet_distance, pixel_features
+from invfusion.metrics.tools.bootstrap import interval_of
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
 from invfusion.noise import AnyNoise, GaussianNoise, PoissonNoise
 from invfusion.operators import LinearOperator, MatrixOperator
@@ -263,13 +264,24 @@ def test_scores_of_images_can_be_compared_in_pairs(workplace: Path, records: lis
     for (method, degradation, metric), r in cells.items():
         folder = workplace / "artifacts/evaluation/scores" / degradation
         scores = load_file(folder / f"{file_name(method)}.safetensors")
-        if METRICS[metric].statistic is None and r["value"] is not None:
-            values = scores[metric]
-            assert (values.shape, values.dtype) == ((N,), torch.float64)
+        if r["value"] is None:
+            assert metric not in scores
+            continue
+        values = scores[metric]
+        assert values.dtype == torch.float64
+        if METRICS[metric].statistic is not None:
+            assert interval_of(values) == pytest.approx((r["low"], r["high"]), rel=1e-5, abs=1e-9)
+        else:
+            assert values.shape == (N,)
             assert int(values.isfinite().sum()) == r["n"]
             assert float(values.nanmean()) == pytest.approx(r["value"], rel=1e-5)
-        else:
-            assert metric not in scores
+
+
+def test_distances_between_sets_are_resampled_alike_for_all_methods(workplace: Path) -> None:
+    """So that those of two methods rise and fall together, and their difference varies less than either."""
+    folder = workplace / "artifacts/evaluation/scores/matrix"
+    ours, theirs = (load_file(folder / f"{name}.safetensors")["fd_pixel8x8"] for name in ("palette", "invfusion"))
+    assert float((ours - theirs).std()) < 0.9 * min(float(ours.std()), float(theirs.std()))
 
 
 def test_nested_metrics_hold_the_available_numbers(workplace: Path, records: list[dict]) -> None:

@@ -296,6 +296,8 @@ RECORDS = [
     record("A", "psnr", 12.0, 2.0), record("B", "psnr", 11.0, 2.0), record("C", "psnr", 11.9, 2.0),
     record("D", "psnr", 12.5, 2.0, n_diverged=2), record("A", "fd_pixel8x8", 3.0), record("B", "fd_pixel8x8", 1.0),
     record("A", "kid", 3.0), record("B", "kid", 1.0), record("C", "kid", 1.1),
+    record("A", "cfid", 8.0, 3.0), record("B", "cfid", 7.0, 3.0), record("C", "cfid", 7.9, 3.0),
+    record("D", "cfid", 8.5, n_diverged=2),
     record("A", "lpips", None, unavailable="no file weights/alexnet"),
     record("A", "fid", None, unavailable="no file weights/inception"), record("B", "fid", None, unavailable="so too"),
 ]  # fmt: skip
@@ -310,7 +312,9 @@ def claimed(folder: Path, **claim: Any) -> verdicts.Finding:
     }  # fmt: skip
     for method, values in scores.items():
         (folder / "matrix").mkdir(exist_ok=True)
-        save_file({"psnr": values}, folder / "matrix" / f"{method.lower()}.safetensors")
+        save_file(
+            {"psnr": values, "cfid": values.nan_to_num(0) - 4}, folder / "matrix" / f"{method.lower()}.safetensors"
+        )
     evidence = verdicts.Evidence(RECORDS, folder)
     (finding,) = verdicts.findings([ClaimConfig(text="t", **claim)], ["A", "B", "C", "D"], ["matrix"], evidence)
     return finding
@@ -331,7 +335,11 @@ def claimed(folder: Path, **claim: Any) -> verdicts.Finding:
         ({"better": "A", "metric": "psnr", "than": ["B"], "within": 1.5}, "holds", "+1.00"),
         ({"better": "A", "metric": "psnr", "than": ["B"], "within": 0.9}, "does not hold", "+1.00"),
         ({"better": "A", "metric": "psnr", "than": ["C"], "within": 0.1}, "undecided", "+0.10"),
-        # Distances between sets have intervals alone.
+        # Of distances between sets the same images were resampled; where some diverged, there are intervals alone.
+        ({"better": "B", "metric": "cfid", "than": ["A"]}, "holds", "−1.00, 40 images paired"),
+        ({"better": "A", "metric": "cfid", "than": ["C"]}, "undecided", "+0.10 (−0."),
+        ({"better": "B", "metric": "cfid", "than": ["D"]}, "undecided", "from the two intervals"),
+        # So it is where what was resampled was not kept.
         ({"better": "B", "metric": "kid", "than": ["A"]}, "holds", "−2.00 (−2.20 to −1.80), from the two intervals"),
         ({"better": "B", "metric": "kid"}, "undecided", "against C KID 1.10 (1.00–1.20): difference −0.10"),
         ({"better": "B", "metric": "kid"}, "undecided", "no number of D"),

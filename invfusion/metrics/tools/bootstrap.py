@@ -29,7 +29,7 @@ def mean_interval(values: Tensor, count: int, generator: torch.Generator) -> Int
     if values.ndim != 1 or len(values) == 0:
         raise ShapeError(f"an interval needs one value per image, got shape {tuple(values.shape)}")
     means = [float(w @ values.double()) / len(values) for w in resamples(len(values), count, generator)]
-    return _quantiles(torch.tensor(means, dtype=torch.float64))
+    return interval_of(torch.tensor(means, dtype=torch.float64))
 
 
 def statistic_interval(
@@ -41,22 +41,21 @@ def statistic_interval(
     values is laid around `value`. It says how much the number varies at this n, not how far its own bias carries it.
     """
     values = torch.tensor([statistic(w) for w in resamples(n, count, generator)], dtype=torch.float64)
-    return interval_around(value, values)
+    return interval_of(laid_around(value, values))
 
 
-def interval_around(value: float, values: Tensor, nonnegative: bool = False) -> Interval:
-    """The spread of resampled values (R,) laid around `value`; see `statistic_interval`.
+def laid_around(value: float, values: Tensor, nonnegative: bool = False) -> Tensor:
+    """Resampled values (R,) with their spread, but with `value` as their mean; see `statistic_interval`.
 
-    nonnegative: of a distance, whose values are relative to their mean, so that the interval ends at 0 at the latest.
+    nonnegative: of a distance, whose values are relative to their mean, so that none is below 0.
     """
     if nonnegative and float(values.mean()) > 0:
-        low, high = _quantiles(values / values.mean())
-        return value * low, value * high
-    low, high = _quantiles(values - values.mean())
-    return value + low, value + high
+        return value * values / values.mean()
+    return value + (values - values.mean())
 
 
-def _quantiles(values: Tensor) -> Interval:
+def interval_of(values: Tensor) -> Interval:
+    """Where the middle 95% of resampled values (R,) lie."""
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
     return low, high

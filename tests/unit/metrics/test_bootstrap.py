@@ -3,7 +3,7 @@ import torch
 
 from invfusion.errors import ShapeError
 from invfusion.metrics import mean_interval, statistic_interval
-from invfusion.metrics.tools.bootstrap import interval_around
+from invfusion.metrics.tools.bootstrap import interval_of, laid_around
 from invfusion.rng import generator
 
 
@@ -36,11 +36,12 @@ def test_interval_of_a_statistic_lies_around_its_value() -> None:
 
 def test_the_interval_of_a_distance_ends_at_zero_at_the_latest() -> None:
     values = torch.tensor([0.1, 5.0, 0.2, 7.0, 0.0], dtype=torch.float64)
-    low, high = interval_around(0.5, values)
+    low, high = interval_of(laid_around(0.5, values))
     assert low < 0
-    low, high = interval_around(0.5, values, nonnegative=True)
+    low, high = interval_of(laid_around(0.5, values, nonnegative=True))
     assert 0 <= low < 0.5 < high
-    assert interval_around(0.0, torch.zeros(5, dtype=torch.float64), nonnegative=True) == (0, 0)
+    zero = laid_around(0.0, torch.zeros(5, dtype=torch.float64), nonnegative=True)
+    assert interval_of(zero) == (0, 0)
 
 
 def test_no_values_no_interval() -> None:
