@@ -93,7 +93,7 @@ def describe(params: Params, records: Sequence[Record]) -> Page:
     """Everything that the report says."""
     trained, unseen = split_degradations(params, records)
     kinds = trained + unseen
-    paper = Paper.of_noise(params.evaluate.noise, params.data.name).under(params.evaluate.families)
+    paper = Paper.of_noise(params.evaluate.noise, params.data.name).under(params.evaluate.families, params.degradation)
     contests = contests_of(params, records, kinds)
     headlines = [line for c in contests for m in c.metrics if m in HEADLINES and (line := c.headline(m))]
     restoration = restoration_tables(params, records, trained, unseen, paper)

@@ -163,7 +163,8 @@ def describe(outcome: Outcome, *others: Outcome) -> Page:
     experiment, records = outcome.experiment, outcome.results.records
     notes = [*outcome.missing.values(), *tables.reasons(records)]
     notes += [
-        f"the model '{name}' has weights of the published code ({file})" for name, file in outcome.imported.items()
+        f"the model '{name}' has weights of the published code ({file}), which learned its law of degradations"
+        for name, file in outcome.imported.items()
     ]
     notes += [*tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
     claims_heading = "What the paper claims" if experiment.table else "What is claimed"
@@ -242,7 +243,7 @@ def metrics_of(outcome: Outcome) -> dict[str, list[str]]:
 
 def paper_of(outcome: Outcome) -> Paper:
     published = Paper.of_table(outcome.experiment.table, outcome.params.data.name)
-    return published.under(outcome.params.evaluate.families)
+    return published.under(outcome.params.evaluate.families, outcome.params.degradation)
 
 
 def costs_table(outcome: Outcome) -> Table:

@@ -1,7 +1,8 @@
 """Trained models beyond those of the pipeline, for the tables: each lies under a name made of all that it depends on.
 
 A model of the pipeline that depends on the same is taken as it is; what is there is never trained twice. Imported
-weights of the published code (components.registry.import_checkpoint) are taken for the model whose network they are of.
+weights of the published code (components.registry.import_checkpoint) are taken for the model of their network and
+noise.
 """
 
 import logging
@@ -15,7 +16,7 @@ from components.params import Params, params_from, read_values
 from components.paths import MODELS, STAGED
 from components.reporting.experiments import Experiment, Model
 from components.training import train
-from components.training.identity import identity
+from components.training.identity import identity, settings
 from components.training.train import Places, launch, must_launch
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, ConfigError
@@ -60,10 +61,12 @@ class Wanted:
         return FOLDER / f"{self.name}-{self.fingerprint[:12]}-{self.images}"
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder holds this very model, trained to the end, or imported weights of its network."""
+        """Whether a folder holds this very model, trained to the end, or imported weights of its network that are said
+        to have seen its noise."""
         manifest = _manifest(folder)
         if "imported" in manifest:
-            return _network(load_config(folder)) == _network(self.network.config)
+            noise = settings(self.params.task(self.name))["noise"]
+            return manifest.get("noise") == noise and _network(load_config(folder)) == _network(self.network.config)
         return (manifest.get("fingerprint"), manifest.get("nimg")) == (self.fingerprint, self.images)
 
     def train(self) -> None:

@@ -63,6 +63,10 @@ class Mixture(DegradationFamily):
     def is_nonnegative(self) -> bool:
         return all(member.is_nonnegative for member in self.members)
 
+    @property
+    def is_official(self) -> bool:
+        return all(member.is_official for member in self.members)
+
     def law_versions(self) -> dict[str, int]:
         return {kind: version for member in self.members for kind, version in member.law_versions().items()}
 

@@ -14,11 +14,12 @@ from components.registry.import_checkpoint import import_checkpoint, main
 from components.registry.register import check_checkpoints
 from components.reporting.experiments import Experiment
 from components.training.train import LOGS, MODELS, train
-from components.training.zoo import Zoo, imported_from
+from components.training.zoo import Wanted, Zoo, imported_from
 from invfusion.degradations import FAMILIES
 from invfusion.errors import CheckpointError
 from invfusion.models import build_denoiser, load_denoiser
 from invfusion.models.official import official_name
+from invfusion.noise import GaussianNoise
 from invfusion.rng import generator
 from invfusion.samplers import Heun
 
@@ -80,9 +81,18 @@ def test_a_table_takes_it_for_the_network_that_it_is(params: Params) -> None:
     )
     assert imported_from(MODELS / "invfusion") == "training-state-0000640.pt"
     other = params.model_copy(update={"model": params.model.model_copy(update={"invfusion_levels": [0]})})
-    found, missing = Zoo("one", experiment, other, trains=False).provide(["invfusion"])
-    assert not found
-    assert "is not trained" in missing["invfusion"]
+    noisy = params.model_copy(update={"noise": GaussianNoise(sigma_y=0.1)})
+    for unlike in (other, noisy):
+        found, missing = Zoo("one", experiment, unlike, trains=False).provide(["invfusion"])
+        assert not found
+        assert "is not trained" in missing["invfusion"]
+
+
+def test_it_is_taken_for_a_table_of_the_noise_that_it_is_said_to_have_seen(params: Params, tmp_path: Path) -> None:
+    noisy, file = params.model_copy(update={"noise": GaussianNoise(sigma_y=0.1)}), Path("training-state-0000640.pt")
+    wanted = Wanted("invfusion", noisy)
+    assert not wanted.is_in(import_checkpoint(file, "tiny", "invfusion", tmp_path / "none"))
+    assert wanted.is_in(import_checkpoint(file, "tiny", "invfusion", tmp_path / "its own", wanted.params.noise))
 
 
 def test_nothing_is_written_of_a_wrong_file(params: Params, tmp_path: Path) -> None:
@@ -96,4 +106,7 @@ def test_on_the_command_line_an_error_is_one_line(tmp_path: Path, monkeypatch: p
     words = ["x", str(tmp_path / "a.pt"), "--preset", "ffhq64", "--variant", "invfusion"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit, match=r"^error: .*damaged or truncated.*$"):
+        main()
+    monkeypatch.setattr("sys.argv", [*words, "--noise", "{kind: gaussian, sigma: 0.1}"])
+    with pytest.raises(SystemExit, match="2"):
         main()

@@ -150,3 +150,5 @@ class TestOfficialLaw:
     def test_the_papers_law_is_the_default_and_says_so(self) -> None:
         laws = [StridedMotionBlur(), PatchInpainting(), PatchInpainting(law="official"), RandomMatrix()]
         assert [law.is_official for law in laws] == [False, False, True, True]
+        assert Mixture(members=laws[2:]).is_official
+        assert not Mixture(members=laws).is_official, "nor is a mixture with any member that is not"
