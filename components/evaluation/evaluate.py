@@ -29,8 +29,9 @@ artifacts/evaluation/
    real.json: {metric, n, value, low, high} of the true images themselves, for each metric that compares sets of images
       to real ones that were not measured: what a perfect restoration would score.
    calibration.json: {degradation, method, tarp, coverage, predicted, actual} of each method with draws: TARP's curve
-      and the coverage of central intervals at 41 levels from 0 to 1, and the deviations of pixels grouped by the
-      predicted one; {degradation, method, predicted, actual} of one with principal components, for each direction.
+      and the coverage of central intervals at 41 levels from 0 to 1, and the deviations that half of the draws predict
+      and that there are, of pixels grouped by the other half; {degradation, method, predicted, actual} of one with
+      principal components, for each direction.
 """
 
 import hashlib

@@ -35,6 +35,22 @@ def test_draws_of_the_right_law_are_calibrated() -> None:
     torch.testing.assert_close(torch.tensor(curves["coverage"]).double(), LEVELS, atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.5])
+def test_groups_of_pixels_are_as_reliable_as_all(spread: float) -> None:
+    """Grouped by the draws that are judged, those that happen to agree would seem too sure."""
+    curves = curves_of_draws(case(spread=spread))
+    for predicted, actual in zip(curves["predicted"], curves["actual"], strict=True):
+        assert predicted / actual == pytest.approx(number("std_ratio", case(spread=spread)), rel=0.2)
+
+
+def test_two_draws_are_too_few_to_group_by() -> None:
+    restored = case()
+    two = Restorations(
+        images=restored.images, draws=restored.draws[:, :2], truth=restored.truth, random=restored.random
+    )
+    assert curves_of_draws(two)["predicted"] == []
+
+
 @pytest.mark.parametrize("grey_levels", [1, 2])
 def test_pixels_are_chosen_without_favouring_the_truth(grey_levels: float) -> None:
     """Chosen by the range of the draws alone, those whose draws happen to agree would be missing."""
@@ -57,7 +73,7 @@ def test_pixels_without_anything_at_stake_are_left_out() -> None:
 
 def test_reliability_groups_by_prediction() -> None:
     predicted = torch.linspace(0.01, 1, 1200).double()
-    found = reliability(predicted, 4 * predicted)
+    found = reliability(predicted, predicted, 4 * predicted)
     torch.testing.assert_close(torch.tensor(found["actual"]), 2 * torch.tensor(found["predicted"]), rtol=1e-4, atol=0)
     assert found["predicted"] == sorted(found["predicted"])
 
