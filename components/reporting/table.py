@@ -292,7 +292,9 @@ def tuned_line(outcome: Outcome) -> str:
     by = "; ".join(f"{', '.join(dict.fromkeys(names))} by {METRICS[metric].label}" for metric, names in found.items())
     headline = outcome.experiment.metrics[0]
     rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
-    return f"Step sizes were tuned on the validation split: {by}{rest}."
+    # What `tuned` says was found without noise.
+    noiseless = "" if outcome.params.evaluate.noise.is_absent else ", without noise"
+    return f"Step sizes were tuned on the validation split{noiseless}: {by}{rest}."
 
 
 def frozen_notes(results: Results) -> list[str]:

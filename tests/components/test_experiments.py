@@ -537,6 +537,13 @@ class TestTunedByWhatIsReported:
         assert table.tuned_line(outcome) == line
         assert line in table.caption(outcome)
 
+    def test_a_table_with_noise_says_that_its_step_sizes_were_found_without(self, project: Path) -> None:
+        experiment = load_experiment("table_11")
+        changed = experiment.applied(tuned(make_params(), psnr=1.0))
+        plan = methods.columns(changed, ["unconditional"])
+        line = table.tuned_line(table.Outcome("table_11", experiment, changed, plan, Results(), {}, {}))
+        assert line.startswith("Step sizes were tuned on the validation split, without noise: ")
+
     def test_the_evaluation_takes_those_of_its_own(self, project: Path) -> None:
         (column, *_) = methods.columns(tuned(make_params(), lpips=2.0, psnr=1.0), ["unconditional"])[2:]
         assert column.kind == "matrix"
