@@ -37,7 +37,7 @@ RUN_LINE = "MLflow run %s: %s"
 # The parameters that runs of a stage are compared by; all of them are in the run's file params.json.
 SECTIONS = {
     "train": ("seed", "data", "degradation", "model", "train"),
-    "evaluate": ("seed", "data", "noise", "evaluate"),
+    "evaluate": ("seed", "data", "evaluate"),
     "register": ("seed", "data", "degradation", "model", "register"),
 }
 # After a failed delivery the run does not try again for this long, so that a dead server does not slow training down.
