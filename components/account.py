@@ -2,7 +2,8 @@
 
 FLOPs are counted in closed form (`invfusion.models.flops`); a machine's speed is measured by a small training step, or
 is that of a named GPU at the share of its peak that the paper's own trainings reached. Sampling costs are the calls of
-each method's sampler, counted with a stand-in for the network.
+each method's sampler, counted with a stand-in for the network. What the Gaussian posterior takes is timed on this
+machine's CPU with a stand-in for the images' prior; on a GPU it is the share that it had on one.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +20,19 @@ import torch
 from torch import Tensor
 
 from components.evaluation.methods import Column, Method, columns
-from components.params import Params
+from components.evaluation.restoring import MAX_COMPONENTS
+from components.params import Params, PriorFitConfig
 from components.reporting.experiments import Experiment, Model
 from invfusion.degradations import FAMILIES, DegradationFamily, Mixture
 from invfusion.errors import ConfigError
+from invfusion.gaussian import GaussianPrior
+from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
 from invfusion.models import DenoiserConfig
 from invfusion.models.flops import activation_numbers, forward_flops
-from invfusion.operators import Measurement
+from invfusion.models.preconditioning import preconditioning_for
+from invfusion.noise import Noise
+from invfusion.operators import LinearOperator, MaskOperator, Measurement, StridedConvolution
 from invfusion.rng import generators, randn
 from invfusion.samplers import Sampler
 
@@ -35,34 +41,48 @@ GIB = 2**30
 BACKWARD = 3
 # float32 weights and gradients, Adam's two moments, and the moving average.
 TRAINING_BYTES = 20
+# What an eager training step holds beside what it keeps: one of FFHQ64 with 128 images a call held 48.3 GiB of an H200,
+# where weights and what is kept come to 40.9.
+MARGIN = 1.2
 # Of a training state on disk: weights, moments, average; the former one lies there until the new one is complete.
 STATE_BYTES = 2 * 16
 TOO_LONG_DAYS = 30.0
 # The paper trains FFHQ64 (2^25 images of 244 GFLOP) in about a day on 8 A40, whose peak in fp16 is 150 TFLOP/s.
 UTILISATION = 0.08
+# The Gaussian posterior is timed on as many images as have so many pixels, at least one and at most MOST of them; of
+# operators, FEW draws are averaged.
+PIXELS, MOST, FEW = 2**14, 16, 3
+# Of the matrices that conditioning builds in float64, how many of a size are there at once: 0.6 to 2.6 times the memory
+# that was measured with a prior of rank 384 (docs/reproduction.md).
+COPIES = 4
+# What it added to InvFusion's training steps and sampling calls of FFHQ64 on an H200 (docs/performance.md).
+OF_A_STEP, OF_A_CALL = 0.24, 0.45
+# The share of colour in the stand-in's images; the rest is grey.
+COLOUR = 0.25
 
 
 @dataclass(frozen=True)
 class Machine:
-    """flops: per second that it reaches; memory, disk: bytes that are there."""
+    """flops: per second that it reaches; memory, disk: bytes that are there; is_gpu: whether networks run on one."""
 
     name: str
     flops: float
     memory: float
     disk: float
+    is_gpu: bool = False
 
     @classmethod
     def named(cls, name: str) -> "Machine":
         """One GPU of GPUS, with this machine's disk."""
         peak, gigabytes = GPUS[name]
-        return cls(name, peak * UTILISATION, gigabytes * 1e9, shutil.disk_usage(".").free)
+        return cls(name, peak * UTILISATION, gigabytes * 1e9, shutil.disk_usage(".").free, is_gpu=True)
 
     @classmethod
     def this(cls, flops: float, device: torch.device) -> "Machine":
         """The one that this runs on, at a measured speed."""
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
-            return cls(torch.cuda.get_device_name(device), flops, memory, shutil.disk_usage(".").free)
+            return cls(torch.cuda.get_device_name(device), flops, memory, shutil.disk_usage(".").free, is_gpu=True)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls("this machine's CPU", flops, memory, shutil.disk_usage(".").free)
 
@@ -79,8 +99,22 @@ class Step:
     activation_bytes: float
 
     def kept(self, config: DenoiserConfig) -> float:
-        """The same of another network, in float32: as many more bytes as it has more arithmetic."""
-        return self.activation_bytes * forward_flops(config) / forward_flops(self.config)
+        """The same of another network, in float32, with `MARGIN`: as many more bytes as it has more arithmetic."""
+        return MARGIN * self.activation_bytes * forward_flops(config) / forward_flops(self.config)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the Gaussian posterior takes for one image. first, again: seconds of the first call on its measurement, and
+    of each further one; memory: bytes."""
+
+    first: float = 0.0
+    again: float = 0.0
+    memory: float = 0.0
+
+    def seconds(self, calls: int) -> float:
+        """Of all calls on one measurement."""
+        return self.first + max(calls - 1, 0) * self.again
 
 
 # The parameters of a model, by the parameters of its experiment and its recipe's name.
@@ -89,7 +123,9 @@ Count = Callable[[Params, str], int]
 
 @dataclass(frozen=True)
 class Line:
-    """What one stage, or one method of it, takes. calls: network calls per image, where images are restored."""
+    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of drawing operators;
+    gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where images are
+    restored."""
 
     stage: str
     what: str
@@ -98,10 +134,17 @@ class Line:
     memory: float
     disk: float
     calls: int | None = None
+    gaussian_seconds: float = 0.0
 
     def seconds(self, machine: Machine) -> float:
-        """With operators drawn in the background, the slower of both decides."""
-        return max(self.flops / machine.flops, self.cpu_seconds)
+        """With operators drawn in the background, the slower of both decides; the Gaussian is not computed there."""
+        return max(self.flops / machine.flops + self.gaussian(machine), self.cpu_seconds)
+
+    def gaussian(self, machine: Machine) -> float:
+        """What of it is the Gaussian posterior's: as on this machine's CPU, or where a GPU runs a network, a share."""
+        if not machine.is_gpu or not self.flops or not self.gaussian_seconds:
+            return self.gaussian_seconds
+        return self.flops / machine.flops * (OF_A_STEP if self.calls is None else OF_A_CALL)
 
     def problems(self, machine: Machine) -> list[str]:
         """Why it does not fit."""
@@ -109,7 +152,8 @@ class Line:
         if self.memory > machine.memory:
             found.append(f"{self.memory / GIB:.0f} GiB of memory, {machine.memory / GIB:.0f} are there")
         if (days := self.seconds(machine) / 86_400) > TOO_LONG_DAYS:
-            found.append(f"{days:.0f} days")
+            gaussian = self.gaussian(machine) / 86_400
+            found.append(f"{days:.0f} days" + (f", {gaussian:.0f} of them the Gaussian's" if gaussian >= 1 else ""))
         return found
 
 
@@ -152,16 +196,18 @@ def evaluation(
     """Every method on every family. Models stay in memory once they were used."""
     weights = 4.0 * sum(sizes[name] for name in {m.model for c in plan for m in c.methods if m.model})
     for column in plan:
-        n, (draw_seconds, n_measured) = _n_images(params, column), _drawn(params, column.family)
-        values = 4.0 * n * (n_measured + 1)
+        n, drawn = _n_images(params, column), _drawn(params, column.family)
+        values = 4.0 * n * (drawn.n_measured + 1)
         # Kept in the evaluation's output, and in DVC's cache.
-        yield Line("evaluate", f"{column.kind}: measurements", 0, n * draw_seconds, 0, 2 * values)
+        yield Line("evaluate", f"{column.kind}: measurements", 0, n * drawn.seconds, 0, 2 * values)
         for method in column.methods:
-            repeated = min(n, max(params.report.gallery_images, params.evaluate.calibration_images))
-            images = n + repeated * method.extra_draws
             config = configs.get(method.model or "")
-            memory = weights + params.evaluate.batch_size * _working(method, config, step)
-            yield _restoring(params, column, method, config, images, draw_seconds, memory)
+            yield _restoring(params, column, method, config, drawn, weights, step)
+
+
+def _reader(method: Method, config: DenoiserConfig | None) -> DenoiserConfig | Sampler | None:
+    """What may ask the Gaussian posterior: a sampler that needs nothing else, or the model."""
+    return method.sampler if method.sampler is not None and "prior" in method.sampler.requires else config
 
 
 def _working(method: Method, config: DenoiserConfig | None, step: Step) -> float:
@@ -176,22 +222,38 @@ def _differentiates(method: Method) -> bool:
 
 
 def _restoring(
-    params: Params, column: Column, method: Method, config: DenoiserConfig | None, images: int, draw: float,
-    memory: float,
+    params: Params, column: Column, method: Method, config: DenoiserConfig | None, drawn: "Drawn", weights: float,
+    step: Step,
 ) -> Line:  # fmt: skip
+    n = _n_images(params, column)
+    images = n + min(n, max(params.report.gallery_images, params.evaluate.calibration_images)) * method.extra_draws
     calls = 0 if method.sampler is None or config is None else calls_of(params, method.sampler, config)
     passes = calls * (BACKWARD if _differentiates(method) else 1)
     flops = 0.0 if config is None else images * passes * forward_flops(config)
+    gaussian = _conditioning(params, _reader(method, config), column.family, params.evaluate.noise)
+    each = _working(method, config, step) + 4.0 * drawn.n_numbers + gaussian.memory
+    return Line(
+        "evaluate", f"{column.kind}: {method.name}", flops, images * drawn.seconds,
+        weights + params.evaluate.batch_size * each, _kept_on_disk(params, column, method, config, images), calls,
+        images * gaussian.seconds(calls),
+    )  # fmt: skip
+
+
+def _kept_on_disk(params: Params, column: Column, method: Method, config: DenoiserConfig | None, images: int) -> float:
+    """Bytes of all restorations: images in 8 bits, and of the first ones' mean, components and deviations floats."""
     projected = method.is_generative and column.family is not None and params.evaluate.noise.is_absent
     pixels = params.data.channels * params.data.image_size**2
-    return Line(
-        "evaluate", f"{column.kind}: {method.name}", flops, images * draw, memory,
-        images * pixels * (2 if projected else 1), calls,
-    )  # fmt: skip
+    found = float(images * pixels * (2 if projected else 1))
+    if config is None or method.sampler is None or "components" not in method.sampler.requires:
+        return found
+    floats = (1 + config.n_components) * pixels + config.n_components
+    return found + 4.0 * floats * min(_n_images(params, column), MAX_COMPONENTS)
 
 
 def calls_of(params: Params, sampler: Sampler, config: DenoiserConfig) -> int:
     """Network calls per image, as a stand-in for the network counts them on images of 8 pixels."""
+    if not sampler.uses_denoiser:
+        return 0
     guided = params.evaluate.guidance != 1 and config.n_classes > 0 and "components" not in sampler.requires
     return _counted(sampler, params.data.channels) * (2 if guided else 1)
 
@@ -230,13 +292,11 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int, step
     n_calls = getattr(recipe, "n_steps", 1)
     if params.runtime.activation_checkpointing:
         forward = forward * 4 // 3
-    seconds = 0.0
-    if task.degradation is not None:
-        members = list(families(task.degradation))
-        weights = getattr(task.degradation, "weights", None) or [1.0] * len(members)
-        drawn = [_drawn(params, family)[0] for family in members]
-        per_image = sum(w * s for w, s in zip(weights, drawn, strict=True)) / sum(weights)
-        seconds = images * per_image / max(params.runtime.draw_threads, 1)
+    members: Sequence[DegradationFamily | None] = [None] if task.degradation is None else families(task.degradation)
+    weights = getattr(task.degradation, "weights", None) or [1.0] * len(members)
+    draw = _average(weights, [_drawn(params, family).seconds for family in members])
+    gaussian = [_conditioning(params, config, family, task.noise) for family in members]
+    conditioning = _average(weights, [each.seconds(n_calls + recipe.target_calls) for each in gaussian])
     kept = step.kept(config) * n_calls
     if task.config.precision != "fp32":
         kept /= 2
@@ -244,11 +304,16 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int, step
         stage="distill" if name in params.train.distilled else "train",
         what=name,
         flops=images * (BACKWARD * forward * n_calls + recipe.target_calls * forward_flops(config)),
-        cpu_seconds=seconds,
-        memory=TRAINING_BYTES * size + task.config.micro_batch_size * kept,
+        cpu_seconds=images * draw / max(params.runtime.draw_threads, 1),
+        memory=TRAINING_BYTES * size + task.config.micro_batch_size * (kept + max(each.memory for each in gaussian)),
         # The model's folder lies in DVC's cache too.
         disk=STATE_BYTES * size + 2 * 4 * size,
+        gaussian_seconds=images * conditioning,
     )
+
+
+def _average(weights: Sequence[float], values: Sequence[float]) -> float:
+    return sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
@@ -256,20 +321,121 @@ def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
     return degradation.members if isinstance(degradation, Mixture) else [degradation]
 
 
-def _drawn(params: Params, family: DegradationFamily | None, count: int = 3) -> tuple[float, float]:
-    """Seconds of processor time to draw one operator, and entries of its measurement: means of a few."""
+@dataclass(frozen=True)
+class Drawn:
+    """One operator on the average. seconds: of processor time to draw it; n_measured: entries of its measurement;
+    n_numbers: of its tensors."""
+
+    seconds: float = 0.0
+    n_measured: float = 0.0
+    n_numbers: float = 0.0
+
+
+def _drawn(params: Params, family: DegradationFamily | None) -> Drawn:
+    """The mean of `FEW`."""
     if family is None:
-        return 0.0, 0.0
-    shape = (params.data.channels, params.data.image_size, params.data.image_size)
+        return Drawn()
     start = time.process_time()
-    sizes = [draw_operator(family, 1, shape, i, params.seed).measurement_shape for i in range(count)]
-    seconds = (time.process_time() - start) / count
-    return seconds, sum(torch.Size(size).numel() for size in sizes) / count
+    operators = [draw_operator(family, 1, _shape(params), key, params.seed) for key in range(FEW)]
+    seconds = time.process_time() - start
+    n_measured = sum(torch.Size(operator.measurement_shape).numel() for operator in operators)
+    return Drawn(seconds / FEW, n_measured / FEW, sum(map(_numbers, operators)) / FEW)
+
+
+def _numbers(operator: LinearOperator) -> float:
+    """How many define the operator of one image."""
+    return sum(tensor.numel() for tensor in operator.tensors().values()) / operator.batch_size
+
+
+def _shape(params: Params) -> tuple[int, int, int]:
+    return params.data.channels, params.data.image_size, params.data.image_size
+
+
+def _conditioning(
+    params: Params, reader: DenoiserConfig | Sampler | None, family: DegradationFamily | None, noise: Noise
+) -> Conditioning:
+    """Of a family's measurements; nothing for a model that has another preconditioning."""
+    settings = params.data.gaussian_prior
+    if settings is None or reader is None:
+        return Conditioning()
+    if isinstance(reader, DenoiserConfig) and reader.preconditioning != "gaussian":
+        return Conditioning()
+    return _conditioned(stand_in(settings, _shape(params)), reader, family, noise)
+
+
+@cache
+def stand_in(settings: PriorFitConfig, shape: tuple[int, int, int]) -> GaussianPrior:
+    """A prior of images (C, H, W) of that kind and rank, fitted to random images.
+
+    Their power falls with the frequency and is mostly grey, as that of photographs: grey has most of the rank, and how
+    a rank is shared among the combinations of the channels decides what conditioning takes.
+    """
+    rank = settings.rank or min(settings.max_images - 1, torch.Size(shape).numel())
+    white = randn(shape, generators(0, "account/prior", range(max(rank + 1, 20 * settings.clusters))))
+    h, w = shape[1:]
+    frequency = torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(w)).clamp(min=1 / h)
+    smooth = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(h, w))
+    images = smooth[:, :1] + COLOUR * smooth
+    return GaussianPrior.fit(
+        images / (2 * images.std()), **settings.model_dump(exclude={"max_images", "rank"}), rank=rank
+    )
+
+
+@cache
+def _conditioned(
+    prior: GaussianPrior, reader: DenoiserConfig | Sampler, family: DegradationFamily | None, noise: Noise
+) -> Conditioning:
+    """The mean of `FEW` draws, each of few images; what a batch has in common is charged to these alone."""
+    found = [_one_conditioned(prior, reader, family, noise, key) for key in range(FEW)]
+    first, again, memory = (sum(values) / FEW for values in zip(*map(astuple, found), strict=True))
+    return Conditioning(first, again, memory)
+
+
+@torch.no_grad()
+def _one_conditioned(
+    prior: GaussianPrior, reader: DenoiserConfig | Sampler, family: DegradationFamily | None, noise: Noise, key: int
+) -> Conditioning:
+    shape = prior.image_shape
+    n = min(max(PIXELS // (shape[1] * shape[2]), 1), MOST)
+    x = randn(shape, generators(0, "account/x", range(n))).clip(-1, 1)
+    measurement = None if family is None else measure_batch(x, family, noise, key, 0)
+    memory = _conditioning_bytes(prior, measurement)
+    if isinstance(reader, Sampler):
+        return Conditioning(_seconds(lambda: reader.sample(prior, measurement, x, seed=0)) / n, 0.0, memory)
+    around = preconditioning_for(reader, prior)
+
+    def call() -> None:
+        surroundings = around(x, torch.ones(n), measurement)
+        if reader.n_components and surroundings.directions is not None:
+            surroundings.directions(reader.n_components)
+
+    return Conditioning(_seconds(call) / n, _seconds(call) / n, memory)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """By the clock, without the time that other processes had the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    run()
+    return min(time.perf_counter() - clock, time.process_time() - processor)
+
+
+def _conditioning_bytes(prior: GaussianPrior, measurement: Measurement | None) -> float:
+    """Of one image in float64: its operator, and `COPIES` of the image, of the measured basis and of a matrix of the
+    rank; of a mask nothing is measured but such matrices."""
+    if measurement is None or measurement.y.numel() == 0:
+        return 0.0
+    operator, covariance = measurement.operator, prior.covariance
+    rank = len(covariance.variances) if isinstance(covariance, LowRank) else 0
+    rows = 0 if isinstance(operator, MaskOperator) else measurement.y[0].numel()
+    if isinstance(operator, StridedConvolution) and isinstance(covariance, Coloured):
+        rows //= prior.image_shape[0]
+    return 8.0 * (_numbers(operator) + COPIES * (prior.mean.numel() + rank * (rows + rank)))
 
 
 def _config(params: Params, name: str) -> DenoiserConfig:
     start = params.starts_from(name)
-    return params.architecture(start if name in params.train.distilled and start else name)
+    config = params.architecture(start if name in params.train.distilled and start else name)
+    return config.model_copy(update={"n_components": getattr(params.recipe(name), "n_components", 0)})
 
 
 def _n_images(params: Params, column: Column) -> int:
@@ -279,13 +445,28 @@ def _n_images(params: Params, column: Column) -> int:
 def table(lines: Iterable[Line], machine: Machine) -> list[str]:
     """The account in words, a line for each; what does not fit says why."""
     lines = list(lines)
-    rows = [f"{'':42} {'calls':>6} {'PFLOP':>10} {'time':>9} {'memory':>9} {'disk':>9}   on {machine.name}"]
+    heads = f"{'calls':>6} {'PFLOP':>10} {'time':>9} {'Gaussian':>9} {'memory':>9} {'disk':>9}"
+    rows = [f"{'':42} {heads}   on {machine.name}"]
     rows += [_row(line, machine) for line in lines]
     disk, seconds = sum(line.disk for line in lines), sum(line.seconds(machine) for line in lines)
-    rows.append(f"{'all':42} {'':6} {'':10} {duration(seconds):>9} {'':9} {disk / GIB:>5.1f} GiB")
+    gaussian = sum(line.gaussian(machine) for line in lines)
+    times = f"{duration(seconds):>9} {_gaussian_share(gaussian):>9}"
+    rows.append(f"{'all':42} {'':6} {'':10} {times} {'':9} {disk / GIB:>5.1f} GiB")
+    if gaussian:
+        rows.append(f"Gaussian: {GAUSSIAN_SHARE}")
     if disk > machine.disk:
         rows.append(f"does not fit: {disk / GIB:.0f} GiB of disk, {machine.disk / GIB:.0f} are free in {Path.cwd()}")
     return rows
+
+
+GAUSSIAN_SHARE = (
+    "what the Gaussian posterior takes of the time, measured on this machine's CPU; on a GPU "
+    f"{OF_A_STEP:.0%} of a network's steps and {OF_A_CALL:.0%} of its calls, as on an H200 with FFHQ64"
+)
+
+
+def _gaussian_share(seconds: float) -> str:
+    return duration(seconds) if seconds else ""
 
 
 def summary(lines: Sequence[Line], machine: Machine) -> str:
@@ -298,20 +479,25 @@ def summary(lines: Sequence[Line], machine: Machine) -> str:
             method = line.what.partition(": ")[2]
             methods[method] = methods.get(method, 0) + line.seconds(machine)
     longest = sorted(methods, key=lambda method: -methods[method])[:3]
-    unfit = {line.what.rpartition(": ")[2]: problem for line in lines for problem in line.problems(machine)}
+    unfit = {
+        line.what.rpartition(": ")[2]: "; ".join(problems) for line in lines if (problems := line.problems(machine))
+    }
+    gaussian = [sum(x.gaussian(machine) for x in lines if (x.stage == "evaluate") is last) for last in (False, True)]
+    of_training, of_restoring = (f", Gaussian {duration(seconds)}" if seconds else "" for seconds in gaussian)
     return (
-        f"training {duration(sum(trainings.values()))} "
+        f"training {duration(sum(trainings.values()))}{of_training} "
         f"({', '.join(f'{name} {duration(seconds)}' for name, seconds in trainings.items()) or 'nothing'}); "
-        f"restoring {duration(restoring)} ({', '.join(f'{m} {duration(methods[m])}' for m in longest)})"
+        f"restoring {duration(restoring)}{of_restoring} ({', '.join(f'{m} {duration(methods[m])}' for m in longest)})"
         + "".join(f"; {what} does not fit: {problem}" for what, problem in unfit.items())
     )
 
 
 def _row(line: Line, machine: Machine) -> str:
     calls = "" if line.calls is None else line.calls
+    times = f"{duration(line.seconds(machine)):>9} {_gaussian_share(line.gaussian(machine)):>9}"
     text = (
         f"{line.stage + ' / ' + line.what:42} {calls:>6} {line.flops / 1e15:>10,.3g} "
-        f"{duration(line.seconds(machine)):>9} {line.memory / GIB:>5.1f} GiB {line.disk / GIB:>5.1f} GiB"
+        f"{times} {line.memory / GIB:>5.1f} GiB {line.disk / GIB:>5.1f} GiB"
     )
     problems = line.problems(machine)
     return f"{text}   does not fit: {'; '.join(problems)}" if problems else text

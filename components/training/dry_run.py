@@ -77,7 +77,7 @@ def of_tables(params: Params, step: Step, machine: Machine, prior: GaussianPrior
         with torch.device("meta"):
             return sum(p.numel() for p in network(changed, name, prior=prior).parameters())
 
-    yield f"on {machine.name}"
+    yield f"on {machine.name}; Gaussian: {account.GAUSSIAN_SHARE}"
     for name in experiment_names():
         experiment = load_experiment(name)
         try:

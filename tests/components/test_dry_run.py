@@ -1,18 +1,26 @@
 import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from components.account import Machine, Step, account, table
-from components.params import Params, params_from
+from components.account import Conditioning, Line, Machine, Step, account, stand_in, summary, table
+from components.params import Params, PriorFitConfig, params_from
 from components.profiles import load_profile, merged, profile_values
 from components.reporting.experiments import experiment_names
 from components.training.dry_run import dry_run
+from invfusion.gaussian.covariance import Coloured
+
+
+def cheap(params: Params, rank: int = 8) -> Params:
+    """With a prior that takes next to no time: a profile's own takes seconds to condition."""
+    prior = PriorFitConfig(rank=rank)
+    return params.model_copy(update={"data": params.data.model_copy(update={"gaussian_prior": prior})})
 
 
 def test_the_default_profile_tries_every_family(caplog: pytest.LogCaptureFixture) -> None:
-    params = load_profile()
+    params = cheap(load_profile())
     with caplog.at_level(logging.INFO):
         lines = dry_run(params)
     said = caplog.text
@@ -41,8 +49,9 @@ def test_a_profile_without_invfusion_tries_what_it_trains(caplog: pytest.LogCapt
     assert "operator 'mask'" in caplog.text
 
 
-def of_the_paper(**evaluate: Any) -> tuple[Params, list]:
-    params = load_profile("ffhq64")
+def of_the_paper(rank: int = 8, **evaluate: Any) -> tuple[Params, list[Line]]:
+    """The account of FFHQ64, but for the rank of its prior."""
+    params = cheap(load_profile("ffhq64"), rank)
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=evaluate)})
     sizes = {"unconditional": 305_474_315, "palette": 305_478_923, "invfusion": 375_280_907, "invfusion_g": 375_280_907}
     return params, account(params, sizes, Step(params.architecture("invfusion"), activation_bytes=1e9))
@@ -73,7 +82,7 @@ def test_methods_that_differentiate_keep_what_a_backward_pass_needs() -> None:
 def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
     """Trainings, among them those of its own; a table that needs classes says so."""
     with caplog.at_level(logging.INFO):
-        dry_run(load_profile(), gpu="a40", tables=True)
+        dry_run(cheap(load_profile()), gpu="a40", tables=True)
     said = {line.partition(":")[0]: line for line in caplog.messages}
     assert set(experiment_names()) <= set(said)
     assert "training" in said["table_01"]
@@ -83,6 +92,9 @@ def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
     assert "levels_1_3" not in said["table_08"], "of an architecture with two"
     assert "palette_mmse" in said["table_07"]
     assert "restoring" in said["figure_03"]
+    assert "this machine's CPU" in caplog.text
+    assert ", Gaussian " in said["table_01"], "of InvFusion-G"
+    assert ", Gaussian " not in said["table_08"], "of InvFusion alone"
 
 
 def test_evaluation_grows_with_images_and_draws() -> None:
@@ -90,3 +102,112 @@ def test_evaluation_grows_with_images_and_draws() -> None:
     one, other = (next(x for x in lines if x.what == "matrix: InvFusion") for lines in (few, many))
     draws = 7
     assert other.flops / one.flops == pytest.approx((2000 + 500 * draws) / (1000 + 6 * 3))
+
+
+def by_name(lines: list[Line]) -> dict[str, Line]:
+    return {line.what: line for line in lines}
+
+
+def test_the_gaussian_posterior_takes_time() -> None:
+    """Of models that have one, of what is distilled from them, and of methods that have nothing else."""
+    _, lines = of_the_paper(calibration_images=0)
+    line, machine = by_name(lines), Machine("a40", flops=1e13, memory=1e12, disk=1e12)
+    assert line["invfusion"].gaussian_seconds == line["palette"].gaussian_seconds == 0
+    assert line["invfusion_g"].flops == pytest.approx(line["invfusion"].flops)
+    assert line["invfusion_g"].seconds(machine) > line["invfusion"].seconds(machine)
+    assert line["mmse"].gaussian_seconds > 0
+    for family in ("strided_motion_blur", "patch_inpainting", "matrix"):
+        assert line[f"{family}: H_pinv y"].gaussian_seconds == line[f"{family}: InvFusion"].gaussian_seconds == 0
+        wiener = line[f"{family}: Wiener"]
+        assert (wiener.flops, wiener.calls) == (0, 0)
+        assert wiener.seconds(machine) >= wiener.gaussian_seconds > 0
+        many, one = line[f"{family}: InvFusion-G"], line[f"{family}: InvFusion-G MMSE"]
+        assert many.gaussian_seconds > 2 * one.gaussian_seconds > 0, "63 calls, of which one conditions"
+    assert line["box_inpainting: NPPC"].gaussian_seconds > 2 * line["box_inpainting: MMSE"].gaussian_seconds, (
+        "principal components are products with the covariance"
+    )
+
+
+def test_conditioning_is_counted_once_for_all_calls() -> None:
+    assert [Conditioning(first=2.0, again=0.5).seconds(calls) for calls in (0, 1, 3)] == [2.0, 2.0, 3.0]
+
+
+def test_the_gaussian_adds_to_the_network_and_not_to_the_background() -> None:
+    machine = Machine("fast", flops=1e12, memory=1e12, disk=1e12)
+    line = Line("train", "a", flops=4e12, cpu_seconds=5.0, memory=0, disk=0, gaussian_seconds=3.0)
+    assert line.seconds(machine) == 7.0
+    assert Line("train", "a", 4e12, cpu_seconds=9.0, memory=0, disk=0, gaussian_seconds=3.0).seconds(machine) == 9.0
+
+
+def test_on_a_gpu_the_gaussian_has_the_share_that_it_had_on_one() -> None:
+    """What a CPU takes for it says nothing of a GPU; where no network runs there is no share of one."""
+    gpu = Machine("a40", flops=1e12, memory=1e12, disk=1e12, is_gpu=True)
+    training = Line("train", "a", flops=100e12, cpu_seconds=0, memory=0, disk=0, gaussian_seconds=1e6)
+    assert training.seconds(gpu) == pytest.approx(124)
+    assert replace(training, calls=5).seconds(gpu) == pytest.approx(145)
+    assert replace(training, gaussian_seconds=0.0).seconds(gpu) == pytest.approx(100)
+    assert replace(training, flops=0.0, gaussian_seconds=7.0).seconds(gpu) == 7
+
+
+def test_the_account_says_what_of_a_time_is_the_gaussians() -> None:
+    machine = Machine("fast", flops=1e12, memory=1e12, disk=1e15)
+    with_it = Line("train", "invfusion_g", 1e12, 0, 0, 0, gaussian_seconds=59.0 * 86_400)
+    without = Line("evaluate", "matrix: InvFusion", 1e12, 0, 0, 0)
+    rows = table([with_it, without], machine)
+    (row,) = [row for row in rows if "train / invfusion_g" in row]
+    assert row.count("59.0 d") == 2, "the time, and of it the Gaussian's"
+    assert "59 days, 59 of them the Gaussian's" in row
+    assert rows[-1].startswith("Gaussian: ")
+    assert "this machine's CPU" in rows[-1]
+    assert "training 59.0 d, Gaussian 59.0 d (" in summary([with_it, without], machine)
+    assert "restoring 1.0 s (" in summary([with_it, without], machine)
+    assert not any("this machine's CPU" in row for row in table([without], machine))
+
+
+def test_a_stand_in_has_the_rank_of_the_profiles_prior() -> None:
+    settings = PriorFitConfig(rank=24)
+    prior = stand_in(settings, (3, 16, 16))
+    assert isinstance(prior.covariance, Coloured)
+    assert (prior.image_shape, len(prior.covariance.variances)) == ((3, 16, 16), 24)
+    assert prior.covariance.ranks[0] > 12, "most of it in grey"
+    assert stand_in(settings, (3, 16, 16)) is prior
+
+
+def test_conditioning_takes_memory() -> None:
+    """Matrices of 128 rows in float64, and what grows with the rank; of masks no more than matrices of the rank."""
+    some = {"methods": ["H_pinv y", "Wiener"]}
+    memory = {rank: {line.what: line.memory for line in of_the_paper(rank, **some)[1]} for rank in (8, 40)}
+    extra = {rank: m["matrix: Wiener"] - m["matrix: H_pinv y"] for rank, m in memory.items()}
+    assert extra[8] == pytest.approx(64 * 8 * 128 * 64 * 64 * 3, rel=0.05)
+    assert extra[40] > extra[8]
+    masks = memory[40]["patch_inpainting: Wiener"] - memory[40]["patch_inpainting: H_pinv y"]
+    assert 64 * 8 * 40 * 40 < masks < extra[40] / 10
+    assert memory[8]["invfusion_g"] - memory[8]["invfusion"] == pytest.approx(2 * extra[8], rel=0.01), "128 images"
+
+
+def test_a_training_step_keeps_more_than_it_saves() -> None:
+    """By what an eager step on a GPU held: 128 images of half a gigabyte in 16 bits."""
+    _, lines = of_the_paper()
+    assert by_name(lines)["invfusion"].memory == pytest.approx(20 * 375_280_907 + 1.2 * 128 * 0.5e9)
+
+
+def test_principal_components_lie_on_disk_as_floats_of_the_first_images() -> None:
+    pixels = 3 * 64 * 64
+    for n_images, kept in ((10_000, 1000), (200, 200)):
+        _, lines = of_the_paper(n_images=n_images)
+        disk = {line.what: line.disk for line in lines}
+        assert disk["box_inpainting: MMSE"] == n_images * pixels
+        more = disk["box_inpainting: NPPC"] - disk["box_inpainting: MMSE"]
+        assert more == 4 * kept * (6 * pixels + 5), "the mean, five components, and a deviation for each"
+
+
+def test_a_model_read_out_for_its_prior_alone_calls_no_network() -> None:
+    values = profile_values("digits16")
+    values["methods"]["Wiener of a model"] = {"model": "invfusion_g", "sampler": {"kind": "wiener"}}
+    values["evaluate"]["methods"] = ["Wiener of a model"]
+    params = cheap(params_from(values, "test"))
+    sizes = dict.fromkeys(params.train.models, 1)
+    lines = by_name(account(params, sizes, Step(params.architecture("invfusion"), activation_bytes=1.0)))
+    line = lines["matrix: Wiener of a model"]
+    assert (line.flops, line.calls) == (0, 0)
+    assert line.gaussian_seconds > 0
