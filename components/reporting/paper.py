@@ -17,8 +17,10 @@ METRICS_THERE = {name: (name, 1.0) for name in ("psnr", "fid", "cfid", "lpips")}
     "kid": ("kid_x1e3", 1e-3),
     "consistency_sse": ("consistency_mse", 1.0),
 }
-# Under its own law of blur the published code takes an inverse that is not exact, where these here have an exact one.
 WITHOUT_TRAINING = frozenset({"DDRM", "DDRM (10 steps)", "DDNM", "DPS", "PiGDM", "DAPS", "MGPS", "ASeq-DIP"})
+# Under its own law of blur the published code takes an inverse that is not exact, in the adjoint's place too; these
+# methods, and projections, take the exact ones here.
+BY_INVERSE = WITHOUT_TRAINING | {"InDI", "Unrolled DDRM"}
 OF_PROJECTIONS = "cfid"
 BLUR = "strided_motion_blur"
 
@@ -55,12 +57,14 @@ class Paper:
 
         families: what is evaluated; learned: what models were trained on.
         """
-        unlike, unlearned = _unlike(families), _unlike(learned.members if isinstance(learned, Mixture) else [learned])
+        members = learned.members if isinstance(learned, Mixture) else [learned]
+        unlike, its = _unlike(families), {kind_of(family): family.is_official for family in members}
 
         def is_alike(kind: str, method: str, metric: str) -> bool:
-            if kind in unlike or (kind in unlearned and method not in WITHOUT_TRAINING):
+            # What was not learned is restored by all that was.
+            if kind in unlike or not (method in WITHOUT_TRAINING or its.get(kind, learned.is_official)):
                 return False
-            return kind != BLUR or (method not in WITHOUT_TRAINING and metric != OF_PROJECTIONS)
+            return kind != BLUR or (method not in BY_INVERSE and metric != OF_PROJECTIONS)
 
         return Paper(self.dataset, {key: value for key, value in self.values.items() if is_alike(*key)})
 

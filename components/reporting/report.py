@@ -62,9 +62,9 @@ HOW = {
     "calibration": "Among several posterior samples of a held-out image, the truth must look like one more. Above: "
     "TARP, the share of truths whose distance to a random reference image has a rank up to the credibility. Middle: "
     "how often the central interval of each level holds a pixel of the truth. Below: the error of the samples' mean "
-    "against the deviation that they predict, pixels grouped by the latter; for NPPC one point per direction. Below "
-    "the diagonal in the middle, or above it at the bottom, a method is too sure of itself. With n images a curve of "
-    "TARP wanders by about 0.9 / √n by chance.",
+    "against the deviation that they predict, both of one half of the draws, in groups of pixels that the other half "
+    "makes; for NPPC one point per direction. Below the diagonal in the middle, or above it at the bottom, a method is "
+    "too sure of itself. With n images a curve of TARP wanders by about 0.9 / √n by chance.",
     "components": "One network call predicts the posterior mean and the orthogonal directions w in which the true "
     "image most likely differs from it, with the standard deviation σ along each. A direction is drawn with its "
     "contrast enhanced (grey: no change), between the mean moved by two standard deviations either way. A good "

@@ -274,7 +274,7 @@ def caption(outcome: Outcome) -> str:
     if paper.dataset:
         return (
             f"{text} The paper's numbers ({paper.dataset}, {experiment.n_images:,} images) stand below ours where the "
-            "operators follow the published code's law."
+            "operators, trained on and measured by, follow the published code's law."
         )
     if not experiment.table:
         return text
@@ -292,9 +292,7 @@ def tuned_line(outcome: Outcome) -> str:
     by = "; ".join(f"{', '.join(dict.fromkeys(names))} by {METRICS[metric].label}" for metric, names in found.items())
     headline = outcome.experiment.metrics[0]
     rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
-    # What `tuned` says was found without noise.
-    noiseless = "" if outcome.params.evaluate.noise.is_absent else ", without noise"
-    return f"Step sizes were tuned on the validation split{noiseless}: {by}{rest}."
+    return f"Step sizes were tuned on the validation split: {by}{rest}."
 
 
 def frozen_notes(results: Results) -> list[str]:

@@ -3,7 +3,8 @@
 All methods restore the same images from the same measurements with the same noise. So two are compared by their values'
 mean difference over images, with its 95% bootstrap interval; where that contains 0, nothing is decided. Distances
 between sets have no values of images, but the same images were resampled for both: the interval is that of their
-differences. Where images of one diverged, the difference lies between the extremes that the two intervals allow.
+differences. Where images of one diverged, and of repeated draws, of which other images may, the difference lies between
+the extremes that the two intervals allow.
 """
 
 from collections.abc import Iterable, Sequence
@@ -97,7 +98,7 @@ class Evidence:
         assert b.value is not None
         of_set = METRICS[a.metric].statistic is not None
         if ours is not None and theirs is not None:
-            if of_set and a.n == b.n and not a.n_diverged and not b.n_diverged:
+            if of_set and a.n == b.n and not (a.n_diverged or b.n_diverged or METRICS[a.metric].judges_draws):
                 return a.value - b.value, *interval_of(ours - theirs), a.n
             if not of_set and int((ours - theirs).isfinite().sum()) > 1:
                 return paired_difference(ours - theirs, a.degradation)

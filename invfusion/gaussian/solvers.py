@@ -149,8 +149,7 @@ class Dense(Solver):
         units = torch.eye(m, dtype=torch.float64, device=self.noise.device).view(m, *shape)
 
         def of(rows: Tensor) -> Tensor:
-            H = operator if len(rows) == operator.batch_size else operator.select(rows)
-            return apply(H, units.expand(len(rows), m, *shape)).flatten(2)
+            return apply(_selected(operator, rows), units.expand(len(rows), m, *shape)).flatten(2)
 
         return in_parts(of, torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
 
@@ -235,15 +234,38 @@ def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     """H U, (B, r, *M)."""
     if not len(covariance.variances):
         return covariance.basis.new_zeros(operator.batch_size, 0, *operator.measurement_shape)
+    return _over_samples(seen_basis_of(covariance, operator), covariance, operator)
+
+
+def seen_basis_of(covariance: LowRank, operator: LinearOperator) -> Callable[[Tensor], Tensor]:
+    """H U of some samples, given their numbers, as a function."""
     images = covariance.flat_basis.mT.reshape(len(covariance.variances), *operator.image_shape)
+    if not isinstance(operator, StridedConvolution):
+        return lambda rows: _selected(operator, rows).H(images.expand(len(rows), *images.shape))
+    # The spectra of the basis are the same for all samples.
+    s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
+    z, forward = torch.fft.rfft2(images).unflatten(-2, (s, m)), operator.spectra.forward
+
+    def seen(rows: Tensor) -> Tensor:
+        folded = (z * forward[rows.to(forward.device), None]).mean(dim=-3)
+        found: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
+        return found
+
+    return seen
+
+
+def _over_samples(of: Callable[[Tensor], Tensor], covariance: LowRank, operator: LinearOperator) -> Tensor:
+    """What a function makes of all samples, given their numbers: of blurs, whose measurements are nearly as large as
+    images, few enough at a time to hold as many images for each as the prior has directions."""
+    samples, image = torch.arange(operator.batch_size), torch.Size(operator.image_shape).numel()
     if isinstance(operator, StridedConvolution):
-        # The spectra of the basis are the same for all samples.
-        s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
-        z = torch.fft.rfft2(images).unflatten(-2, (s, m))
-        folded = in_parts(lambda forward: (z * forward[:, None]).mean(dim=-3), operator.spectra.forward, z.numel())
-        seen: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
-        return seen
-    return operator.H(images.expand(operator.batch_size, *images.shape))
+        return in_parts(of, samples, len(covariance.variances) * image)
+    return of(samples)
+
+
+def _selected(operator: LinearOperator, rows: Tensor) -> LinearOperator:
+    """The operators of some samples of a batch."""
+    return operator if len(rows) == operator.batch_size else operator.select(rows)
 
 
 def circulant(operator: StridedConvolution, gain: GainOfSingular) -> Tensor:
@@ -317,20 +339,38 @@ class Woodbury(Solver):
         with torch.no_grad():
             if isinstance(operator, MaskOperator):
                 self.seen_share = seen_shares(covariance.flat_basis, operator)
+            elif self.is_flat:
+                self.seen_share = self._share()
             else:
                 self.seen = seen_basis(covariance, operator)
-                self.seen_share = self.gram(lambda q: 1 / q) if self.is_flat else self.seen.new_empty(0)
+
+    def _share(self) -> Tensor:
+        """U^T V V^T U, (B, r, r), where nothing else needs HU, which of a batch of large images takes gigabytes."""
+        operator, covariance = self.operator, self.low_rank
+        rank = len(covariance.variances)
+        if not rank:
+            # Not every transform takes no images at all.
+            return covariance.basis.new_zeros(operator.batch_size, 0, 0)
+        seen = seen_basis_of(covariance, operator)
+
+        def of(rows: Tensor) -> Tensor:
+            return _gram(_selected(operator, rows), seen(rows), lambda q: 1 / q)
+
+        return _over_samples(of, covariance, operator)
 
     def gram(self, gain: GainOfSingular) -> Tensor:
-        """U^T V diag(q gain(q))^2 V^T U, (B, r, r)."""
+        """U^T V diag(q gain(q))^2 V^T U, (B, r, r), with noise."""
         if self.seen.shape[1] == 0:
-            # Not every transform takes no images at all.
             return self.seen.new_zeros(len(self.seen), 0, 0)
-        part = self.operator.spectral(self.seen, gain).flatten(2)
-        return part @ part.mT
+        return _gram(self.operator, self.seen, gain)
 
     def at(self, p: Tensor) -> System:
         return _WoodburySystem(self, p)
+
+
+def _gram(operator: LinearOperator, seen: Tensor, gain: GainOfSingular) -> Tensor:
+    part = operator.spectral(seen, gain).flatten(2)
+    return part @ part.mT
 
 
 def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:

@@ -108,5 +108,12 @@ def test_on_the_command_line_an_error_is_one_line(tmp_path: Path, monkeypatch: p
     with pytest.raises(SystemExit, match=r"^error: .*damaged or truncated.*$"):
         main()
     monkeypatch.setattr("sys.argv", [*words, "--noise", "{kind: gaussian, sigma: 0.1}"])
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main()
+
+
+def test_the_command_line_says_with_which_noise_it_was_trained(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["training-state-0000640.pt", "--preset", "tiny", "--variant", "invfusion", "--out", "noisy"]
+    monkeypatch.setattr("sys.argv", ["x", *words, "--noise", "{kind: gaussian, sigma_y: 0.1}"])
+    main()
+    assert read_json(Path("noisy/manifest.json"))["noise"] == GaussianNoise(sigma_y=0.1).model_dump(mode="json")
