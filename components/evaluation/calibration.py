@@ -44,11 +44,11 @@ def spreads_of(draws: Tensor, truth: Tensor, chosen: Tensor) -> Iterator[tuple[T
     Grouped by the very draws that predict, pixels whose draws happen to agree would seem too sure of themselves. None
     where there are too few draws for two halves.
     """
-    halves = decode(draws).chunk(2)
     if len(draws) < FEWEST_DRAWS:
         return
+    halves, true = decode(draws).chunk(2), decode(truth)
     for grouping, judged in (halves, halves[::-1]):
-        predicted, actual = spread_and_error(judged[None], decode(truth)[None])
+        predicted, actual = spread_and_error(judged[None], true[None])
         # Of a hundred large images all pixels are kept, to be sorted: in single precision.
         yield grouping.var(dim=0)[chosen], predicted[0, chosen].float(), actual[0, chosen].float()
 

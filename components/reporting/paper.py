@@ -58,7 +58,8 @@ class Paper:
         families: what is evaluated; learned: what models were trained on.
         """
         members = learned.members if isinstance(learned, Mixture) else [learned]
-        unlike, its = _unlike(families), {kind_of(family): family.is_official for family in members}
+        unlike = {kind_of(family) for family in families if not family.is_official}
+        its = {kind_of(family): family.is_official for family in members}
 
         def is_alike(kind: str, method: str, metric: str) -> bool:
             # What was not learned is restored by all that was.
@@ -78,11 +79,6 @@ class Paper:
 
 
 NOT_IN_PAPER = Paper()
-
-
-def _unlike(families: Iterable[DegradationFamily]) -> set[str]:
-    """The kinds that are drawn otherwise here than in the published code."""
-    return {kind_of(family) for family in families if not family.is_official}
 
 
 def table_1() -> list[Record]:

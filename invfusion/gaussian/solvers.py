@@ -232,13 +232,14 @@ class _DenseSystem(System):
 
 def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     """H U, (B, r, *M)."""
-    if not len(covariance.variances):
-        return covariance.basis.new_zeros(operator.batch_size, 0, *operator.measurement_shape)
     return _over_samples(seen_basis_of(covariance, operator), covariance, operator)
 
 
 def seen_basis_of(covariance: LowRank, operator: LinearOperator) -> Callable[[Tensor], Tensor]:
     """H U of some samples, given their numbers, as a function."""
+    if not len(covariance.variances):
+        # Not every transform takes no images at all.
+        return lambda rows: covariance.basis.new_zeros(len(rows), 0, *operator.measurement_shape)
     images = covariance.flat_basis.mT.reshape(len(covariance.variances), *operator.image_shape)
     if not isinstance(operator, StridedConvolution):
         return lambda rows: _selected(operator, rows).H(images.expand(len(rows), *images.shape))
@@ -347,10 +348,6 @@ class Woodbury(Solver):
     def _share(self) -> Tensor:
         """U^T V V^T U, (B, r, r), where nothing else needs HU, which of a batch of large images takes gigabytes."""
         operator, covariance = self.operator, self.low_rank
-        rank = len(covariance.variances)
-        if not rank:
-            # Not every transform takes no images at all.
-            return covariance.basis.new_zeros(operator.batch_size, 0, 0)
         seen = seen_basis_of(covariance, operator)
 
         def of(rows: Tensor) -> Tensor:
@@ -360,8 +357,6 @@ class Woodbury(Solver):
 
     def gram(self, gain: GainOfSingular) -> Tensor:
         """U^T V diag(q gain(q))^2 V^T U, (B, r, r), with noise."""
-        if self.seen.shape[1] == 0:
-            return self.seen.new_zeros(len(self.seen), 0, 0)
         return _gram(self.operator, self.seen, gain)
 
     def at(self, p: Tensor) -> System:
@@ -369,6 +364,8 @@ class Woodbury(Solver):
 
 
 def _gram(operator: LinearOperator, seen: Tensor, gain: GainOfSingular) -> Tensor:
+    if seen.shape[1] == 0:
+        return seen.new_zeros(len(seen), 0, 0)
     part = operator.spectral(seen, gain).flatten(2)
     return part @ part.mT
 
