@@ -147,7 +147,7 @@ class GaussianPosterior:
 
     @cached_property
     def _given_y(self) -> System:
-        return self._solver.at(self._nothing)
+        return self._solver.alone
 
     @cached_property
     def _mean(self) -> Tensor:

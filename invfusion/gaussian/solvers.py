@@ -47,6 +47,11 @@ class Solver(ABC):
         """The system at precisions p (B,)."""
 
     @cached_property
+    def alone(self) -> "System":
+        """The system where no noisy image is given."""
+        return self.at(torch.zeros_like(self.noise))
+
+    @cached_property
     def is_noisy(self) -> bool:
         """Whether any measurement is."""
         return bool((self.noise > 0).any())
@@ -154,7 +159,15 @@ class Dense(Solver):
         return in_parts(of, torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
 
     def at(self, p: Tensor) -> System:
-        return _DenseSystem(self, p)
+        return _DenseSystem(self, p, self.alone.damping)
+
+    @cached_property
+    def alone(self) -> "_DenseSystem":
+        """It tells which samples are damped at every precision: a noisy image conditions all directions better, and to
+        ask each factorisation anew would let an accelerator wait at every call of a network."""
+        nothing = torch.zeros_like(self.noise)
+        system = _DenseSystem(self, nothing)
+        return _DenseSystem(self, nothing, DAMPING * system.failed) if bool(system.failed.any()) else system
 
     def in_range(self, y: Tensor) -> Tensor:
         flat = self.gather(y[:, None])
@@ -185,8 +198,11 @@ class Dense(Solver):
 
 
 class _DenseSystem(System):
-    def __init__(self, parts: Dense, p: Tensor) -> None:
-        self.parts, self.p = parts, p
+    """damping: what is added to the diagonal of systems too ill-conditioned, as a share of their scale, (B,), or None;
+    failed: whether a system could not be factorised, (B,)."""
+
+    def __init__(self, parts: Dense, p: Tensor, damping: Tensor | None = None) -> None:
+        self.parts, self.p, self.damping = parts, p, damping
         with torch.no_grad():
             self.excess, self.floor = parts.low_rank.excess(p, given_noisy)
             matrix = torch.baddbmm(
@@ -201,10 +217,13 @@ class _DenseSystem(System):
                 diagonal += scale[:, None] * parts.outside
             else:
                 matrix += scale[:, None, None] * parts.outside
-            self.factor, damping = factorised(matrix, scale)
-            # What is added to the diagonal, and what the system makes of all that lies outside the range.
             self.is_noisy = parts.is_noisy or damping is not None
-            self.level = parts.noise if damping is None else parts.noise + damping
+            self.level = parts.noise
+            if damping is not None:
+                diagonal += (damping * scale)[:, None]
+                self.level = parts.noise + damping * scale
+            self.factor, self.failed = factorised(matrix)
+            # What the system makes of all that lies outside the range.
             self.apart = scale + self.level
 
     def solve(self, r: Tensor) -> Tensor:
@@ -299,16 +318,12 @@ def n_measured(operator: MaskOperator) -> Tensor:
     return operator.mask.flatten(1).sum(1).long() * operator.image_shape[0]
 
 
-def factorised(matrix: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Cholesky factors (B, n, n); too ill-conditioned matrices are damped by `DAMPING` times their scale, (B,).
-
-    The second is by how much each was, or None where none was.
-    """
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if not bool(failed.any()):
-        return factor, None
-    damping = DAMPING * scale * (failed > 0)
-    return torch.linalg.cholesky(matrix + damping[:, None, None] * _identity(matrix)), damping
+def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors (B, n, n), not-a-number on the diagonal where a matrix cannot be factorised; and where, (B,)."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    failed = info > 0
+    factor.diagonal(dim1=-2, dim2=-1).masked_fill_(failed[:, None], math.nan)
+    return factor, failed
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -392,7 +407,7 @@ class _WoodburySystem(System):
             information = self._scaled(self._seen(1)) / self.floor[:, None, None]
             diagonal = information.diagonal(dim1=-2, dim2=-1)
             diagonal += 1
-            self.factor = torch.linalg.cholesky(information)
+            self.factor, _ = factorised(information)
 
     def _seen(self, power: int) -> Tensor:
         """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU, (B, r, r)."""

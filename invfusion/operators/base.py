@@ -218,8 +218,7 @@ class LinearOperator(nn.Module, ABC):
         levels = torch.as_tensor(lam, dtype=torch.promote_types(y.dtype, self.dtype), device=y.device)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(y))):
             raise ShapeError(f"lam must be a number or ({len(y)},), got {tuple(levels.shape)}")
-        # Within a compiled network no value can be asked for; there, levels are of measurements, which were checked.
-        if not torch.compiler.is_compiling() and not bool((levels >= 0).all()):
+        if _can_look_at(levels) and not bool((levels >= 0).all()):
             raise OperatorError("the damping lam of an inverse must not be negative or not-a-number")
         return self._run(partial(self._damped, lam=levels.expand(len(y))), y)
 
@@ -411,6 +410,12 @@ def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
         raise ShapeError(f"image_shape must be three positive numbers (C, H, W), got {tuple(image_shape)}")
     c, h, w = (int(n) for n in image_shape)
     return c, h, w
+
+
+def _can_look_at(tensor: Tensor) -> bool:
+    """Whether values can be asked for: not within a network that is compiled or recorded as a CUDA graph; there, they
+    are of measurements, which were checked."""
+    return not torch.compiler.is_compiling() and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def aligned(tensor: Tensor, ndim: int) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from invfusion.degradations import FAMILIES
 from invfusion.diffusion.losses import Condition, DiffusionLoss, NPPCLoss
@@ -14,7 +15,7 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import LowRank
 from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
 from invfusion.models.denoiser import with_components
-from invfusion.operators import MaskOperator, Measurement
+from invfusion.operators import MaskOperator, Measurement, base
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import MMSE, NPPC, GaussianDraws, Heun, Wiener
@@ -100,6 +101,47 @@ def test_beside_a_noisy_image_another_may_have_nothing_open() -> None:
         denoised = model(noisy(x, SIGMA[:2]), SIGMA[:2], measurement)
     assert bool(denoised.isfinite().all())
     torch.testing.assert_close(denoised[0], x[0], rtol=0, atol=0.01)
+
+
+class _Asked(TorchDispatchMode):
+    """Which operations read a value of a tensor: on an accelerator these wait, and no CUDA graph can hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "equal.default")):
+            self.by.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["low rank", "coloured", "clusters"])
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_later_calls_on_a_batch_ask_for_no_value(
+    kind: str, sigma_y: float, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    settings = {"form": "coloured"} if form == "coloured" else {"clusters": 3} if form == "clusters" else {}
+    model = build_denoiser(ARCHITECTURE, prior=GaussianPrior.fit(images(100), rank=20, **settings)).eval()
+    x, measurement = measured(kind, sigma_y)
+    asked = _Asked()
+    with torch.no_grad():
+        model(noisy(x, SIGMA), SIGMA, measurement)
+        # As within a recording.
+        monkeypatch.setattr(base, "_can_look_at", lambda _: False)
+        with asked:
+            model(noisy(x, SIGMA), 2 * SIGMA, measurement)
+    assert not asked.by
+
+
+def test_a_recording_holds_what_the_model_forgets() -> None:
+    around = shaken().preconditioning
+    measurement, other = measured("matrix")[1], measured("matrix")[1]
+    shared = around.shared(measurement, B)
+    assert around.shared(measurement, B) is shared
+    assert around.shared(other, B) is not shared
 
 
 class TestTheOracleBeforeTraining:
