@@ -37,7 +37,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(INSTALL) setuptools wheel
 	$(INSTALL) -e '.[pipeline]'
 	@# Kernels of neighbourhood attention, where there is a GPU and a wheel that fits; else torch's own attention.
-	@wheel=$$($(BIN)/python -m invfusion.models.natten_wheel) && { test -z "$$wheel" || $(INSTALL) --no-deps $$wheel; } \
+	@wheel=$$($(BIN)/python -c 'from invfusion.models.natten_wheel import main; main()') && { test -z "$$wheel" || $(INSTALL) --no-deps $$wheel; } \
 		|| echo "NATTEN could not be installed; attention falls back to torch's own kernels"
 	@touch $@
 

@@ -23,7 +23,7 @@ from components.evaluation.methods import Column, Method, columns
 from components.evaluation.restoring import MAX_COMPONENTS
 from components.params import Params, PriorFitConfig
 from components.reporting.experiments import Experiment, Model
-from invfusion.degradations import FAMILIES, DegradationFamily, Mixture
+from invfusion.degradations import FAMILIES, DegradationFamily, members_of
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
@@ -56,7 +56,7 @@ PIXELS, MOST, FEW = 2**14, 16, 3
 # that was measured with a prior of rank 384 (docs/reproduction.md).
 COPIES = 4
 # What it added to InvFusion's training steps and sampling calls of FFHQ64 on an H200 (docs/performance.md).
-OF_A_STEP, OF_A_CALL = 0.24, 0.45
+OF_A_STEP, OF_A_CALL = 0.24, 0.25
 # The share of colour in the stand-in's images; the rest is grey.
 COLOUR = 0.25
 
@@ -292,7 +292,7 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int, step
     n_calls = getattr(recipe, "n_steps", 1)
     if params.runtime.activation_checkpointing:
         forward = forward * 4 // 3
-    members: Sequence[DegradationFamily | None] = [None] if task.degradation is None else families(task.degradation)
+    members: Sequence[DegradationFamily | None] = [None] if task.degradation is None else members_of(task.degradation)
     weights = getattr(task.degradation, "weights", None) or [1.0] * len(members)
     draw = _average(weights, [_drawn(params, family).seconds for family in members])
     gaussian = [_conditioning(params, config, family, task.noise) for family in members]
@@ -314,11 +314,6 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int, step
 
 def _average(weights: Sequence[float], values: Sequence[float]) -> float:
     return sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
-
-
-def families(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
-    """The members of a mixture, or the family itself."""
-    return degradation.members if isinstance(degradation, Mixture) else [degradation]
 
 
 @dataclass(frozen=True)

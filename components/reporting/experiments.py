@@ -12,10 +12,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from components.checks import plain_name, twice
 from components.params import UNCONDITIONAL, MetricName, Params, params_from, read_values
 from components.profiles import merged
-from invfusion.degradations import FAMILIES
+from invfusion.degradations import FAMILIES, members_of
 from invfusion.errors import ConfigError
 from invfusion.metrics import METRICS
-from invfusion.names import nearest, unknown
+from invfusion.names import kind_of, nearest, unknown
 from invfusion.schema import Config
 from invfusion.training.recipes import RECIPES
 
@@ -185,8 +185,8 @@ class Experiment(Config):
 
 def _family(params: Params, kind: str) -> dict[str, Any]:
     """The settings of a family as the evaluation has them, else as training has them, else its own."""
-    known = [*params.evaluate.families, *getattr(params.degradation, "members", [params.degradation])]
-    family = next((f for f in known if f.kind == kind), None) or FAMILIES[kind]()
+    known = [*params.evaluate.families, *members_of(params.degradation)]
+    family = next((f for f in known if kind_of(f) == kind), None) or FAMILIES[kind]()
     return family.model_dump(mode="json")
 
 

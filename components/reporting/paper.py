@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.records import Record
-from invfusion.degradations import DegradationFamily, Mixture
+from invfusion.degradations import DegradationFamily, members_of
 from invfusion.names import kind_of
 from invfusion.noise import AnyNoise, GaussianNoise
 
@@ -57,9 +57,8 @@ class Paper:
 
         families: what is evaluated; learned: what models were trained on.
         """
-        members = learned.members if isinstance(learned, Mixture) else [learned]
         unlike = {kind_of(family) for family in families if not family.is_official}
-        its = {kind_of(family): family.is_official for family in members}
+        its = {kind_of(family): family.is_official for family in members_of(learned)}
 
         def is_alike(kind: str, method: str, metric: str) -> bool:
             # What was not learned is restored by all that was.

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from components import account, cli
-from components.account import Line, Machine, Step, families
+from components.account import Line, Machine, Step
 from components.params import Params, load_params
 from components.profiles import load_profile
 from components.reporting.experiments import experiment_names, load_experiment
 from components.training.train import network
-from invfusion.degradations import DegradationFamily
+from invfusion.degradations import DegradationFamily, members_of
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
@@ -58,7 +58,7 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = F
     denoiser, task = network(params, largest, prior=stand_in), measured[largest]
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
     assert task.degradation is not None
-    steps = [_one_step(task, denoiser, x, family) for family in families(task.degradation)]
+    steps = [_one_step(task, denoiser, x, family) for family in members_of(task.degradation)]
     speed = account.BACKWARD * forward_flops(denoiser.config) * batch_size / min(seconds for seconds, _ in steps)
     machine = Machine.named(gpu) if gpu else Machine.this(speed, x.device)
     step = Step(denoiser.config, max(kept for _, kept in steps) / batch_size)

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, SerializeAsAny
 
 from invfusion.degradations.base import DegradationFamily
-from invfusion.degradations.mixture import FAMILIES, Family, Mixture
+from invfusion.degradations.mixture import FAMILIES, Family, Mixture, members_of
 from invfusion.plugins import accepts_plugins
 
 AnyFamily = Annotated[
@@ -14,4 +14,4 @@ AnyFamily = Annotated[
     SerializeAsAny(),
 ]
 
-__all__ = ["FAMILIES", "AnyFamily", "DegradationFamily", "Family", "Mixture"]
+__all__ = ["FAMILIES", "AnyFamily", "DegradationFamily", "Family", "Mixture", "members_of"]

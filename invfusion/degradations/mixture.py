@@ -78,3 +78,8 @@ class Mixture(DegradationFamily):
         weights = torch.tensor(self.weights or [1.0] * len(self.members), dtype=torch.float64)
         member = self.members[int(torch.multinomial(weights, 1, generator=generator))]
         return member.sample(batch_size, image_shape, generator)
+
+
+def members_of(degradation: DegradationFamily) -> Sequence[DegradationFamily]:
+    """The families that a mixture draws from, or the family itself."""
+    return degradation.members if isinstance(degradation, Mixture) else [degradation]

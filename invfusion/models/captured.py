@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invfusion.errors import ConfigError
 from invfusion.models.denoiser import Denoiser
 from invfusion.operators.base import Measurement
 
@@ -17,10 +18,14 @@ class CapturedDenoiser:
 
     Called as a `Denoiser`. Measurement and labels are part of the recording, which is made anew where they change or
     the images' shape does; the weights may change in place. Nothing is differentiated. What is not called is the
-    denoiser's own. A Gaussian posterior that conjugate gradients solve cannot be recorded: they look at residuals.
+    denoiser's own. Raises `ConfigError` for a model with a Gaussian posterior, whose recording fails.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
+        if denoiser.prior is not None:
+            raise ConfigError(
+                "a model with preconditioning 'gaussian' cannot be recorded as a CUDA graph; call it itself"
+            )
         self.denoiser = denoiser
         self._recorded: tuple[Any, ...] = ()
 
@@ -39,20 +44,18 @@ class CapturedDenoiser:
         batch = (measurement, class_labels)
         if not self._recorded or not self._is_recorded(x, sigma, *batch):
             self._recorded = (*batch, *self._record(x.clone(), sigma.clone(), *batch))
-        *_, graph, inputs, output = self._recorded
+        _, _, graph, inputs, output = self._recorded
         torch._foreach_copy_(list(inputs), [x, sigma])
         graph.replay()
         return output.clone()  # type: ignore[no-any-return]
 
     def _is_recorded(self, x: Tensor, sigma: Tensor, *batch: Any) -> bool:
-        measurement, labels, *_, inputs, _ = self._recorded
-        same = all(a is b for a, b in zip((measurement, labels), batch, strict=True))
+        *known, _, inputs, _ = self._recorded
+        same = all(a is b for a, b in zip(known, batch, strict=True))
         return same and all(a.shape == b.shape for a, b in zip(inputs, (x, sigma), strict=True))
 
-    def _record(self, x: Tensor, sigma: Tensor, *batch: Any) -> tuple[Any, ...]:
-        """What the recording reads and the denoiser may forget meanwhile, the graph, its inputs and its output."""
+    def _record(self, x: Tensor, sigma: Tensor, *batch: Any) -> tuple[Any, tuple[Tensor, Tensor], Tensor]:
         self._recorded = ()
-        shared = self.denoiser.preconditioning.shared(batch[0], len(x))
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -62,4 +65,4 @@ class CapturedDenoiser:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.denoiser(x, sigma, *batch)
-        return shared, graph, (x, sigma), output
+        return graph, (x, sigma), output

@@ -1,6 +1,6 @@
 """Which build of NATTEN has CUDA kernels for the torch that is here: what `make setup` installs where a GPU is.
 
-    python -m invfusion.models.natten_wheel
+    python -c 'from invfusion.models.natten_wheel import main; main()'
 
 prints the arguments for pip, or nothing, and why. The package index has NATTEN's source alone, from which pip makes a
 package without kernels; its own index has wheels, each for one version of torch and of CUDA, as the releases list them.

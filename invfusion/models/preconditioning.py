@@ -49,10 +49,6 @@ class Preconditioning(nn.Module, ABC):
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
         """x (B, C, H, W) float32, sigma (B,) or (1,)."""
 
-    def shared(self, measurement: Measurement | None, batch_size: int) -> object:  # noqa: ARG002
-        """What all calls on the same batch have in common beside the measurement."""
-        return None
-
 
 class EDM(Preconditioning):
     """The factors of Karras et al. 2022, Table 1, with H_pinv y beside the image in conditional models."""
@@ -86,8 +82,8 @@ class Gaussian(Preconditioning):
         self._last: tuple[Measurement | None, GaussianPosterior] | None = None
 
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
-        known = self._known(measurement)
-        posterior = self.shared(measurement, len(x))
+        known = measurement if self.config.variant == "invfusion" else None
+        posterior = self._posterior(known, len(x))
         sigma = sigma.float().expand(len(x))
         estimate, variance = posterior.denoise_with_variance(x, sigma)
         spread = (sigma.square() + posterior.variance).rsqrt().view(-1, 1, 1, 1)
@@ -110,15 +106,12 @@ class Gaussian(Preconditioning):
             return posterior.mean
         return torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
 
-    def _known(self, measurement: Measurement | None) -> Measurement | None:
-        return measurement if self.config.variant == "invfusion" else None
-
-    def shared(self, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
-        known, last = self._known(measurement), self._last
-        if last is not None and last[0] is known and last[1].batch_size == batch_size:
+    def _posterior(self, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
+        last = self._last
+        if last is not None and last[0] is measurement and last[1].batch_size == batch_size:
             return last[1]
-        posterior = self.prior.refined((batch_size, *self.config.image_shape), known)
-        self._last = known, posterior
+        posterior = self.prior.refined((batch_size, *self.config.image_shape), measurement)
+        self._last = measurement, posterior
         return posterior
 
     @staticmethod

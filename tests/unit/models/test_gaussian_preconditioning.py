@@ -13,7 +13,15 @@ from invfusion.diffusion.losses import Condition, DiffusionLoss, NPPCLoss
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import LowRank
-from invfusion.models import Denoiser, DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
+from invfusion.models import (
+    CapturedDenoiser,
+    Denoiser,
+    DenoiserConfig,
+    LevelConfig,
+    build_denoiser,
+    load_denoiser,
+    save_denoiser,
+)
 from invfusion.models.denoiser import with_components
 from invfusion.operators import MaskOperator, Measurement, base
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
@@ -136,12 +144,9 @@ def test_later_calls_on_a_batch_ask_for_no_value(
     assert not asked.by
 
 
-def test_a_recording_holds_what_the_model_forgets() -> None:
-    around = shaken().preconditioning
-    measurement, other = measured("matrix")[1], measured("matrix")[1]
-    shared = around.shared(measurement, B)
-    assert around.shared(measurement, B) is shared
-    assert around.shared(other, B) is not shared
+def test_it_is_not_recorded() -> None:
+    with pytest.raises(ConfigError, match="cannot be recorded"):
+        CapturedDenoiser(shaken())
 
 
 class TestTheOracleBeforeTraining:
