@@ -15,7 +15,7 @@ any rank: r lies in the range of H where sigma_y = 0, and only H^T u matters. Th
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ from invfusion.rng import generator
 PIVOT_TOLERANCE = 1e-12
 DAMPING = 1e-10
 LOG_2_PI = math.log(2 * math.pi)
+# Numbers of a batch's measured basis that are held, half a GiB.
+HELD = 2**26
 
 GainOfSingular = Callable[[Tensor], Tensor]
 
@@ -345,7 +347,8 @@ def _identity(like: Tensor) -> Tensor:
 class Woodbury(Solver):
     """By Cholesky factorisation of r x r systems, r the rank of the prior; the operator needs its spectrum.
 
-    Where one gain serves all singular values (no noise, or a mask), U^T H^T (H H^T + l)^-1 H U is computed once.
+    Where one gain serves all singular values (no noise, or a mask), U^T H^T (H H^T + l)^-1 H U is computed once, else
+    at each noise level, from H U, which is computed anew each time where it is too large to be held.
     """
 
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
@@ -355,34 +358,33 @@ class Woodbury(Solver):
         with torch.no_grad():
             if isinstance(operator, MaskOperator):
                 self.seen_share = seen_shares(covariance.flat_basis, operator)
-            elif self.is_flat:
-                self.seen_share = self._share()
-            else:
-                self.seen = seen_basis(covariance, operator)
+                return
+            self.seen = seen_basis_of(covariance, operator)
+            if self.is_flat:
+                self.seen_share = self._gram(lambda _, q: 1 / q)
+            elif len(noise) * len(covariance.variances) * torch.Size(operator.measurement_shape).numel() <= HELD:
+                held = seen_basis(covariance, operator)
+                self.seen = lambda rows: held if len(rows) == len(held) else held[rows]
 
-    def _share(self) -> Tensor:
-        """U^T V V^T U, (B, r, r), where nothing else needs HU, which of a batch of large images takes gigabytes."""
+    def gram(self, power: int, level: Tensor) -> Tensor:
+        """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU for levels l (B,), (B, r, r)."""
+        return self._gram(lambda rows, q: q ** (power - 1) / (q.square() + aligned_to(level[rows], q)) ** (power / 2))
+
+    def _gram(self, gain: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """U^T V diag(q gain(q))^2 V^T U, (B, r, r); gain: of some samples, given their numbers."""
         operator, covariance = self.operator, self.low_rank
-        seen = seen_basis_of(covariance, operator)
 
         def of(rows: Tensor) -> Tensor:
-            return _gram(_selected(operator, rows), seen(rows), lambda q: 1 / q)
+            seen = self.seen(rows)
+            if seen.shape[1] == 0:
+                return seen.new_zeros(len(seen), 0, 0)
+            part = _selected(operator, rows).spectral(seen, partial(gain, rows)).flatten(2)
+            return part @ part.mT
 
         return _over_samples(of, covariance, operator)
 
-    def gram(self, gain: GainOfSingular) -> Tensor:
-        """U^T V diag(q gain(q))^2 V^T U, (B, r, r), with noise."""
-        return _gram(self.operator, self.seen, gain)
-
     def at(self, p: Tensor) -> System:
         return _WoodburySystem(self, p)
-
-
-def _gram(operator: LinearOperator, seen: Tensor, gain: GainOfSingular) -> Tensor:
-    if seen.shape[1] == 0:
-        return seen.new_zeros(len(seen), 0, 0)
-    part = operator.spectral(seen, gain).flatten(2)
-    return part @ part.mT
 
 
 def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:
@@ -414,7 +416,7 @@ class _WoodburySystem(System):
         level = self.ratio
         if self.parts.is_flat:
             return self.parts.seen_share / (1 + level[:, None, None]) ** power
-        return self.parts.gram(lambda q: q ** (power - 1) / (q.square() + aligned_to(level, q)) ** (power / 2))
+        return self.parts.gram(power, level)
 
     def _scaled(self, matrices: Tensor) -> Tensor:
         return matrices * self.root[:, :, None] * self.root[:, None]
