@@ -161,15 +161,17 @@ class Dense(Solver):
         return in_parts(of, torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
 
     def at(self, p: Tensor) -> System:
-        return _DenseSystem(self, p, self.alone.damping)
+        return self._damped(p) if answers_at_once(p) else _DenseSystem(self, p, self.alone.damping)
 
     @cached_property
     def alone(self) -> "_DenseSystem":
-        """It tells which samples are damped at every precision: a noisy image conditions all directions better, and to
-        ask each factorisation anew would let an accelerator wait at every call of a network."""
-        nothing = torch.zeros_like(self.noise)
-        system = _DenseSystem(self, nothing)
-        return _DenseSystem(self, nothing, DAMPING * system.failed) if bool(system.failed.any()) else system
+        """On an accelerator, it tells what is damped at all precisions."""
+        return self._damped(torch.zeros_like(self.noise))
+
+    def _damped(self, p: Tensor) -> "_DenseSystem":
+        """The system, damped where it is too ill-conditioned."""
+        system = _DenseSystem(self, p)
+        return _DenseSystem(self, p, DAMPING * system.failed) if bool(system.failed.any()) else system
 
     def in_range(self, y: Tensor) -> Tensor:
         flat = self.gather(y[:, None])
@@ -326,6 +328,11 @@ def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     failed = info > 0
     factor.diagonal(dim1=-2, dim2=-1).masked_fill_(failed[:, None], math.nan)
     return factor, failed
+
+
+def answers_at_once(tensor: Tensor) -> bool:
+    """Whether asking for a value is cheap: an accelerator would be waited for, at each call of a network."""
+    return not tensor.is_cuda
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -503,6 +510,10 @@ class Blocks(Solver):
 
     def at(self, p: Tensor) -> System:
         return _BlockSystem(self.colours, [solver.at(p) for solver in self.solvers])
+
+    @cached_property
+    def alone(self) -> System:
+        return _BlockSystem(self.colours, [solver.alone for solver in self.solvers])
 
     def in_range(self, y: Tensor) -> Tensor:
         # The range of all is the same, and mixing the channels stays in it.
