@@ -15,14 +15,14 @@ any rank: r lies in the range of H where sigma_y = 0, and only H^T u matters. Th
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from invfusion.errors import OperatorError
 from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, Stationary, given_noisy, half_weights, in_parts
-from invfusion.operators.base import LinearOperator
+from invfusion.operators.base import LinearOperator, answers_at_once
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.operators.masks import MaskOperator
 from invfusion.operators.matrix import MatrixOperator
@@ -31,6 +31,7 @@ from invfusion.rng import generator
 # Pivots and powers below this share of the largest are rounding errors of a zero.
 PIVOT_TOLERANCE = 1e-12
 DAMPING = 1e-10
+PIVOT_MARGIN = 1e-13
 LOG_2_PI = math.log(2 * math.pi)
 # Numbers of a batch's measured basis that are held, half a GiB.
 HELD = 2**26
@@ -165,13 +166,26 @@ class Dense(Solver):
 
     @cached_property
     def alone(self) -> "_DenseSystem":
-        """On an accelerator, it tells what is damped at all precisions."""
-        return self._damped(torch.zeros_like(self.noise))
+        """On an accelerator it tells what is damped at all precisions: also what is on the verge of failing, since at
+        others it may be worse. What is much worse there, as where H is weakest along what varies most, is not-a-number.
+        """
+        nothing = torch.zeros_like(self.noise)
+        return self._damped(nothing, 0.0 if answers_at_once(nothing) else PIVOT_MARGIN)
 
-    def _damped(self, p: Tensor) -> "_DenseSystem":
-        """The system, damped where it is too ill-conditioned."""
+    def _damped(self, p: Tensor, margin: float = 0.0) -> "_DenseSystem":
+        """The system, damped where it is too ill-conditioned. Raises `OperatorError` where that does not help."""
         system = _DenseSystem(self, p)
-        return _DenseSystem(self, p, DAMPING * system.failed) if bool(system.failed.any()) else system
+        weak = system.is_weak(margin)
+        if not bool(weak.any()):
+            return system
+        system = _DenseSystem(self, p, DAMPING * weak.double())
+        if bool(system.is_weak().any()):
+            raise OperatorError(
+                f"conditioning a Gaussian prior on measurements of the operator '{self.operator.kind}' failed: the "
+                "system is not positive definite, as where H_adjoint is not the adjoint of H, or H_pinv is inexact; "
+                "raise sigma_y, or give the operator a spectrum"
+            )
+        return system
 
     def in_range(self, y: Tensor) -> Tensor:
         flat = self.gather(y[:, None])
@@ -202,8 +216,7 @@ class Dense(Solver):
 
 
 class _DenseSystem(System):
-    """damping: what is added to the diagonal of systems too ill-conditioned, as a share of their scale, (B,), or None;
-    failed: whether a system could not be factorised, (B,)."""
+    """damping: what is added to the diagonal of ill-conditioned systems, as a share of their scale, (B,), or None."""
 
     def __init__(self, parts: Dense, p: Tensor, damping: Tensor | None = None) -> None:
         self.parts, self.p, self.damping = parts, p, damping
@@ -226,9 +239,16 @@ class _DenseSystem(System):
             if damping is not None:
                 diagonal += (damping * scale)[:, None]
                 self.level = parts.noise + damping * scale
-            self.factor, self.failed = factorised(matrix)
+            self.factor = factorised(matrix)
             # What the system makes of all that lies outside the range.
             self.apart = scale + self.level
+
+    def is_weak(self, margin: float = 0.0) -> Tensor:
+        """Which could not be factorised, or have a pivot below `margin` times the largest, (B,)."""
+        pivots = self.factor.diagonal(dim1=-2, dim2=-1).square()
+        if pivots.shape[1] == 0:
+            return torch.zeros_like(self.p, dtype=torch.bool)
+        return ~(pivots.amin(1) >= margin * pivots.amax(1))
 
     def solve(self, r: Tensor) -> Tensor:
         return self.parts.scatter(torch.cholesky_solve(self.parts.gather(r), self.factor))
@@ -322,17 +342,12 @@ def n_measured(operator: MaskOperator) -> Tensor:
     return operator.mask.flatten(1).sum(1).long() * operator.image_shape[0]
 
 
-def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors (B, n, n), not-a-number on the diagonal where a matrix cannot be factorised; and where, (B,)."""
+def factorised(matrix: Tensor) -> Tensor:
+    """Cholesky factors (B, n, n), not-a-number on the diagonal where a matrix cannot be factorised."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    failed = info > 0
-    factor.diagonal(dim1=-2, dim2=-1).masked_fill_(failed[:, None], math.nan)
-    return factor, failed
-
-
-def answers_at_once(tensor: Tensor) -> bool:
-    """Whether asking for a value is cheap: an accelerator would be waited for, at each call of a network."""
-    return not tensor.is_cuda
+    factor.diagonal(dim1=-2, dim2=-1).masked_fill_((info > 0)[:, None], math.nan)
+    return factor
 
 
 def full_rank(gram: Tensor) -> bool:
@@ -355,8 +370,10 @@ class Woodbury(Solver):
     """By Cholesky factorisation of r x r systems, r the rank of the prior; the operator needs its spectrum.
 
     Where one gain serves all singular values (no noise, or a mask), U^T H^T (H H^T + l)^-1 H U is computed once, else
-    at each noise level, from H U, which is computed anew each time where it is too large to be held.
+    at each noise level. seen: for that, H U, or where it is too large to be held, what computes it for some samples.
     """
+
+    seen: Tensor | Callable[[Tensor], Tensor]
 
     def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
         super().__init__(covariance, operator, noise)
@@ -365,33 +382,47 @@ class Woodbury(Solver):
         with torch.no_grad():
             if isinstance(operator, MaskOperator):
                 self.seen_share = seen_shares(covariance.flat_basis, operator)
-                return
-            self.seen = seen_basis_of(covariance, operator)
-            if self.is_flat:
-                self.seen_share = self._gram(lambda _, q: 1 / q)
-            elif len(noise) * len(covariance.variances) * torch.Size(operator.measurement_shape).numel() <= HELD:
-                held = seen_basis(covariance, operator)
-                self.seen = lambda rows: held if len(rows) == len(held) else held[rows]
+            elif self.is_flat:
+                self.seen_share = self._in_parts(seen_basis_of(covariance, operator), lambda _: lambda q: 1 / q)
+            elif self._is_large:
+                self.seen = seen_basis_of(covariance, operator)
+            else:
+                self.seen = seen_basis(covariance, operator)
+
+    @property
+    def _is_large(self) -> bool:
+        size = torch.Size(self.operator.measurement_shape).numel() * len(self.low_rank.variances) * len(self.noise)
+        return isinstance(self.operator, StridedConvolution) and size > HELD
 
     def gram(self, power: int, level: Tensor) -> Tensor:
-        """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU for levels l (B,), (B, r, r)."""
-        return self._gram(lambda rows, q: q ** (power - 1) / (q.square() + aligned_to(level[rows], q)) ** (power / 2))
+        """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU, (B, r, r), with noise; for l (B,)."""
 
-    def _gram(self, gain: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """U^T V diag(q gain(q))^2 V^T U, (B, r, r); gain: of some samples, given their numbers."""
-        operator, covariance = self.operator, self.low_rank
+        def gain(level: Tensor) -> GainOfSingular:
+            return lambda q: q ** (power - 1) / (q.square() + aligned_to(level, q)) ** (power / 2)
+
+        if isinstance(self.seen, Tensor):
+            return _gram(self.operator, self.seen, gain(level))
+        return self._in_parts(self.seen, lambda rows: gain(level[rows.to(level.device)]))
+
+    def _in_parts(self, seen: Callable[[Tensor], Tensor], gain: Callable[[Tensor], GainOfSingular]) -> Tensor:
+        """`_gram` by few samples at a time, where nothing else needs HU, which of a batch of large images takes
+        gigabytes; both functions are of the samples' numbers."""
 
         def of(rows: Tensor) -> Tensor:
-            seen = self.seen(rows)
-            if seen.shape[1] == 0:
-                return seen.new_zeros(len(seen), 0, 0)
-            part = _selected(operator, rows).spectral(seen, partial(gain, rows)).flatten(2)
-            return part @ part.mT
+            return _gram(_selected(self.operator, rows), seen(rows), gain(rows))
 
-        return _over_samples(of, covariance, operator)
+        return _over_samples(of, self.low_rank, self.operator)
 
     def at(self, p: Tensor) -> System:
         return _WoodburySystem(self, p)
+
+
+def _gram(operator: LinearOperator, seen: Tensor, gain: GainOfSingular) -> Tensor:
+    """U^T V diag(q gain(q))^2 V^T U, (B, r, r)."""
+    if seen.shape[1] == 0:
+        return seen.new_zeros(len(seen), 0, 0)
+    part = operator.spectral(seen, gain).flatten(2)
+    return part @ part.mT
 
 
 def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:
@@ -416,7 +447,7 @@ class _WoodburySystem(System):
             information = self._scaled(self._seen(1)) / self.floor[:, None, None]
             diagonal = information.diagonal(dim1=-2, dim2=-1)
             diagonal += 1
-            self.factor, _ = factorised(information)
+            self.factor = factorised(information)
 
     def _seen(self, power: int) -> Tensor:
         """(HU)^T (H H^T + l)^-power (H H^T)^(power - 1) HU, (B, r, r)."""

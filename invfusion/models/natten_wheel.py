@@ -80,7 +80,3 @@ def main() -> None:
     if choice.arguments:
         sys.stdout.write(f"{choice.arguments}\n")
     sys.stderr.write(f"NATTEN: {choice.requirement or 'not installed'}, {choice.why}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -211,14 +211,16 @@ class LinearOperator(nn.Module, ABC):
 
         lam: at least 0, a number or one per sample, (B,). Where it is 0, the pseudo-inverse of H H^T stands in. So
         H_adjoint(damped_inverse(y, lam)) is H_pinv(y) damped by lam: the mean of a standard normal x given
-        y = H x + sqrt(lam) n. Raises `OperatorError` for a negative lam, or where the tier is "adjoint only".
+        y = H x + sqrt(lam) n. Raises `OperatorError` for a negative lam, unless it is a tensor on an accelerator, whose
+        values would have to be waited for, or where the tier is "adjoint only".
         """
         self._check(y, self.measurement_shape, "a measurement")
         self._check_invertible()
         levels = torch.as_tensor(lam, dtype=torch.promote_types(y.dtype, self.dtype), device=y.device)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(y))):
             raise ShapeError(f"lam must be a number or ({len(y)},), got {tuple(levels.shape)}")
-        if _can_look_at(levels) and not bool((levels >= 0).all()):
+        is_known = bool((levels >= 0).all()) if answers_at_once(levels) else isinstance(lam, Tensor) or lam >= 0
+        if not is_known:
             raise OperatorError("the damping lam of an inverse must not be negative or not-a-number")
         return self._run(partial(self._damped, lam=levels.expand(len(y))), y)
 
@@ -412,10 +414,9 @@ def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     return c, h, w
 
 
-def _can_look_at(tensor: Tensor) -> bool:
-    """Whether values can be asked for: not within a network that is compiled or recorded as a CUDA graph; there, they
-    are of measurements, which were checked."""
-    return not torch.compiler.is_compiling() and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+def answers_at_once(tensor: Tensor) -> bool:
+    """Whether its values may be asked for: a compiled network cannot, and an accelerator would be waited for."""
+    return not torch.compiler.is_compiling() and not tensor.is_cuda
 
 
 def aligned(tensor: Tensor, ndim: int) -> Tensor:

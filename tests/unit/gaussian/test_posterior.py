@@ -352,14 +352,45 @@ def test_a_batch_too_large_for_memory_is_conditioned_in_parts(
     monkeypatch: pytest.MonkeyPatch, sigma_y: float, kind: str, form: Form
 ) -> None:
     """Whichever solver: of the rank's size where that is small, of the measurement's where the rank is large."""
-    for rank in (5, 30):
+    monkeypatch.setattr(solvers, "SMALL", 8)
+    for rank, held in ((5, solvers.HELD), (5, 0), (30, 0)):
         prior = fitted(form, rank)
         _, measurement = measured(exact(prior), operator_of(kind), sigma_y)
         whole = prior.posterior(measurement)
         expected = whole.mean, whole.variance
         monkeypatch.setattr(covariance, "AT_ONCE", 1)
-        monkeypatch.setattr(solvers, "HELD", 0)
+        monkeypatch.setattr(solvers, "HELD", held)
         parts = prior.posterior(measurement)
         torch.testing.assert_close(parts.mean, expected[0], rtol=0, atol=1e-6)
         torch.testing.assert_close(parts.variance, expected[1], rtol=1e-6, atol=0)
         monkeypatch.undo()
+        monkeypatch.setattr(solvers, "SMALL", 8)
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_a_blur_on_the_verge_of_failing_is_damped_at_every_noise_level(
+    monkeypatch: pytest.MonkeyPatch, on_accelerator: bool
+) -> None:
+    """Whether a factorisation fails is a matter of rounding there: it may at one noise level, and not without any."""
+    if on_accelerator:
+        monkeypatch.setattr(solvers, "answers_at_once", lambda _: False)
+    square = torch.fft.fftfreq(8).mul(8).square()
+    frequency = square[:, None] + square
+    x = images(200)[:2, :1]
+    prior = GaussianPrior.fit(images(200)[:, :1], rank=40)
+    for width in (0.45, 0.5, 0.55, 0.6, 0.65):
+        kernel = torch.fft.fftshift(torch.fft.ifft2(torch.exp(-width * frequency)).real)
+        blur = StridedConvolution((1, 8, 8), (kernel / kernel.sum()).expand(2, 8, 8), 1, 0.0)
+        posterior = prior.posterior(Measurement.of(x, blur))
+        for sigma in (1e-4, 2e-3, 0.1, 1.0, 80.0):
+            assert bool(posterior.denoise(x, torch.tensor(sigma)).isfinite().all()), (width, sigma)
+
+
+def test_a_system_that_damping_does_not_help_is_an_error() -> None:
+    # Without a spectrum, what lies outside of its range is known as well as conjugate gradients find its inverse.
+    u, v = (torch.linalg.qr(torch.randn(64, 64, generator=generator(i, "Q")))[0] for i in range(2))
+    matrix = u * torch.logspace(0, -3, 64) @ v
+    operator = LinearOperator.from_functions(lambda x: x.flatten(1) @ matrix.T.to(x), image_shape=(1, 8, 8))
+    prior = GaussianPrior.fit(images(200)[:, :1], rank=40)
+    with pytest.raises(OperatorError, match="not positive definite"):
+        _ = prior.posterior(Measurement.of(images(1)[:, :1], operator)).mean
