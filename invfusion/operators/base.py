@@ -415,7 +415,7 @@ def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def answers_at_once(tensor: Tensor) -> bool:
-    """Whether its values may be asked for: a compiled network cannot, and an accelerator would be waited for."""
+    """Whether values (any shape) may be asked for: compiled networks cannot, and an accelerator is waited for."""
     return not torch.compiler.is_compiling() and not tensor.is_cuda
 
 
