@@ -219,8 +219,8 @@ class LinearOperator(nn.Module, ABC):
         levels = torch.as_tensor(lam, dtype=torch.promote_types(y.dtype, self.dtype), device=y.device)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(y))):
             raise ShapeError(f"lam must be a number or ({len(y)},), got {tuple(levels.shape)}")
-        is_known = bool((levels >= 0).all()) if answers_at_once(levels) else isinstance(lam, Tensor) or lam >= 0
-        if not is_known:
+        is_valid = bool((levels >= 0).all()) if answers_at_once(levels) else isinstance(lam, Tensor) or lam >= 0
+        if not is_valid:
             raise OperatorError("the damping lam of an inverse must not be negative or not-a-number")
         return self._run(partial(self._damped, lam=levels.expand(len(y))), y)
 

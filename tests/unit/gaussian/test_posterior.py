@@ -358,13 +358,12 @@ def test_a_batch_too_large_for_memory_is_conditioned_in_parts(
         _, measurement = measured(exact(prior), operator_of(kind), sigma_y)
         whole = prior.posterior(measurement)
         expected = whole.mean, whole.variance
-        monkeypatch.setattr(covariance, "AT_ONCE", 1)
-        monkeypatch.setattr(solvers, "HELD", held)
-        parts = prior.posterior(measurement)
-        torch.testing.assert_close(parts.mean, expected[0], rtol=0, atol=1e-6)
-        torch.testing.assert_close(parts.variance, expected[1], rtol=1e-6, atol=0)
-        monkeypatch.undo()
-        monkeypatch.setattr(solvers, "SMALL", 8)
+        with monkeypatch.context() as limited:
+            limited.setattr(covariance, "AT_ONCE", 1)
+            limited.setattr(solvers, "HELD", held)
+            parts = prior.posterior(measurement)
+            torch.testing.assert_close(parts.mean, expected[0], rtol=0, atol=1e-6)
+            torch.testing.assert_close(parts.variance, expected[1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("on_accelerator", [False, True])
