@@ -17,9 +17,14 @@ def check_device(params: Params) -> None:
         )
 
 
+def is_on_gpu(name: str) -> bool:
+    """Whether the device that `runtime.device` names is a GPU; "auto" is one where there is any."""
+    return name == "cuda" or (name == "auto" and torch.cuda.is_available())
+
+
 def pick_device(name: str) -> torch.device:
-    """The device that `runtime.device` names; "auto" is CUDA where there is one. Each process has its own GPU."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    """The device that `runtime.device` names. Each process has its own GPU."""
+    if not is_on_gpu(name):
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 # Where nothing listens the refusal comes at once; a server on a busy host, or just started, takes its time.
 SERVER_TIMEOUT_S = 30
-# Names the file to which every finished step adds a line {"stage", "seconds"}.
+# Names the file to which every finished step adds a line {"stage", "start", "end"}, of this machine's monotonic clock.
 TIMINGS = "INVFUSION_TIMINGS"
 # A lock for each step that runs.
 RUNNING = Path("state/running")
@@ -67,7 +67,7 @@ def step(
         result = component(settings, *arguments)
     _done.append(stage)
     if file := os.environ.get(TIMINGS):
-        entry = {"stage": stage, "seconds": time.monotonic() - start}
+        entry = {"stage": stage, "start": start, "end": time.monotonic()}
         with Path(file).open("a") as timings:
             timings.write(json.dumps(entry) + "\n")
     return result

@@ -34,9 +34,9 @@ from components.params import Params, load_params
 from components.registry import promotion
 from flows import entry, records
 from flows.changes import changes_of, filled
+from flows.dvc_runs import dvc_command, dvc_environment
 from flows.names import named
 from flows.pages import Timeline, link_of, page_of, shown
-from flows.reproduce import dvc_command, dvc_environment
 from flows.stages import STAGES, Stage, target
 from flows.workspaces import PARAMS, Wanted, workspace
 from invfusion.errors import ConfigError, ServiceError

@@ -7,13 +7,14 @@ them.
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from components.params import Params, load_params, read_values
 from components.profiles import load_profile, profile_text, refuse_to_lose
 from components.registry.register import SUMMARY
 from flows import entry
+from flows.dvc_runs import run_dvc, run_graph
 from flows.identify import identify
 from flows.repair import repair
 from flows.servers import comes_up, prefect_api, prefect_command, prefect_environment, prefect_health
@@ -40,25 +42,6 @@ log = logging.getLogger(__name__)
 # A busy machine takes minutes.
 SERVER_START_S = 300
 SERVER_STOP_S = 10
-# A stage may have to finish its batch and write a checkpoint.
-STAGE_STOP_S = 60
-
-
-def run_dvc(targets: Sequence[str], options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> int:
-    """`dvc repro --pull`, its output passed through; returns its exit code."""
-    with child(dvc_command([*options, *targets]), {**dvc_environment(), **(environment or {})}, STAGE_STOP_S) as dvc:
-        return dvc.wait()
-
-
-def dvc_command(arguments: Sequence[str]) -> list[str]:
-    """`dvc repro --pull` with these arguments."""
-    return [sys.executable, "-m", "dvc", "repro", "--pull", *arguments]
-
-
-def dvc_environment() -> dict[str, str]:
-    """This process's, in which `python`, as the stages say, is the one that runs here."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path}
 
 
 def use_profile(name: str, discard_edits: bool = False) -> None:
@@ -157,18 +140,21 @@ def registration() -> dict[str, Any]:
 def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
     """Run what is to do, if anything; returns DVC's exit code."""
     repair()
-    to_run = force or stale(targets) != set()
-    if not to_run and (targets or is_registered(params)):
+    to_run = None if force else stale(targets)
+    if to_run == set() and (targets or is_registered(params)):
         log.info("Everything is up to date: nothing to do.")
         return 0
     with tempfile.TemporaryDirectory() as folder, prefect_server() as environment:
         timings = Path(folder) / "timings.jsonl"
         environment[entry.TIMINGS] = str(timings)
         start = time.monotonic()
-        code = run_dvc(targets, ["--force"] if force else [], environment) if to_run else 0
+        if to_run is None:
+            code = run_dvc([*(["--force"] if force else []), *targets], environment)
+        else:
+            code = run_graph(params, to_run, targets, environment) if to_run else 0
         if not (code or targets or is_registered(params)):
             log.info("The model is not in %s: registering it again.", tracking.masked(tracking.tracking_uri(params)))
-            code = run_dvc(["register"], ["--force", "--single-item"], environment)
+            code = run_dvc(["--force", "--single-item", "register"], environment)
         if not code:
             log.info("%s", time_table(timings, time.monotonic() - start))
     return code
@@ -208,11 +194,20 @@ def _free_port() -> int:
 
 def time_table(timings: Path, total: float) -> str:
     """Each finished stage's own time, and what went into processes, imports, DVC and Prefect around them."""
-    lines = timings.read_text().splitlines() if timings.exists() else []
-    rows = [(entry["stage"], entry["seconds"]) for entry in map(json.loads, lines)]
-    around = total - sum(seconds for _, seconds in rows)
+    entries = [json.loads(line) for line in timings.read_text().splitlines()] if timings.exists() else []
+    rows = [(entry["stage"], entry["end"] - entry["start"]) for entry in entries]
+    around = total - _covered([(entry["start"], entry["end"]) for entry in entries])
     rows.append((f"around them ({around / total:.0%})", around))
     return "\nTimes:\n" + "\n".join(f"  {name:<22}{_duration(seconds):>9}" for name, seconds in rows)
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """How long at least one of them lasted: trainings overlap."""
+    covered, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,8 @@ from components.reporting.table import SETS
 from components.reporting.table import table as component
 from components.training.zoo import imported_from, pipeline_models
 from flows import entry
-from flows.reproduce import checked_params, dvc_environment, run_stale
+from flows.dvc_runs import dvc_environment
+from flows.reproduce import checked_params, run_stale
 from flows.stages import target
 from flows.workspaces import PARAMS, working_copy
 from invfusion.errors import DataError, InvFusionError

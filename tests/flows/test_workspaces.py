@@ -17,7 +17,7 @@ from components.params import load_params
 from components.profiles import profile_text
 from components.tracking.store import project
 from flows import container, entry
-from flows.reproduce import dvc_command, dvc_environment
+from flows.dvc_runs import dvc_command, dvc_environment
 from flows.workspaces import FOLDER, LOCK, VARIANTS, Wanted, working_copy, workspace
 from invfusion.errors import ConfigError, ServiceError
 

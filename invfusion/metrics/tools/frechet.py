@@ -4,7 +4,7 @@ They are called FID and KID only where the features are Inception's (`features.I
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -15,6 +15,9 @@ from invfusion.metrics.base import Weighted
 
 # Rows of a kernel that are in memory at once: ten thousand images' whole kernel takes 0.8 GB.
 PART = 512
+# Methods are compared to one reference, resampled alike. Of references with at most so many features what a distance
+# needs of the last resamples is kept, at most 67 MB.
+KEPT_FEATURES, KEPT_RESAMPLES = 256, 128
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,11 @@ def frechet(values: Tensor, reference: Tensor | None) -> Weighted:
     Raises:
         ShapeError: there is no reference.
     """
-    there = _there(reference).double()
-    as_it_is = cache(lambda: _mean_and_root(there, there.new_ones(len(there))))
+    there = _there(reference)
 
-    def one(w: Tensor, v: Tensor | None) -> float:
+    def one(w: Tensor, v: Tensor) -> float:
         mean, root = _mean_and_root(values.double(), w)
-        mean_there, root_there = as_it_is() if v is None else _mean_and_root(there, v)
+        mean_there, root_there = _of_reference(there, v)
         # With S = R^T R, tr (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b^T: as small as the smaller
         # of images and features.
         cross = torch.linalg.svdvals(root @ root_there.T).sum()
@@ -80,10 +82,23 @@ def frechet(values: Tensor, reference: Tensor | None) -> Weighted:
         return max(float(gap + root.square().sum() + root_there.square().sum() - 2 * cross), 0.0)
 
     def distances(weights: Tensor, of_reference: Tensor | None = None) -> Tensor:
-        others = [None] * len(weights) if of_reference is None else of_reference
-        return weights.new_tensor([one(w, v) for w, v in zip(weights, others, strict=True)])
+        as_it_is = there.new_ones(1, len(there), dtype=weights.dtype).expand(len(weights), -1)
+        pairs = zip(weights, as_it_is if of_reference is None else of_reference, strict=True)
+        return weights.new_tensor([one(w, v) for w, v in pairs])
 
     return distances
+
+
+def _of_reference(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    if features.shape[1] > KEPT_FEATURES:
+        return _mean_and_root(features.double(), weights)
+    return _kept_of_reference(features, tuple(weights.tolist()))
+
+
+@lru_cache(maxsize=KEPT_RESAMPLES)
+def _kept_of_reference(features: Tensor, weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    # A tensor's hash is its identity.
+    return _mean_and_root(features.double(), features.new_tensor(weights, dtype=torch.float64))
 
 
 def _mean_and_root(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

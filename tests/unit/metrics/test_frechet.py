@@ -3,6 +3,7 @@ import torch
 
 from invfusion.errors import ShapeError
 from invfusion.metrics import FeatureStatistics, frechet_distance, kernel_distance
+from invfusion.metrics.tools import frechet as tools
 from invfusion.metrics.tools.frechet import frechet, kernel
 from invfusion.rng import generator
 
@@ -95,3 +96,20 @@ def test_both_sides_can_be_resampled(n_features: int) -> None:
     once = [torch.ones(1, len(rows)).double() for rows in (a, b)]
     assert float(kernel(a, b)(*once)) == pytest.approx(kernel_distance(a, b))
     assert float(kernel(a, b)(w, v)) != pytest.approx(kernel_distance(a, b))
+
+
+def test_methods_share_what_is_needed_of_the_resampled_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    whole = tools._mean_and_root
+    monkeypatch.setattr(tools, "_mean_and_root", lambda f, w: made.append(len(f)) or whole(f, w))
+    reference, w, v = (
+        normal(8, 3, "b"),
+        torch.ones(2, 9).double(),
+        torch.tensor([[2.0, 0, 1, 1, 1, 1, 1, 1]] * 2).double(),
+    )
+    for stream in ("a", "c"):
+        frechet(normal(9, 3, stream), reference)(w, v)
+    assert made.count(len(reference)) == 1
+    wide = normal(8, tools.KEPT_FEATURES + 1, "b")
+    frechet(normal(9, tools.KEPT_FEATURES + 1, "a"), wide)(w, v)
+    assert made.count(len(wide)) == 3
