@@ -58,7 +58,7 @@ def run_graph(params: Params, stale: Collection[str], targets: Sequence[str], en
     chosen = stale_trainings(needs, stale, targets)
     if (at_once := min(trainings_at_once(params), len(chosen))) > 1:
         threads = {} if is_on_gpu(params.runtime.device) else {"OMP_NUM_THREADS": str(threads_each(at_once))}
-        code = run_dvc(["stage"], environment)
+        code = run_dvc(["stage"], environment) if "stage" in stale else 0
         if code := code or run_trainings(needs, chosen, at_once, {**environment, **threads}):
             return code
     return run_dvc(targets, environment)
