@@ -5,11 +5,13 @@ On a CPU a process of one thread trains a small model in little more time than t
 """
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +22,10 @@ from components.params import Params
 from flows import leases
 from flows.stages import target
 
+log = logging.getLogger(__name__)
+
+# The stages that wait for all models.
+JUDGES = frozenset({"evaluate", "report", "register"})
 # A stage may have to finish its batch and write a checkpoint.
 STAGE_STOP_S = 60
 # Between two looks at what runs.
@@ -56,10 +62,11 @@ def run_graph(params: Params, stale: Collection[str], targets: Sequence[str], en
     """
     needs = sources(params)
     chosen = stale_trainings(needs, stale, targets)
-    if (at_once := min(trainings_at_once(params), len(chosen))) > 1:
-        threads = {} if is_on_gpu(params.runtime.device) else {"OMP_NUM_THREADS": str(threads_each(at_once))}
+    at_once = trainings_at_once(params)
+    if at_once > 1 and len(chosen) > 1:
         code = run_dvc(["stage"], environment) if "stage" in stale else 0
-        if code := code or run_trainings(needs, chosen, at_once, {**environment, **threads}):
+        on_gpu = is_on_gpu(params.runtime.device)
+        if code := code or run_trainings(needs, chosen, at_once, environment, on_gpu=on_gpu):
             return code
     return run_dvc(targets, environment)
 
@@ -75,33 +82,51 @@ def stale_trainings(needs: Mapping[str, str | None], stale: Collection[str], tar
 
     stale: the stages that DVC finds stale now; it does not look ahead to what their new results will make stale.
     """
-    wanted = set(needs) if not targets or set(targets) - {*needs, "stage"} else set(targets) & set(needs)
+    if not targets or JUDGES & set(targets):
+        wanted = set(needs)
+    else:
+        wanted = {name for name in needs if {name, name.partition("@")[0]} & set(targets)}
     while missing := {source for name in wanted if (source := needs[name])} - wanted:
         wanted |= missing
     return {name for name in wanted if {"stage", name, needs[name]} & set(stale)}
 
 
 def run_trainings(
-    needs: Mapping[str, str | None], chosen: Collection[str], at_once: int, environment: Mapping[str, str]
+    needs: Mapping[str, str | None],
+    chosen: Collection[str],
+    at_once: int,
+    environment: Mapping[str, str],
+    *,
+    on_gpu: bool = False,
 ) -> int:
-    """Have DVC bring trainings up to date, at most so many at once, each after the one that it starts from.
+    """Have DVC bring trainings up to date, at most so many at once, each after the one that it starts from; without a
+    GPU those that run, or begin together, share this process's threads.
 
     After a failure none begins, and those that run go on to their end. Returns the first exit code that is not 0.
     """
     # What others wait for goes first.
     left = sorted(chosen, key=lambda name: (name not in needs.values(), list(needs).index(name)))
+    running: dict[str, tuple[contextlib.ExitStack, subprocess.Popen[bytes]]] = {}
     variables, code = {**dvc_environment(), **environment}, 0
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    with contextlib.ExitStack() as stack:
+    try:
         while True:
             ready = [] if code else [name for name in left if needs[name] not in {*left, *running}]
+            sharing = min(at_once, len(ready) + len(running))
             for name in ready[: at_once - len(running)]:
                 left.remove(name)
-                command = dvc_command(["--single-item", name])
-                running[name] = stack.enter_context(child(command, variables, STAGE_STOP_S))
+                threads = {} if on_gpu else {"OMP_NUM_THREADS": str(threads_each(sharing))}
+                stack, command = contextlib.ExitStack(), dvc_command(["--single-item", name])
+                running[name] = stack, stack.enter_context(child(command, variables | threads, STAGE_STOP_S))
             if not running:
                 return code
             time.sleep(POLL_S)
-            ended = {name: dvc.returncode for name, dvc in running.items() if dvc.poll() is not None}
-            running = {name: dvc for name, dvc in running.items() if name not in ended}
-            code = next(filter(None, [code, *ended.values()]), 0)
+            for name in [name for name, (_, dvc) in running.items() if dvc.poll() is not None]:
+                stack, dvc = running.pop(name)
+                stack.close()
+                if dvc.returncode:
+                    log.error("%s stopped with exit code %d; its own message stands above", name, dvc.returncode)
+                code = code or dvc.returncode
+    finally:
+        # Each may take a while to write its checkpoint, and a host that ends its processes waits for none.
+        with ThreadPoolExecutor(max(1, len(running))) as pool:
+            list(pool.map(lambda one: one[0].close(), running.values()))

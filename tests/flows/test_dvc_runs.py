@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ FRESH = {"train@unconditional", "train@palette", "train@invfusion", "train@invfu
 DISTILLED = {"distill@mmse", "distill@nppc"}
 # What a run of DVC is in these tests: it notes when it begins and ends, and fails where its name says so.
 RUN = """
-import sys, time
+import os, signal, sys, time
 log, name = sys.argv[1:3]
 def note(what):
     with open(log, "a") as file:
-        file.write(f"{what} {name}\\n")
-note("begin"); time.sleep(0.6); note("end")
+        file.write(f"{what} {name} {os.environ.get('OMP_NUM_THREADS')}\\n")
+def stop(*_):
+    note("stop"); time.sleep(2); note("stopped"); sys.exit(1)
+signal.signal(signal.SIGINT, stop)
+note("begin"); time.sleep(60 if "long" in name else 0.6); note("end")
 sys.exit(3 * ("bad" in name))
 """
 
@@ -35,8 +39,18 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def lines(log: Path) -> list[list[str]]:
-    return [line.split() for line in log.read_text().splitlines()]
+def events(log: Path) -> list[tuple[str, str]]:
+    """(what, which training), in time."""
+    return [(what, name) for what, name, _ in map(str.split, log.read_text().splitlines())]
+
+
+def begun(log: Path) -> list[str]:
+    return [name for what, name in events(log) if what == "begin"]
+
+
+def threads(log: Path) -> dict[str, str]:
+    """Of each training."""
+    return {name: n for _, name, n in map(str.split, log.read_text().splitlines())}
 
 
 class TestWhich:
@@ -52,6 +66,9 @@ class TestWhich:
             ({"stage"}, ["stage", "train@palette"], {"train@palette"}),
             ({"stage"}, ["distill@mmse"], {"distill@mmse", "train@invfusion_g"}),
             ({"stage"}, ["stage"], set()),
+            ({"stage"}, ["train"], FRESH),
+            # What waits for no model asks for none.
+            ({"stage"}, ["stage", "identify", "oracle/dvc.yaml:oracle"], set()),
             ({"train@palette", "evaluate"}, [], {"train@palette"}),
             ({"train@invfusion_g"}, [], {"train@invfusion_g", *DISTILLED}),
             ({"evaluate", "report"}, [], set()),
@@ -86,30 +103,51 @@ def with_processes(n: object) -> object:
 class TestRunning:
     def test_in_order_and_no_more_than_there_is_room_for(self, log: Path) -> None:
         assert run_trainings(NEEDS, FRESH | DISTILLED, 2, {}) == 0
-        events, running, seen = lines(log), set(), []
-        for what, name in events:
-            running = running | {name} if what == "begin" else running - {name}
+        running: set[str] = set()
+        seen, ended = [], []
+        for what, name in events(log):
+            assert what == "end" or NEEDS[name] in {None, *ended}
+            ended += [name] * (what == "end")
+            running ^= {name}
             seen.append(len(running))
-            if name in DISTILLED and what == "begin":
-                assert ["end", "train@invfusion_g"] in events[: events.index([what, name])]
         assert max(seen) == 2
-        assert {name for _, name in events} == FRESH | DISTILLED
-        assert "train@invfusion_g" in {name for _, name in events[:2]}, "what others wait for goes first"
+        assert set(ended) == FRESH | DISTILLED
+        assert "train@invfusion_g" in begun(log)[:2], "what others wait for goes first"
 
-    def test_after_a_failure_none_begins_and_the_others_end(self, log: Path) -> None:
-        assert (
-            run_trainings(
-                {"good": None, "bad": None, "later": None, "after": "bad"}, {"good", "bad", "later", "after"}, 2, {}
-            )
-            == 3
-        )
-        begun = [name for what, name in lines(log) if what == "begin"]
-        assert sorted(begun) == ["bad", "good"]
-        assert ["end", "good"] in lines(log)
+    def test_those_that_run_together_share_the_threads(self, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+        assert run_trainings(NEEDS, {"train@invfusion_g", *DISTILLED}, 12, {}) == 0
+        assert threads(log) == {"train@invfusion_g": "12", "distill@mmse": "6", "distill@nppc": "6"}
+
+    def test_on_a_gpu_threads_are_left_alone(self, log: Path) -> None:
+        assert run_trainings(NEEDS, DISTILLED, 2, {"OMP_NUM_THREADS": "7"}, on_gpu=True) == 0
+        assert set(threads(log).values()) == {"7"}
+
+    def test_after_a_failure_none_begins_and_the_others_end(self, log: Path, caplog: pytest.LogCaptureFixture) -> None:
+        needs = {"good": None, "bad": None, "later": None, "after": "bad"}
+        assert run_trainings(needs, set(needs), 2, {}) == 3
+        assert sorted(begun(log)) == ["bad", "good"]
+        assert ("end", "good") in events(log)
+        assert "bad stopped with exit code 3" in caplog.text
 
     def test_a_source_that_is_up_to_date_is_not_waited_for(self, log: Path) -> None:
         assert run_trainings(NEEDS, DISTILLED, 2, {}) == 0
-        assert {name for _, name in lines(log)} == DISTILLED
+        assert set(begun(log)) == DISTILLED
+
+    def test_all_are_stopped_at_once(self, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each takes two seconds to end: the second hears of it before the first has."""
+
+        class Interrupted:
+            @staticmethod
+            def sleep(_: float) -> None:
+                time.sleep(0.05)
+                if log.exists() and len(begun(log)) == 2:
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr(dvc_runs, "time", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_trainings({"long-1": None, "long-2": None}, {"long-1", "long-2"}, 2, {})
+        assert [what for what, _ in events(log)] == ["begin", "begin", "stop", "stop", "stopped", "stopped"]
 
 
 def test_overlapping_stages_are_counted_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from invfusion.metrics.base import Weighted
 # Rows of a kernel that are in memory at once: ten thousand images' whole kernel takes 0.8 GB.
 PART = 512
 # Methods are compared to one reference, resampled alike. Of references with at most so many features what a distance
-# needs of the last resamples is kept, at most 67 MB.
+# needs of the last resamples is kept: at most 67 MB, and 8 bytes a resample for each image of the reference.
 KEPT_FEATURES, KEPT_RESAMPLES = 256, 128
 
 
@@ -92,13 +92,14 @@ def frechet(values: Tensor, reference: Tensor | None) -> Weighted:
 def _of_reference(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     if features.shape[1] > KEPT_FEATURES:
         return _mean_and_root(features.double(), weights)
-    return _kept_of_reference(features, tuple(weights.tolist()))
+    return _kept_of_reference(features, weights.double().numpy(force=True).tobytes())
 
 
 @lru_cache(maxsize=KEPT_RESAMPLES)
-def _kept_of_reference(features: Tensor, weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _kept_of_reference(features: Tensor, weights: bytes) -> tuple[Tensor, Tensor]:
     # A tensor's hash is its identity.
-    return _mean_and_root(features.double(), features.new_tensor(weights, dtype=torch.float64))
+    counts = torch.frombuffer(bytearray(weights), dtype=torch.float64)
+    return _mean_and_root(features.double(), counts.to(features.device))
 
 
 def _mean_and_root(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
