@@ -1,6 +1,6 @@
 """What DVC is asked to run: one stage after another, but trainings that need nothing of each other at once.
 
-On a CPU a process of one thread trains a small model in little more time than two processes that share its batches
+On a CPU two processes that share a small model's batches are far from twice as fast as one
 (docs/performance.md), so that two models are there sooner side by side than in turn; several GPUs train a model each.
 """
 
@@ -105,7 +105,7 @@ def run_trainings(
     After a failure none begins, and those that run go on to their end. Returns the first exit code that is not 0.
     """
     # What others wait for goes first.
-    left = sorted(chosen, key=lambda name: (name not in needs.values(), list(needs).index(name)))
+    left = sorted((name for name in needs if name in chosen), key=lambda name: name not in needs.values())
     running: dict[str, tuple[contextlib.ExitStack, subprocess.Popen[bytes]]] = {}
     variables, code = {**dvc_environment(), **environment}, 0
     try:

@@ -147,11 +147,11 @@ def run_stale(params: Params, targets: Sequence[str], force: bool) -> int:
     with tempfile.TemporaryDirectory() as folder, prefect_server() as environment:
         timings = Path(folder) / "timings.jsonl"
         environment[entry.TIMINGS] = str(timings)
-        start = time.monotonic()
+        start, code = time.monotonic(), 0
         if to_run is None:
             code = run_dvc([*(["--force"] if force else []), *targets], environment)
-        else:
-            code = run_graph(params, to_run, targets, environment) if to_run else 0
+        elif to_run:
+            code = run_graph(params, to_run, targets, environment)
         if not (code or targets or is_registered(params)):
             log.info("The model is not in %s: registering it again.", tracking.masked(tracking.tracking_uri(params)))
             code = run_dvc(["--force", "--single-item", "register"], environment)

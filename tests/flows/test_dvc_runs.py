@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.params import read_values
 from components.profiles import load_profile
 from flows import dvc_runs
-from flows.dvc_runs import run_trainings, sources, stale_trainings, trainings_at_once
+from flows.dvc_runs import JUDGES, run_trainings, sources, stale_trainings, trainings_at_once
 from flows.reproduce import time_table
+from flows.stages import GRAPH
 
+ROOT = Path(__file__).resolve().parents[2]
 PARAMS = load_profile("digits16")
 NEEDS = sources(PARAMS)
 FRESH = {"train@unconditional", "train@palette", "train@invfusion", "train@invfusion_g"}
@@ -56,6 +59,10 @@ def threads(log: Path) -> dict[str, str]:
 class TestWhich:
     def test_each_after_the_one_that_it_starts_from(self) -> None:
         assert dict.fromkeys(FRESH) | dict.fromkeys(DISTILLED, "train@invfusion_g") == NEEDS
+
+    def test_what_waits_for_all_models_is_what_the_graph_says(self) -> None:
+        stages = read_values(ROOT / GRAPH)["stages"]
+        assert {name for name, stage in stages.items() if "artifacts/models" in stage.get("deps", ())} == JUDGES
 
     @pytest.mark.parametrize(
         ("stale", "targets", "expected"),
