@@ -30,7 +30,7 @@ from components.reporting.pages import Notes, Page, Picture, Section
 from components.reporting.paper import Paper
 from components.reporting.tables import Cell, Column, Table, listing
 from components.reporting.verdicts import Evidence, Finding
-from components.training.zoo import Zoo, imported_from
+from components.training.zoo import Zoo, imported_from, train_missing
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, InvFusionError
 from invfusion.metrics import METRICS
@@ -80,14 +80,16 @@ def table(params: Params, name: str, trains: bool = True, seeds: int = 1) -> Pat
     """
     load_experiment(name)
     if is_helper():
-        _prepared(params, name, trains=False)[1].help()
+        _prepared(params, name)[1].help()
         return REPORTS / f"{name}.html"
-    prepared = _prepared(params, name, trains)
-    with tracking.start_run(prepared[0].params, "evaluate", name) as run:
+    of_seeds = [params.model_copy(update={"seed": params.seed + i}) for i in range(seeds)]
+    if trains:
+        train_missing([_zoo(one, name) for one in of_seeds])
+    first = _prepared(params, name)
+    with tracking.start_run(first[0].params, "evaluate", name) as run:
         memo, outcomes = Memo(STATE), list[Outcome]()
-        for i in range(seeds):
-            own = params.model_copy(update={"seed": params.seed + i})
-            outcome, evaluation = _prepared(own, name, trains) if i else prepared
+        for i, own in enumerate(of_seeds):
+            outcome, evaluation = _prepared(own, name) if i else first
             with helpers(own, "components.reporting.table", [name]):
                 outcomes.append(replace(outcome, results=evaluation.run()))
             memo.used.update(evaluation.restorer.memo.used)
@@ -98,13 +100,18 @@ def table(params: Params, name: str, trains: bool = True, seeds: int = 1) -> Pat
     return page
 
 
-def _prepared(params: Params, name: str, trains: bool) -> tuple[Outcome, Evaluation]:
-    """One seed's models, trained where they are missing, and its evaluation, of which there are no results yet."""
+def _zoo(params: Params, name: str) -> Zoo:
+    """The models of one seed."""
     experiment = load_experiment(name)
     n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
-    changed = experiment.applied(params, n_classes)
-    zoo = Zoo(name, experiment, changed, trains)
-    models, missing = zoo.provide(m.model for m in changed.methods.values() if m.model)
+    return Zoo(name, experiment, experiment.applied(params, n_classes))
+
+
+def _prepared(params: Params, name: str) -> tuple[Outcome, Evaluation]:
+    """One seed's models, and its evaluation, of which there are no results yet."""
+    zoo = _zoo(params, name)
+    experiment, changed = zoo.experiment, zoo.params
+    models, missing = zoo.provide()
     plan = [column for column in columns(changed, models) if column.kind in experiment.families]
     _report_missing(name, plan, missing)
     needed = {model: models[model] for model in _needed(plan)}

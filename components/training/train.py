@@ -206,6 +206,14 @@ def must_launch(params: Params) -> bool:
     return "WORLD_SIZE" not in os.environ and n_processes(params) > 1
 
 
+def component_command(module: str, arguments: Sequence[str], params: Params, name: str) -> list[str]:
+    """The command that runs a component with these parameters, which it finds in a file under this name."""
+    settings = STATE / name / "params.yaml"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
+    return [sys.executable, "-m", module, *arguments, "--params", str(settings)]
+
+
 def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> None:
     """Run a component in several processes of this machine, through torchrun.
 
@@ -215,11 +223,9 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
     """
     n = n_processes(params)
     params.train.check_sharing(n)
-    (STATE / name).mkdir(parents=True, exist_ok=True)
-    settings = STATE / name / "params.yaml"
-    YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
-    command = [sys.executable, *torchrun, "-m", module, *arguments, "--params", str(settings)]
+    python, *command = component_command(module, arguments, params, name)
+    command = [python, *torchrun, *command]
     threads = {"OMP_NUM_THREADS": str(threads_each(n))}
     # What this process holds, such as a lease of GPUs, the others hold too (close_fds).
     with child(command, os.environ | threads, STOP_S, close_fds=False) as started:

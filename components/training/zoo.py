@@ -5,27 +5,31 @@ weights of the published code (components.registry.import_checkpoint) are taken 
 noise.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from components import cli
+from components.at_once import run_at_once, trainings_at_once
 from components.params import Params, params_from, read_values
 from components.paths import MODELS, STAGED
 from components.reporting.experiments import Experiment, Model
 from components.training import train
 from components.training.identity import identity, settings
-from components.training.train import Places, launch, must_launch
+from components.training.train import STOP_S, Places, component_command, launch, must_launch
 from invfusion.data import StagedDataset
-from invfusion.errors import CheckpointError, ConfigError
+from invfusion.errors import CheckpointError, ConfigError, InvFusionError
 from invfusion.models import Denoiser, DenoiserConfig, load_config, load_manifest
 from invfusion.training.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path("artifacts/zoo")
+MODULE = "components.training.zoo"
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class Wanted:
     params: Params
     start: Path | None = None
 
-    @cached_property
+    @property
     def network(self) -> Denoiser:
-        """Before training."""
+        """Before training, made anew: a list of models to train holds no weights."""
         return train.network(self.params, self.name, self.start)
 
     @cached_property
@@ -69,11 +73,15 @@ class Wanted:
             return manifest.get("noise") == noise and _network(load_config(folder)) == _network(self.network.config)
         return (manifest.get("fingerprint"), manifest.get("nimg")) == (self.fingerprint, self.images)
 
+    @property
+    def arguments(self) -> list[str]:
+        """What this module's command takes to train it, but for the parameters."""
+        return [self.name, *([] if self.start is None else ["--starts-from", str(self.start)])]
+
     def train(self) -> None:
         """Train it, in as many processes as the parameters ask for."""
         if must_launch(self.params):
-            start = [] if self.start is None else ["--starts-from", str(self.start)]
-            launch(self.params, self.home.name, "components.training.zoo", [self.name, *start])
+            launch(self.params, self.home.name, MODULE, self.arguments)
         else:
             train.run(self.params, self.name, self.network, Places.under(self.home), self.start)
 
@@ -104,13 +112,17 @@ class Zoo:
     name: str
     experiment: Experiment
     params: Params
-    trains: bool = True
 
-    def provide(self, names: Iterable[str]) -> tuple[dict[str, Path], dict[str, str]]:
-        """The folders of the models, trained where they are missing, and what is missing where nothing is trained."""
+    @property
+    def names(self) -> list[str]:
+        """Of the models that its methods read out."""
+        return list(dict.fromkeys(method.model for method in self.params.methods.values() if method.model))
+
+    def provide(self) -> tuple[dict[str, Path], dict[str, str]]:
+        """The folders of the models that are there, and why others are not."""
         found: dict[str, Path] = {}
         missing: dict[str, str] = {}
-        for name in dict.fromkeys(names):
+        for name in self.names:
             try:
                 folder = self.folder(name)
             except ConfigError as error:
@@ -123,27 +135,72 @@ class Zoo:
         return found, missing
 
     def folder(self, name: str) -> Path:
-        """The folder of one model; it does not exist where it would have to be trained and nothing is."""
+        """The folder of one model; it does not exist where the model is yet to be trained."""
         wanted = self.wanted(name)
         if wanted is None:
             return FOLDER / f"{name} (the model that it starts from is missing)"
         for folder in (MODELS / wanted.name, wanted.home / "model"):
             if wanted.is_in(folder):
                 return folder
-        if self.trains:
-            log.info("training '%s' for %s: %s images, into %s", name, self.name, f"{wanted.images:,}", wanted.home)
-            wanted.train()
         return wanted.home / "model"
 
     def wanted(self, name: str) -> Wanted | None:
         """What a model is to be; None where it starts from one that is missing."""
+        spec, source, before = self._spec(name)
+        if before is None:
+            return Wanted(spec.train, source.params)
+        start = source.folder(before)
+        return Wanted(spec.train, source.params, start) if start.exists() else None
+
+    def next_training(self, name: str) -> Wanted | None:
+        """What is to be trained next for a model, which may be what it starts from; None where the model is there."""
+        _, source, before = self._spec(name)
+        first = None if before is None else source.next_training(before)
+        return first or (None if self.folder(name).exists() else self.wanted(name))
+
+    def _spec(self, name: str) -> tuple[Model, "Zoo", str | None]:
+        """How a model is trained, the zoo with its own parameters, and the model there that it starts from."""
         spec = self.experiment.models.get(name) or Model(train=_known(name))
         params = self.experiment.changed_for(name, self.params)
-        before = params.starts_from(spec.train)
-        if before is None:
-            return Wanted(spec.train, params)
-        start = Zoo(self.name, self.experiment, params, self.trains).folder(before)
-        return Wanted(spec.train, params, start) if start.exists() else None
+        return spec, Zoo(self.name, self.experiment, params), params.starts_from(spec.train)
+
+
+def train_missing(zoos: Sequence[Zoo]) -> None:
+    """Train what is missing of several zoos; on a CPU with room, those that need nothing of each other at once.
+
+    Raises:
+        InvFusionError: a training failed; what was trained by then is kept.
+    """
+    while wanted := _next_trainings(zoos):
+        for one in wanted:
+            log.info("training '%s': %s images, into %s", one.name, f"{one.images:,}", one.home)
+        params = zoos[0].params
+        # A table holds the GPUs of one training.
+        at_once = trainings_at_once(params, params.runtime.n_devices)
+        if at_once == 1 or len(wanted) == 1:
+            for one in wanted:
+                one.train()
+            continue
+        commands = {
+            one.home.name: component_command(MODULE, one.arguments, one.params, one.home.name) for one in wanted
+        }
+        if code := run_at_once(commands, {}, at_once, os.environ, STOP_S, share_threads=True):
+            raise InvFusionError(
+                f"a training stopped with exit code {code}; its own message stands above. What is trained is kept, and "
+                "the same command goes on"
+            )
+
+
+def _next_trainings(zoos: Sequence[Zoo]) -> list[Wanted]:
+    """What can be trained now, each model once."""
+    found: dict[Path, Wanted] = {}
+    for zoo in zoos:
+        for name in zoo.names:
+            # What cannot be made here is told by `provide`.
+            with contextlib.suppress(ConfigError):
+                if wanted := zoo.next_training(name):
+                    found.setdefault(wanted.home, wanted)
+    return list(found.values())
 
 
 def pipeline_models(params: Params, experiment: Experiment) -> list[str]:

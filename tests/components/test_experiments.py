@@ -28,7 +28,7 @@ from components.reporting.experiments import ClaimConfig, Experiment, experiment
 from components.reporting.paper import FILE, Paper
 from components.training import train, zoo
 from invfusion.degradations import FAMILIES, Mixture
-from invfusion.errors import CheckpointError, ConfigError, DataError
+from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError
 from invfusion.metrics import METRICS
 from invfusion.noise import GaussianNoise
 from invfusion.rng import generator
@@ -198,6 +198,12 @@ def test_models_of_the_pipeline_are_taken(project: Path) -> None:
     assert zoo.pipeline_models(params, load_experiment("table_02")) == []
 
 
+def all_reading(model: str, params: Params) -> Params:
+    """The parameters with one model behind all methods that have any."""
+    methods = {name: m.model_copy(update={"model": m.model and model}) for name, m in params.methods.items()}
+    return params.model_copy(update={"methods": methods})
+
+
 def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the model that a distilled one with parameters of its own starts from."""
     params = make_params()
@@ -217,8 +223,42 @@ def test_other_processes_train_the_very_model(project: Path, monkeypatch: pytest
         train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home), wanted.start)
 
     monkeypatch.setattr(zoo, "launch", launch)
-    assert zoo.Zoo("table_14", experiment, params).folder("other").exists()
+    params = all_reading("other", params)
+    keeper = zoo.Zoo("table_14", experiment, params)
+    zoo.train_missing([keeper])
+    assert keeper.folder("other").exists()
     assert started == ["invfusion", "mmse"]
+
+
+def test_what_needs_nothing_of_each_other_is_trained_at_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this module's own command, of all seeds, and a distilled model after the one that it starts from."""
+    experiment = load_experiment("table_14")
+    experiment = experiment.model_copy(
+        update={"models": {**experiment.models, "other": experiments.Model(train="mmse")}}
+    )
+    params = experiment.applied(make_params())
+    params = all_reading("other", params)
+    rounds: list[list[str]] = []
+
+    def run_at_once(commands: dict[str, list[str]], *_: object, **__: object) -> int:
+        rounds.append(sorted(name.partition("-")[0] for name in commands))
+        for _, _, module, *arguments in commands.values():
+            assert module == "components.training.zoo"
+            monkeypatch.setattr("sys.argv", ["zoo", *arguments])
+            zoo.main()
+        return 0
+
+    monkeypatch.setattr(zoo, "trainings_at_once", lambda *_: 2)
+    monkeypatch.setattr(zoo, "run_at_once", run_at_once)
+    zoos = [zoo.Zoo("table_14", experiment, params.model_copy(update={"seed": seed})) for seed in (5, 6)]
+    zoo.train_missing(zoos)
+    assert rounds == [["invfusion"] * 2, ["mmse"] * 2]
+    assert all(keeper.folder("other").exists() for keeper in zoos)
+    zoo.train_missing(zoos)
+    assert len(rounds) == 2, "what is there is never trained twice"
+    monkeypatch.setattr(zoo, "run_at_once", lambda *_, **__: 3)
+    with pytest.raises(InvFusionError, match=r"exit code 3.*What is trained is kept"):
+        zoo.train_missing([zoo.Zoo("table_14", experiment, params.model_copy(update={"seed": s})) for s in (7, 8)])
 
 
 def test_other_processes_take_the_parameters_of_any_experiment(
@@ -503,7 +543,7 @@ class TestSeeds:
     def test_each_trains_its_own_models(self, project: Path) -> None:
         params, experiment = make_params(), load_experiment("table_04")
         homes = {
-            zoo.Zoo("t", experiment, experiment.applied(params.model_copy(update={"seed": seed})), trains=False)
+            zoo.Zoo("t", experiment, experiment.applied(params.model_copy(update={"seed": seed})))
             .wanted("palette").home for seed in range(3)
         }  # fmt: skip
         assert len(homes) == 3

@@ -75,16 +75,15 @@ def test_it_can_be_registered(params: Params) -> None:
 
 def test_a_table_takes_it_for_the_network_that_it_is(params: Params) -> None:
     experiment = Experiment(title="One", table="1", dataset="FFHQ64", metrics=["psnr"], groups={"": ["InvFusion"]})
-    assert Zoo("one", experiment, params, trains=False).provide(["invfusion"]) == (
-        {"invfusion": MODELS / "invfusion"},
-        {},
-    )
+    found, missing = Zoo("one", experiment, params).provide()
+    assert found["invfusion"] == MODELS / "invfusion"
+    assert "invfusion" not in missing
     assert imported_from(MODELS / "invfusion") == "training-state-0000640.pt"
     other = params.model_copy(update={"model": params.model.model_copy(update={"invfusion_levels": [0]})})
     noisy = params.model_copy(update={"noise": GaussianNoise(sigma_y=0.1)})
     for unlike in (other, noisy):
-        found, missing = Zoo("one", experiment, unlike, trains=False).provide(["invfusion"])
-        assert not found
+        found, missing = Zoo("one", experiment, unlike).provide()
+        assert "invfusion" not in found
         assert "is not trained" in missing["invfusion"]
 
 
