@@ -52,6 +52,7 @@ def run_at_once(
                 left.remove(name)
                 threads = {"OMP_NUM_THREADS": str(threads_each(sharing))} if share_threads else {}
                 stack = contextlib.ExitStack()
+                log.info("%s begins", name)
                 running[name] = stack, stack.enter_context(child(commands[name], {**environment, **threads}, patience))
             if not running:
                 return code
@@ -60,9 +61,15 @@ def run_at_once(
                 stack, process = running.pop(name)
                 stack.close()
                 if process.returncode:
-                    log.error("%s stopped with exit code %d; its own message stands above", name, process.returncode)
+                    log.error("%s %s", name, _end(process.returncode))
                 code = code or process.returncode
     finally:
         # Each may take a while to write its checkpoint, and a host that ends its processes waits for none.
         with ThreadPoolExecutor(max(1, len(running))) as pool:
             list(pool.map(lambda one: one[0].close(), running.values()))
+
+
+def _end(code: int) -> str:
+    if code < 0:
+        return f"was killed by signal {-code}, as where memory is short; runtime.processes says how few run at once"
+    return f"stopped with exit code {code}; its own message stands above"

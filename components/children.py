@@ -1,11 +1,12 @@
-"""Child processes that never outlive their parent."""
+"""Child processes that never outlive their parent, and the signals that ask for the end."""
 
 import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Waits for the end of a pipe whose other end this process holds, and which closes however this process ends.
@@ -61,3 +62,18 @@ def _interrupt(leader: "subprocess.Popen[bytes]", interruption: signal.Signals, 
             leader.poll()
             os.killpg(leader.pid, 0)
             time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def on_stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into a request; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda received, _frame: ask(received)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ Once a run is open, nothing here stops the stage: what cannot be delivered waits
 delivered later, by this run or the next one.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Run:
         """Short facts by which runs are searched."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def start_run(params: "Params", stage: str, name: str) -> Iterator[Run]:
     """Open the MLflow run of one stage and close it at the end, whatever happens in between.
 
@@ -173,7 +173,11 @@ def _open_run(params: "Params", stage: str, name: str) -> MlflowRun:
 
 def _synchronise_all(client: Any, address: str) -> None:
     """Deliver what other runs had to leave behind."""
-    unfinished = {json.loads(note.read_text())["run"] for note in STATE.glob("*.json")}
+    unfinished = set()
+    for note in STATE.glob("*.json"):
+        # A run beside this one may end in between.
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.add(json.loads(note.read_text())["run"])
     for path in STATE.glob("*/journal.jsonl"):
         is_empty = Journal(path.parent).synchronise(address, lambda entry: deliver(client, entry))
         if is_empty and path.parent.name not in unfinished:

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from components import cli, tracking
 from components.checkpoints import file_digests
-from components.children import child
+from components.children import child, on_stop_signals
 from components.code import code_digest
 from components.data.prior import staged_prior
 from components.device import n_processes, pick_device, threads_each
@@ -36,6 +35,7 @@ from components.training import identity
 from components.training.grids import SAMPLER, restoration_grid
 from invfusion.data import StagedDataset, TrainingStream
 from invfusion.errors import DataError, InvFusionError
+from invfusion.files import replacing
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import (
     Denoiser,
@@ -130,8 +130,8 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
         group = stack.enter_context(processes(device))
         if group.rank == 0:
             stack.enter_context(exclusive(places.state))
-        stack.enter_context(_on_stop_signals(stop.ask))
-        observer = stack.enter_context(_observer(params, name, task, dataset, group))
+        stack.enter_context(on_stop_signals(stop.ask))
+        observer = stack.enter_context(_observer(params, name, places.state.name, task, dataset, group))
         stream = TrainingStream(dataset, task.seed, task.config.micro_batch_size, params.runtime.workers)
         model = run_training(
             task, denoiser, stream, places.state, device=device, processes=group,
@@ -206,12 +206,13 @@ def must_launch(params: Params) -> bool:
     return "WORLD_SIZE" not in os.environ and n_processes(params) > 1
 
 
-def component_command(module: str, arguments: Sequence[str], params: Params, name: str) -> list[str]:
-    """The command that runs a component with these parameters, which it finds in a file under this name."""
+def words_for(module: str, arguments: Sequence[str], params: Params, name: str) -> list[str]:
+    """What Python, or torchrun, is told to run a component with these parameters, which are written for a training of
+    this name."""
     settings = STATE / name / "params.yaml"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), settings)
-    return [sys.executable, "-m", module, *arguments, "--params", str(settings)]
+    with replacing(settings) as partial:
+        YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), partial)
+    return ["-m", module, *arguments, "--params", str(settings)]
 
 
 def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> None:
@@ -224,13 +225,12 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
     n = n_processes(params)
     params.train.check_sharing(n)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
-    python, *command = component_command(module, arguments, params, name)
-    command = [python, *torchrun, *command]
+    command = [sys.executable, *torchrun, *words_for(module, arguments, params, name)]
     threads = {"OMP_NUM_THREADS": str(threads_each(n))}
     # What this process holds, such as a lease of GPUs, the others hold too (close_fds).
     with child(command, os.environ | threads, STOP_S, close_fds=False) as started:
         stop = _Stop(pass_on=started.send_signal)
-        with _on_stop_signals(stop.ask):
+        with on_stop_signals(stop.ask):
             code = started.wait()
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
@@ -270,21 +270,6 @@ def _is_orphan(parent: int) -> bool:
     return "WORLD_SIZE" in os.environ and os.getppid() != parent
 
 
-@contextmanager
-def _on_stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into a request; only a main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda received, _frame: ask(received)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _Observer:
     """Shows progress, and sends the curve and sample grids to the tracker."""
 
@@ -320,21 +305,22 @@ def _shown_in_grids(training: StagedDataset) -> StagedDataset:
 
 @contextmanager
 def _observer(
-    params: Params, name: str, task: Task, dataset: StagedDataset, group: Processes
+    params: Params, name: str, label: str, task: Task, dataset: StagedDataset, group: Processes
 ) -> Iterator[_Observer | None]:
+    """label: names this training among those that run beside it, which may be of the same recipe."""
     if group.rank != 0:
         yield None
         return
     shown = _shown_in_grids(dataset)
     with (
-        tracking.start_run(params, "train", name) as sink,
-        tqdm(total=task.config.total_images, desc=name, unit="img", mininterval=2, smoothing=0.1) as bar,
+        tracking.start_run(params, "train", label) as sink,
+        tqdm(total=task.config.total_images, desc=label, unit="img", mininterval=2, smoothing=0.1) as bar,
     ):
         sink.log_dataset(params.data.name, dataset.digest, str(params.data.shards))
         if task.degradation is not None:
             sink.log_params({"noise": task.noise.model_dump(mode="json")})
         sampler = SAMPLER.validate_python(params.recipe(name).reads_out)
-        yield _Observer(bar, Progress(name, task.config.total_images, "images"), sink, shown, task, sampler)
+        yield _Observer(bar, Progress(label, task.config.total_images, "images"), sink, shown, task, sampler)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ noise.
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,14 @@ from pathlib import Path
 
 from components import cli
 from components.at_once import run_at_once, trainings_at_once
+from components.children import on_stop_signals
+from components.device import is_on_gpu
 from components.params import Params, params_from, read_values
 from components.paths import MODELS, STAGED
 from components.reporting.experiments import Experiment, Model
 from components.training import train
 from components.training.identity import identity, settings
-from components.training.train import STOP_S, Places, component_command, launch, must_launch
+from components.training.train import STOP_S, Places, launch, must_launch, words_for
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, ConfigError, InvFusionError
 from invfusion.models import Denoiser, DenoiserConfig, load_config, load_manifest
@@ -72,6 +75,11 @@ class Wanted:
             noise = settings(self.params.task(self.name))["noise"]
             return manifest.get("noise") == noise and _network(load_config(folder)) == _network(self.network.config)
         return (manifest.get("fingerprint"), manifest.get("nimg")) == (self.fingerprint, self.images)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies; it does not exist where the model is yet to be trained."""
+        return next((f for f in (MODELS / self.name, self.home / "model") if self.is_in(f)), self.home / "model")
 
     @property
     def arguments(self) -> list[str]:
@@ -137,12 +145,7 @@ class Zoo:
     def folder(self, name: str) -> Path:
         """The folder of one model; it does not exist where the model is yet to be trained."""
         wanted = self.wanted(name)
-        if wanted is None:
-            return FOLDER / f"{name} (the model that it starts from is missing)"
-        for folder in (MODELS / wanted.name, wanted.home / "model"):
-            if wanted.is_in(folder):
-                return folder
-        return wanted.home / "model"
+        return FOLDER / f"{name} (the model that it starts from is missing)" if wanted is None else wanted.folder
 
     def wanted(self, name: str) -> Wanted | None:
         """What a model is to be; None where it starts from one that is missing."""
@@ -154,9 +157,12 @@ class Zoo:
 
     def next_training(self, name: str) -> Wanted | None:
         """What is to be trained next for a model, which may be what it starts from; None where the model is there."""
-        _, source, before = self._spec(name)
-        first = None if before is None else source.next_training(before)
-        return first or (None if self.folder(name).exists() else self.wanted(name))
+        wanted = self.wanted(name)
+        if wanted is None:
+            _, source, before = self._spec(name)
+            assert before is not None
+            return source.next_training(before)
+        return None if wanted.folder.exists() else wanted
 
     def _spec(self, name: str) -> tuple[Model, "Zoo", str | None]:
         """How a model is trained, the zoo with its own parameters, and the model there that it starts from."""
@@ -170,25 +176,41 @@ def train_missing(zoos: Sequence[Zoo]) -> None:
 
     Raises:
         InvFusionError: a training failed; what was trained by then is kept.
+        SystemExit: 143 or 130 after SIGTERM or SIGINT, with checkpoints written.
     """
-    while wanted := _next_trainings(zoos):
-        for one in wanted:
-            log.info("training '%s': %s images, into %s", one.name, f"{one.images:,}", one.home)
-        params = zoos[0].params
-        # A table holds the GPUs of one training.
-        at_once = trainings_at_once(params, params.runtime.n_devices)
+    params = zoos[0].params
+    # On a GPU a table holds the devices of one training.
+    at_once = 1 if is_on_gpu(params.runtime.device) else trainings_at_once(params, 0)
+    refused: set[Path] = set()
+    while wanted := [one for one in _next_trainings(zoos) if one.home not in refused]:
         if at_once == 1 or len(wanted) == 1:
             for one in wanted:
-                one.train()
-            continue
-        commands = {
-            one.home.name: component_command(MODULE, one.arguments, one.params, one.home.name) for one in wanted
-        }
-        if code := run_at_once(commands, {}, at_once, os.environ, STOP_S, share_threads=True):
-            raise InvFusionError(
-                f"a training stopped with exit code {code}; its own message stands above. What is trained is kept, and "
-                "the same command goes on"
-            )
+                log.info("training '%s': %s images, into %s", one.name, f"{one.images:,}", one.home)
+                try:
+                    one.train()
+                except ConfigError as error:
+                    log.warning("the model '%s' cannot be trained here: %s", one.name, error)
+                    refused.add(one.home)
+        else:
+            _train_at_once(wanted, at_once)
+        for one in wanted:
+            if not (one.home in refused or one.folder.exists()):
+                raise InvFusionError(
+                    f"{one.home} was trained, but of other code or data than when it began: what it depends on was "
+                    "changed in the meantime. The same command trains it as it is now"
+                )
+
+
+def _train_at_once(wanted: Sequence[Wanted], at_once: int) -> None:
+    words = {one.home.name: words_for(MODULE, one.arguments, one.params, one.home.name) for one in wanted}
+    commands = {name: [sys.executable, *of_one] for name, of_one in words.items()}
+    with on_stop_signals(lambda number: sys.exit(128 + number)):
+        code = run_at_once(commands, {}, at_once, os.environ, STOP_S, share_threads=True)
+    if code:
+        raise InvFusionError(
+            "not all models could be trained; the reason stands above. What is trained is kept, and the same command "
+            "goes on"
+        )
 
 
 def _next_trainings(zoos: Sequence[Zoo]) -> list[Wanted]:
@@ -234,7 +256,7 @@ def params_of_experiment(path: str) -> Params:
 
 
 def main() -> None:
-    """Train one model; what torchrun starts in each process."""
+    """Train one model: what a table starts for each, and torchrun in each process."""
     command = cli.parser(main.__doc__)
     command.add_argument("model", choices=RECIPES)
     # Not --start: torchrun would take it for its own --start-method.

@@ -126,6 +126,7 @@ def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None
         "noise_range",
         "one_step",
         *tabled,
+        "zero_shot",
     ]
 
 
@@ -140,7 +141,7 @@ def test_draws_are_repeated_where_a_metric_judges_them(project: Path) -> None:
     calibration = {
         name: load_experiment(name).applied(load_profile(), n_classes=2).evaluate.calibration_images for name in NAMES
     }
-    assert {name for name, n in calibration.items() if n} == {"few_step", "gaussian"}
+    assert {name for name, n in calibration.items() if n} == {"few_step", "gaussian", "zero_shot"}
 
 
 def test_together_they_exercise_every_method(project: Path) -> None:
@@ -254,11 +255,36 @@ def test_what_needs_nothing_of_each_other_is_trained_at_once(project: Path, monk
     zoo.train_missing(zoos)
     assert rounds == [["invfusion"] * 2, ["mmse"] * 2]
     assert all(keeper.folder("other").exists() for keeper in zoos)
+    named = {path.stem for path in Path("state/progress").glob("*.json")}
+    assert {keeper.wanted(model).home.name for keeper in zoos for model in ("invfusion", "other")} <= named
     zoo.train_missing(zoos)
     assert len(rounds) == 2, "what is there is never trained twice"
     monkeypatch.setattr(zoo, "run_at_once", lambda *_, **__: 3)
-    with pytest.raises(InvFusionError, match=r"exit code 3.*What is trained is kept"):
+    with pytest.raises(InvFusionError, match="What is trained is kept"):
         zoo.train_missing([zoo.Zoo("table_14", experiment, params.model_copy(update={"seed": s})) for s in (7, 8)])
+
+
+def test_code_that_changes_while_a_model_is_trained_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that begins later reads the code anew, and trains another model than the one that was asked for."""
+    params = all_reading("invfusion", load_experiment("table_04").applied(make_params().model_copy(update={"seed": 9})))
+    monkeypatch.setattr(zoo.Wanted, "train", lambda _: None)
+    with pytest.raises(InvFusionError, match="was changed in the meantime"):
+        zoo.train_missing([zoo.Zoo("table_04", load_experiment("table_04"), params)])
+
+
+def test_what_cannot_be_trained_leaves_the_others(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_one(wanted: zoo.Wanted) -> None:
+        if wanted.name == "palette":
+            raise ConfigError("no such thing here")
+        train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home), wanted.start)
+
+    params = load_experiment("table_04").applied(make_params().model_copy(update={"seed": 10}))
+    monkeypatch.setattr(zoo.Wanted, "train", train_one)
+    keeper = zoo.Zoo("table_04", load_experiment("table_04"), params)
+    zoo.train_missing([keeper])
+    found, missing = keeper.provide()
+    assert set(missing) == {"palette"}
+    assert set(found) == set(keeper.names) - {"palette"}
 
 
 def test_other_processes_take_the_parameters_of_any_experiment(
