@@ -210,8 +210,9 @@ def _method(params: "Params", name: str, method: "MethodConfig") -> Iterator[str
             yield f"methods.{name}: {reason(model, sampler)}"
             return
     if method.restores:
+        is_told = is_conditional(params, model) and not method.withheld
         try:
-            sampler.check_pairing(Model(is_conditional(params, model)), _MEASUREMENT)  # type: ignore[arg-type]
+            sampler.check_pairing(Model(is_told), _MEASUREMENT)  # type: ignore[arg-type]
         except OperatorError as error:
             yield f"methods.{name}: {error}"
 

@@ -105,7 +105,8 @@ class MethodConfig(Config):
 
     model: a folder of artifacts/models. sampler: `evaluate.sampler` where there is a model and none is named; without
     either, the method is H_pinv(y) itself. restores: the kinds of families that it is for. generates: whether it also
-    generates images from nothing (Table 4). extra_draws: further samples of the images that are shown.
+    generates images from nothing (Table 4). extra_draws: further samples of the images that are shown. withheld: the
+    model is told nothing of the measurement, so that a conditional one serves a zero-shot method.
     tuned: {metric: {kind of family: {setting: value}}}, found by that metric on the validation split, in place of the
     sampler's own.
     """
@@ -115,6 +116,7 @@ class MethodConfig(Config):
     restores: Literal["all"] | list[str] = "all"
     generates: bool = False
     extra_draws: int = Field(default=0, ge=0)
+    withheld: bool = False
     tuned: dict[MetricName, dict[str, dict[str, float]]] = Field(default_factory=dict)
 
     @model_validator(mode="after")

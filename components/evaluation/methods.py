@@ -14,7 +14,8 @@ class Method:
     """A trained model and the sampler that reads it out; neither for H_pinv(y) itself.
 
     extra_draws: further samples of the images that are shown, and of those on which calibration is judged. tuned_by:
-    the metric that found its step sizes on the validation split; None where they are the sampler's own.
+    the metric that found its step sizes on the validation split; None where they are the sampler's own. withheld:
+    whether the model is told nothing of the measurement.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Method:
     sampler: Sampler | None = None
     extra_draws: int = 0
     tuned_by: str | None = None
+    withheld: bool = False
 
     @property
     def needs_prior(self) -> bool:
@@ -71,7 +73,7 @@ def _methods(params: Params, models: Collection[str], kind: str) -> Iterable[Met
         if restores(config, kind) and (config.model is None or config.model in models):
             by = config.tuned_by(kind, params.tune.metrics)
             sampler = sampler_on(config, kind, params.evaluate.sampler, by)
-            method = Method(name, config.model, sampler, config.extra_draws, by)
+            method = Method(name, config.model, sampler, config.extra_draws, by, config.withheld)
             yield replace(method, extra_draws=_extra_draws(params, method, kind))
 
 

@@ -188,7 +188,14 @@ class Restorer:
         keys, labels = [frozen.keys[i] for i in batch.indices], frozen.images.labels[list(batch.indices)]
         task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate
         with Meter(self.device) as meter:
-            output = restore_batch(method.sampler, denoiser, task, seed=self.params.seed, guidance=settings.guidance)
+            output = restore_batch(
+                method.sampler,
+                denoiser,
+                task,
+                seed=self.params.seed,
+                guidance=settings.guidance,
+                withheld=method.withheld,
+            )
         rows = [row for row, job in enumerate(_jobs(batch, "images")) if job in _jobs(batch, "components")]
         projects = method.is_generative and frozen.has_truth and not frozen.is_noisy
         result = kept(output, measurement, projects=projects, rows=rows)
@@ -207,6 +214,7 @@ class Restorer:
             # Not the names: another table may call the same thing otherwise.
             "sampler": method.sampler and method.sampler.model_dump(mode="json"),
             "guidance": self.params.evaluate.guidance,
+            "withheld": method.withheld,
             "precision": self.params.evaluate.precision,
             "seed": self.params.seed,
         }

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from invfusion.codec import encode
 from invfusion.diffusion.guidance import GuidedDenoiser
-from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.diffusion.protocols import ClassConditional, DenoiserLike
+from invfusion.diffusion.withheld import Withheld
 from invfusion.gaussian import GaussianPrior
 from invfusion.metrics.tools.residual import squared_residual
 from invfusion.models.denoiser import Denoiser
@@ -35,9 +36,18 @@ class Task:
 
 
 def restore_batch(
-    sampler: Sampler | None, denoiser: Denoiser | GaussianPrior | None, task: Task, *, seed: int, guidance: float
+    sampler: Sampler | None,
+    denoiser: Denoiser | GaussianPrior | None,
+    task: Task,
+    *,
+    seed: int,
+    guidance: float,
+    withheld: bool = False,
 ) -> SampleOutput:
-    """Restore a batch; without a sampler the images are H_pinv(y). Every method starts an image from the same noise."""
+    """Restore a batch; without a sampler the images are H_pinv(y). Every method starts an image from the same noise.
+
+    withheld: tell the denoiser nothing of the measurement.
+    """
     measurement, names = task.measurement, list(zip(task.keys, task.draws, strict=True))
     if sampler is None:
         return SampleOutput(measurement.H_pinv_y, nfe=0)
@@ -47,7 +57,7 @@ def restore_batch(
     if not isinstance(denoiser, Denoiser):
         return sampler.sample(denoiser or _no_denoiser, measurement, noise, generators=on_the_way)
     labels = _labels(task.labels, denoiser.n_classes, noise.device)
-    guided = _guided(denoiser, sampler, labels, guidance)
+    guided = _guided(Withheld(denoiser) if withheld else denoiser, sampler, labels, guidance)
     return sampler.sample(guided, measurement, noise, generators=on_the_way, class_labels=labels)
 
 
@@ -73,7 +83,7 @@ def finite(x: Tensor) -> Tensor:
     return x.where(sound.view(-1, 1, 1, 1), 0.0)
 
 
-def _guided(denoiser: Denoiser, sampler: Sampler, labels: Tensor | None, guidance: float) -> DenoiserLike:
+def _guided(denoiser: ClassConditional, sampler: Sampler, labels: Tensor | None, guidance: float) -> DenoiserLike:
     """The denoiser with classifier-free guidance, where it knows classes; guidance has no principal components."""
     if guidance == 1 or labels is None or "components" in sampler.requires:
         return denoiser

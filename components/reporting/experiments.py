@@ -43,13 +43,14 @@ Kind = Annotated[str, AfterValidator(_known_kind)]
 class Row(Config):
     """A row that is not simply a method of params.methods: the method it is like, and what differs.
 
-    model: a key of the experiment's `models`; sampler: settings of the sampler, or with a `kind` another one;
-    paper: its name in paper_tables.csv.
+    model: a key of the experiment's `models`, or of train.models; sampler: settings of the sampler, or with a `kind`
+    another one; withheld: the model is told nothing of the measurement; paper: its name in paper_tables.csv.
     """
 
     method: str
     model: str | None = None
     sampler: dict[str, Any] = Field(default_factory=dict)
+    withheld: bool = False
     paper: str | None = None
 
 
@@ -177,6 +178,7 @@ class Experiment(Config):
         method = params.methods[row.method].model_dump(mode="json")
         if row.model is not None:
             method["model"] = row.model
+        method["withheld"] |= row.withheld
         if row.sampler:
             own = {} if "kind" in row.sampler else method["sampler"] or {}
             method |= {"sampler": {**own, **row.sampler}, "extra_draws": 0}

@@ -311,13 +311,16 @@ def frozen_notes(results: Results) -> list[str]:
 def settings(outcome: Outcome) -> list[str]:
     """How each row samples, where it differs from its algorithm's own settings."""
     methods = [method for column in outcome.plan for method in column.methods if method.sampler is not None]
-    return list(dict.fromkeys(f"{method.name}: {_differences(method.sampler)}" for method in methods if method.sampler))
+    return list(
+        dict.fromkeys(f"{method.name}: {_way(method.sampler, method.withheld)}" for method in methods if method.sampler)
+    )
 
 
-def _differences(sampler: Sampler) -> str:
+def _way(sampler: Sampler, withheld: bool) -> str:
     chosen, own = sampler.model_dump(), type(sampler)().model_dump()
     changed = [f"{key} {value} instead of {own[key]}" for key, value in chosen.items() if own[key] != value]
-    return f"{chosen['kind']}, {', '.join(changed) or 'its own settings'}"
+    told = ", the model told nothing of the measurement" if withheld else ""
+    return f"{chosen['kind']}, {', '.join(changed) or 'its own settings'}{told}"
 
 
 def figures_of(outcome: Outcome) -> list[Picture]:

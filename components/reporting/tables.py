@@ -143,7 +143,8 @@ def group_of(method: MethodConfig) -> str:
         return GROUPS[3]
     recipe = RECIPES.get(method.model)
     # Without a sampler of its own, a model that sees no measurement generates.
-    is_zero_shot = method.sampler is not None and recipe is not None and not recipe.sees_measurements
+    is_told = recipe is None or (recipe.sees_measurements and not method.withheld)
+    is_zero_shot = method.sampler is not None and not is_told
     return GROUPS[1] if is_zero_shot else GROUPS[2]
 
 
