@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The report; 1 where a check failed."""
-    height, width = image_size(options.image_size) or (17, 12)
-    report = check_operator(load_operator(options.operator, (options.channels, height, width)))
+    shape = (options.channels, 17, 12)
+    report = check_operator(load_operator(options.operator, shape, image_size(options.image_size)))
     sys.stdout.write(f"{report}\n")
     return 0 if report.passed else 1

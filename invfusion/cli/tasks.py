@@ -29,7 +29,9 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--boundary", choices=BOUNDARIES, default="valid", help="what the blur saw beyond the image")
     what.add_argument("--filter", choices=FILTERS, default="bicubic", help="of the reduction")
     what.add_argument(
-        "--image-size", metavar="HxW", help="of the images that --operator acts on (default: the picture's)"
+        "--image-size",
+        metavar="HxW",
+        help="of the images that --operator acts on (default: the picture's); CxHxW where their channels are other too",
     )
 
 
@@ -49,19 +51,21 @@ def task_from(options: argparse.Namespace) -> tasks.Task:
     return tasks.denoising()
 
 
-def image_size(text: str | None) -> tuple[int, int] | None:
-    """HxW as two numbers. Raises `ConfigError`."""
+def image_size(text: str | None) -> tuple[int, ...] | None:
+    """HxW or CxHxW as numbers. Raises `ConfigError`."""
     if text is None:
         return None
-    try:
-        height, width = (int(n) for n in text.lower().split("x"))
-    except ValueError:
-        raise ConfigError(f"--image-size is rows x columns, such as 480x640, got '{text}'") from None
-    return height, width
+    parts = text.lower().split("x")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
+        raise ConfigError(
+            f"--image-size is rows x columns, such as 480x640, or channels before them, such as 3x480x640; got '{text}'"
+        )
+    return tuple(map(int, parts))
 
 
-def load_operator(source: str, shape: tuple[int, int, int], size: tuple[int, int] | None = None) -> LinearOperator:
-    """The operator of a spec or of a Python file, for images of the shape (C, H, W), or of C and `size`.
+def load_operator(source: str, shape: tuple[int, ...], size: tuple[int, ...] | None = None) -> LinearOperator:
+    """The operator of a spec or of a Python file, for images of the shape (C, H, W); size, (H, W) or (C, H, W), goes
+    before it.
 
     A class or function of a file is called with the image shape alone. Raises `OperatorError`, `ConfigError`.
     """
@@ -71,10 +75,21 @@ def load_operator(source: str, shape: tuple[int, int, int], size: tuple[int, int
     found = getattr(load_module(Path(path)), name, None)
     if found is None:
         raise ConfigError(f"{path} defines no '{name}'")
-    made = found if isinstance(found, LinearOperator) else _made(found, (shape[0], *(size or shape[1:])), source)
+    made = found if isinstance(found, LinearOperator) else _made(found, _image_shape(shape, size), source)
     if not isinstance(made, LinearOperator):
         raise OperatorError(f"{source} is a {type(made).__name__}, not a LinearOperator or what makes one")
     return made
+
+
+def _image_shape(shape: tuple[int, ...], size: tuple[int, ...] | None) -> tuple[int, ...]:
+    if size is not None and len(size) == 3:
+        return size
+    if len(shape) != 3:
+        raise ConfigError(
+            f"a measurement of the shape {shape} does not tell the shape of the images: say --image-size CxHxW, such "
+            "as 3x480x640"
+        )
+    return shape if size is None else (shape[0], *size)
 
 
 def _made(found: Any, shape: tuple[int, ...], source: str) -> Any:

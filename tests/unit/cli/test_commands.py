@@ -123,6 +123,22 @@ def test_an_operator_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]
     assert main(["restore", "clean.png", "-o", "out.png", "--operator", "my_ops.py:Missing"]) == 1
 
 
+def test_measurements_that_are_a_row_of_numbers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They say nothing of the shape of the images, channels included."""
+    (place / "my_ops.py").write_text(
+        "from invfusion.operators import LinearOperator\n"
+        "def RowSums(image_shape):\n"
+        "    return LinearOperator.from_functions(lambda x: x.sum(-1).flatten(-2), image_shape=image_shape)\n"
+    )
+    np.save(place / "y.npy", np.zeros(3 * 12, np.float32))
+    arguments = ["restore", "y.npy", "-o", "out.png", "--operator", "my_ops.py:RowSums", "--sigma", "0.1"]
+    assert main([*arguments, "--method", "mmse", "--image-size", "3x12x16"]) == 0
+    assert read("out.png").shape == (12, 16, 3)
+    for unclear in ([], ["--image-size", "12x16"], ["--image-size", "12"]):
+        assert main([*arguments, *unclear]) == 1
+        assert "3x480x640" in capsys.readouterr().err
+
+
 def test_models_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert capsys.readouterr().out.startswith("photos  Gaussian model")
