@@ -35,7 +35,7 @@ from invfusion.models.presets import PRESETS, denoiser_config
 from invfusion.names import nearest, unknown
 from invfusion.noise import AnyNoise, GaussianNoise, Levels
 from invfusion.plugins import load_plugins
-from invfusion.samplers import AnySampler, DPMpp2M, Heun
+from invfusion.samplers import DEIS, AnySampler, DPMpp2M, Heun
 from invfusion.schema import Config
 from invfusion.training.config import OptimisationConfig, TrainConfig
 from invfusion.training.recipes import RECIPES, Recipe
@@ -54,7 +54,7 @@ def _known_metric(name: str) -> str:
 # A name of `invfusion.metrics.METRICS`.
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 # What draws from the posterior through the probability-flow ODE.
-OdeSampler = Annotated[Heun | DPMpp2M, Field(discriminator="kind")]
+OdeSampler = Annotated[Heun | DPMpp2M | DEIS, Field(discriminator="kind")]
 # What may name files, metrics and experiments.
 PlainName = Annotated[str, AfterValidator(plain_name)]
 

@@ -28,7 +28,7 @@ from invfusion.names import kind_of
 from invfusion.operators import Measurement
 from invfusion.oracle import Oracle, draw_measurements
 from invfusion.rng import generators, randn
-from invfusion.samplers import Consistency, DPMpp2M, Flow, Heun, Sampler
+from invfusion.samplers import DEIS, Consistency, DPMpp2M, Flow, Heun, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ STAGES = 3
 DIFFUSION: tuple[Sampler, ...] = (
     *(Heun(n_steps=n) for n in (1, 2, 3, 5, 9, 18)),
     *(DPMpp2M(n_steps=n) for n in (2, 4, 8)),
+    *(DEIS(n_steps=n) for n in (8, 10)),
 )
 CONSISTENT: tuple[Sampler, ...] = tuple(Consistency(n_steps=n) for n in (1, 2, 4))
 MATCHED: tuple[Sampler, ...] = tuple(Flow(n_steps=n) for n in (2, 4, 18))

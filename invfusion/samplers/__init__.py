@@ -12,6 +12,7 @@ from invfusion.samplers.consistency import Consistency
 from invfusion.samplers.daps import DAPS
 from invfusion.samplers.ddnm import DDNM
 from invfusion.samplers.ddrm import DDRM, UnrolledDDRM
+from invfusion.samplers.deis import DEIS
 from invfusion.samplers.diffpir import DiffPIR
 from invfusion.samplers.dpmpp_2m import DPMpp2M
 from invfusion.samplers.dps import DPS
@@ -28,6 +29,7 @@ from invfusion.samplers.pivot import Pivot
 _Members = (
     Heun
     | DPMpp2M
+    | DEIS
     | Flow
     | Consistency
     | MMSE
@@ -54,13 +56,14 @@ AnySampler = Annotated[
     Annotated[_Members, Field(discriminator="kind")], accepts_plugins(SAMPLERS, Sampler), SerializeAsAny()
 ]
 
-# Samples in 8 network calls, for any diffusion model.
-FEW_STEP = DPMpp2M(n_steps=8)
+# Samples in 10 network calls, for any diffusion model.
+FEW_STEP = DEIS(n_steps=10)
 
 __all__ = [
     "DAPS",
     "DDNM",
     "DDRM",
+    "DEIS",
     "DPS",
     "FEW_STEP",
     "MGPS",

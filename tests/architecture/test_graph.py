@@ -171,7 +171,7 @@ class TestEditsOfCode:
             ("invfusion/models/hdit.py", TRAININGS),
             ("invfusion/degradations/matrix.py", TRAININGS - {"train/unconditional"}),
             ("invfusion/data/staging.py", {"stage"}),
-            ("invfusion/samplers/dpmpp_2m.py", {"evaluate"}),
+            ("invfusion/samplers/deis.py", {"evaluate"}),
             ("invfusion/metrics/psnr.py", {"evaluate"}),
             ("components/evaluation/methods.py", {"evaluate"}),
             ("components/reporting/report.py", {"report"}),

@@ -28,7 +28,7 @@ def test_the_default_profile_tries_every_family(caplog: pytest.LogCaptureFixture
     assert {line.what for line in lines if line.stage == "distill"} == set(params.train.distilled)
     calls = {line.what: line.calls for line in lines if line.calls}
     assert calls["strided_motion_blur: DDRM"] == 25
-    assert calls["matrix: InvFusion"] == 20
+    assert calls["matrix: InvFusion"] == 10
     assert calls["matrix: InvFusion MMSE"] == calls["box_inpainting: NPPC"] == 1
     assert "does not fit" not in said
     assert all(f"{model} " in said for model in params.train.models)

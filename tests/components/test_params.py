@@ -19,8 +19,8 @@ WRONG = [
     ("strides: [2, 4, 8]", "stride: [2, 4, 8]", "degradation.members.0.stride: unknown key; did you mean 'strides'?"),
     ("kind: matrix", "kind: matrx", "degradation.members.2.kind: unknown kind 'matrx'; did you mean 'matrix'?"),
     (
-        "n_steps: 20\n  guidance",
-        "n_step: 20\n  guidance",
+        "n_steps: 10\n  guidance",
+        "n_step: 10\n  guidance",
         "evaluate.sampler.n_step: unknown key; did you mean 'n_steps'?",
     ),
     ("metrics: [psnr]", "metrics: [pnsr]", "tune.metrics.0: unknown metric 'pnsr': did you mean 'psnr'?"),
@@ -163,7 +163,7 @@ KNOWN_BEFORE: list[tuple[dict[str, Any], str]] = [
     (of_method("DDRM", model="uncondtional"), "methods.DDRM.model: unknown trained model 'uncondtional': did you mean "
      "'unconditional'?"),
     (of_method("DDRM", model="palette"), "methods.DDRM: the sampler 'ddrm' uses the measurement itself and needs an"),
-    (of_method("Palette", model="unconditional"), "methods.Palette: the sampler 'dpmpp_2m' leaves the measurement"),
+    (of_method("Palette", model="unconditional"), "methods.Palette: the sampler 'deis' leaves the measurement"),
     (of_method("NPPC", model="mmse"), "methods.NPPC: the sampler 'nppc' needs principal components, 'mmse' has none"),
     (of_method("MMSE", sampler={"kind": "heun", "n_steps": 8}), "methods.MMSE: 'mmse' is no diffusion model, so the "
      "sampler 'heun' cannot read it out; take 'mmse'"),

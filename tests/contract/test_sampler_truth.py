@@ -18,7 +18,13 @@ SHAPE = (1, 4, 4)
 N = 256
 SMALL = {"matrix": {"min_rows": 2, "max_rows": 6}, "patch_inpainting": {"max_visible": 0.5}}
 # Enough steps that what is left is sampling noise.
-ACCURATE = {"heun": {"n_steps": 64}, "dpmpp_2m": {"n_steps": 100}, "flow": {"n_steps": 64}, "pivot": {"n_steps": 16}}
+ACCURATE = {
+    "heun": {"n_steps": 64},
+    "dpmpp_2m": {"n_steps": 100},
+    "deis": {"n_steps": 100},
+    "flow": {"n_steps": 64},
+    "pivot": {"n_steps": 16},
+}
 # Even with few steps, an approximation of the posterior must come nearer to it than draws of the prior do.
 USES_THE_MEASUREMENT = 0.85
 

@@ -26,6 +26,7 @@ SETTINGS = {
     "daps": {"n_levels": 3, "n_ode_steps": 2, "n_langevin_steps": 4},
     "mgps": {"n_levels": 8, "n_gradient_steps_boosted": 3},
     "dpmpp_2m": {"n_steps": 6},
+    "deis": {"n_steps": 6},
     "indi": {"n_steps": 6},
     "aseq_dip": {"n_outer": 2, "n_inner": 1, "width": 4},
 }
@@ -167,8 +168,8 @@ def test_it_is_a_member_of_the_union(kind: str) -> None:
         adapter.validate_python({"kind": kind, "unknown": 1})
 
 
-def test_the_few_step_preset_takes_eight_calls() -> None:
+def test_the_few_step_preset_takes_ten_calls() -> None:
     measurement, noise = case()
     denoiser = CountingDenoiser()
-    assert FEW_STEP.sample(denoiser, measurement, noise, generators=generators(0, "way", range(4))).nfe == 8
-    assert denoiser.calls == 8
+    assert FEW_STEP.sample(denoiser, measurement, noise, generators=generators(0, "way", range(4))).nfe == 10
+    assert denoiser.calls == 10

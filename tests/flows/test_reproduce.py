@@ -222,7 +222,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
 EDITS: dict[str, tuple[str, set[str]]] = {
     "invfusion/training/step.py": ("\n# A comment.\n", set()),
     "invfusion/samplers/unused.py": ("ADDED = 1\n", set()),
-    "invfusion/samplers/dpmpp_2m.py": ("\nADDED = 1\n", {"evaluate"}),
+    "invfusion/samplers/deis.py": ("\nADDED = 1\n", {"evaluate"}),
     "invfusion/models/__pycache__/denoiser.cpython-300.pyc": ("compiled", set()),
 }
 # What `stale` asks two processes for, for one changed file after another. Each is looked at by a process that has

@@ -1,0 +1,61 @@
+"""DEIS: a multistep sampler for few network calls whose draws keep their spread."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from invfusion.diffusion.protocols import DenoiserLike
+from invfusion.operators import Measurement
+from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutput
+
+
+class DEIS(EDMGrid):
+    """The probability-flow ODE with the denoiser's output on a line in sigma^power through the last two levels,
+    integrated exactly; n_steps network calls.
+
+    Where little noise is left, a denoiser's output no longer changes with ln sigma, while DPM-Solver++(2M) goes on
+    along its line: of Gaussians of variance 0.03 to 10, its draws in ten calls are 12 to 16% too wide, and these within
+    2%. Works for conditional and unconditional denoisers. Source: Zhang & Chen 2023 (tAB1, there of the noise); power
+    and rho are those that keep the spread of a Gaussian best, docs/method.md.
+    """
+
+    follows: ClassVar[Follows] = "posterior"
+    kind: Literal["deis"] = "deis"
+    n_steps: int = Field(default=10, ge=1)
+    rho: float = Field(default=14.0, gt=0)
+    power: float = Field(default=0.35, gt=0, lt=1)
+
+    def _sample(
+        self,
+        denoiser: DenoiserLike,
+        measurement: Measurement | None,
+        noise: Tensor,
+        generators: Sequence[torch.Generator],  # noqa: ARG002
+        class_labels: Tensor | None,
+    ) -> SampleOutput:
+        D = BoundDenoiser(denoiser, measurement, class_labels)
+        sigmas = self.levels()
+        x = sigmas[0] * noise
+        before: tuple[Tensor, float] | None = None
+        for sigma, t in pairwise(sigmas):
+            denoised = D(x, sigma)
+            if t == 0:
+                x = denoised
+                break
+            x = torch.lerp(denoised, x, t / sigma)
+            if before is not None:
+                previous, higher = before
+                x = x + self._slope_weight(higher, sigma, t) * (denoised - previous)
+            before = denoised, sigma
+        return SampleOutput(x, D.nfe)
+
+    def _slope_weight(self, higher: float, sigma: float, t: float) -> float:
+        """t times the integral from t to sigma of (s^p - sigma^p) / (sigma^p - higher^p) / s^2."""
+        p = self.power
+        grown = (sigma ** (p - 1) - t ** (p - 1)) / (p - 1) - sigma**p * (1 / t - 1 / sigma)
+        weight: float = t * grown / (sigma**p - higher**p)
+        return weight
