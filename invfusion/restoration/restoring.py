@@ -18,7 +18,7 @@ from invfusion.restoration.models import load_model
 from invfusion.restoration.plausibility import MeasurementWarning, doubts, measured_entries, rms_over, typical_over
 from invfusion.restoration.tiles import TiledDenoiser, chosen_tile
 from invfusion.rng import generators, randn
-from invfusion.samplers import DDNM, MMSE, NPPC, SAMPLERS, Heun, SampleOutput, Sampler
+from invfusion.samplers import DDNM, DEIS, MMSE, NPPC, SAMPLERS, SampleOutput, Sampler
 
 Method = Literal["sample", "mmse", "nppc"]
 # Images that are restored together hold at most so many numbers.
@@ -216,7 +216,7 @@ def choose_sampler(method: str | Sampler, denoiser: DenoiserLike) -> Sampler:
     """The algorithm that a method means with a model. Raises `ConfigError` where there is none.
 
     A model may bring its own, as {method: sampler} in `samplers`. Models that see the measurement are sampled along
-    the probability-flow ODE (Heun); others by DDNM, which brings the measurement in itself.
+    the probability-flow ODE (DEIS, ten calls); others by DDNM, which brings the measurement in itself.
     """
     if isinstance(method, Sampler):
         return method
@@ -230,7 +230,7 @@ def choose_sampler(method: str | Sampler, denoiser: DenoiserLike) -> Sampler:
             "with several n_samples and take the mean"
         )
     meanings: dict[str, Callable[[], Sampler]] = {
-        "sample": Heun if sees_measurement else DDNM,
+        "sample": DEIS if sees_measurement else DDNM,
         "mmse": MMSE,
         "nppc": NPPC,
     }
