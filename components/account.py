@@ -230,7 +230,8 @@ def _restoring(
     calls = 0 if method.sampler is None or config is None else calls_of(params, method.sampler, config)
     passes = calls * (BACKWARD if _differentiates(method) else 1)
     flops = 0.0 if config is None else images * passes * forward_flops(config)
-    gaussian = _conditioning(params, _reader(method, config), column.family, params.evaluate.noise)
+    told = None if method.withheld else column.family
+    gaussian = _conditioning(params, _reader(method, config), told, params.evaluate.noise)
     each = _working(method, config, step) + 4.0 * drawn.n_numbers + gaussian.memory
     return Line(
         "evaluate", f"{column.kind}: {method.name}", flops, images * drawn.seconds,

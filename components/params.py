@@ -123,6 +123,8 @@ class MethodConfig(Config):
     def _complete(self) -> Self:
         if self.sampler is not None and self.sampler.uses_denoiser and self.model is None:
             raise ValueError(f"the sampler '{self.sampler.kind}' reads out a model: name it under 'model'")
+        if self.withheld and self.model is None:
+            raise ValueError("withheld: without a model there is nothing to withhold the measurement from")
         kinds = [] if self.restores == "all" else self.restores
         _refuse([*unknown_kinds("restores", kinds), *twice("restores", kinds)])
         for metric, families in self.tuned.items():

@@ -98,6 +98,10 @@ def of_table(params: Params, name: str) -> Params:
 
 def _tunable(params: Params, names: Sequence[str]) -> list[str]:
     able = [name for name, method in params.methods.items() if method.sampler is not None and method.sampler.tunable]
+    if not able:
+        raise ConfigError(
+            "none of the methods has a step size to tune that would be kept under its name in params.methods"
+        )
     wrong = [name for name in names if name not in able]
     if wrong:
         raise ConfigError(f"{', '.join(wrong)} cannot be tuned; the methods that can be are {', '.join(able)}")

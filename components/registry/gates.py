@@ -46,9 +46,12 @@ def companions(params: Params) -> list[str]:
 
 
 def judged(params: Params) -> set[str]:
-    """The methods whose numbers travel with a version: those of its own models, and what they are compared with."""
+    """The methods whose numbers travel with a version: those of its own models, told the measurement, and their rival."""
     members = {params.register_.model, *companions(params)}
-    return {RIVAL, *(name for name, method in params.methods.items() if method.model in members)}
+    return {
+        RIVAL,
+        *(name for name, method in params.methods.items() if method.model in members and not method.withheld),
+    }
 
 
 def registered_method(params: Params) -> str:

@@ -226,7 +226,7 @@ def package(params: Params, checkpoints: Mapping[str, Path]) -> Package:
         library=Path(invfusion.__file__).parent,
         checkpoints=checkpoints,
         main=MAIN,
-        sampler=params.evaluate.sampler.kind,
+        sampler=params.evaluate.sampler.model_dump(mode="json"),
         columns=[
             ("y", "array<double>", False),
             ("operator", "string", False),

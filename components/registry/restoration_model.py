@@ -74,7 +74,8 @@ class RestorationModel(PythonModel):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.loaded: dict[str, Any] = {}
         self.main = str(context.model_config["main"])
-        self.sampler = SAMPLERS[str(context.model_config["sampler"])]
+        judged = dict(context.model_config["sampler"])
+        self.sampler = SAMPLERS[str(judged["kind"])].model_validate(judged)
         self.denoiser(self.main)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
@@ -146,7 +147,7 @@ class RestorationModel(PythonModel):
         denoiser = self.denoiser(self.main)
         if settings["guidance"] != 1 and labels is not None:
             denoiser = GuidedDenoiser(denoiser, settings["guidance"])
-        sampler = self.sampler.model_validate({"n_steps": int(settings["n_steps"])})
+        sampler = type(self.sampler).model_validate({**self.sampler.model_dump(), "n_steps": int(settings["n_steps"])})
         return self.run(sampler, denoiser, measurement, labels, int(settings["seed"])).x
 
     def mmse(self, measurement: Measurement, labels: Tensor | None) -> Tensor:

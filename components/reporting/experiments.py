@@ -50,7 +50,7 @@ class Row(Config):
     method: str
     model: str | None = None
     sampler: dict[str, Any] = Field(default_factory=dict)
-    withheld: bool = False
+    withheld: bool | None = None
     paper: str | None = None
 
 
@@ -178,7 +178,14 @@ class Experiment(Config):
         method = params.methods[row.method].model_dump(mode="json")
         if row.model is not None:
             method["model"] = row.model
-        method["withheld"] |= row.withheld
+        if row.withheld is not None:
+            method["withheld"] = row.withheld
+        if (method["model"], method["withheld"]) != (
+            params.methods[row.method].model,
+            params.methods[row.method].withheld,
+        ):
+            # Step sizes are one network's.
+            method["tuned"] = {}
         if row.sampler:
             own = {} if "kind" in row.sampler else method["sampler"] or {}
             method |= {"sampler": {**own, **row.sampler}, "extra_draws": 0}

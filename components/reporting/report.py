@@ -240,7 +240,8 @@ def contests_of(params: Params, records: Sequence[Record], kinds: Sequence[str])
 
 def is_invfusion(params: Params, method: str) -> bool:
     """Whether a method reads out a network that applies the operator, or one whose training went on from such."""
-    model = (params.methods[method].model or "") if method in params.methods else ""
+    config = params.methods.get(method)
+    model = "" if config is None or config.withheld else config.model or ""
     while model in RECIPES and (start := params.starts_from(model)):
         model = start
     return model in RECIPES and params.architecture(model).variant == "invfusion"

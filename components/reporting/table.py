@@ -310,13 +310,14 @@ def frozen_notes(results: Results) -> list[str]:
 
 def settings(outcome: Outcome) -> list[str]:
     """How each row samples, where it differs from its algorithm's own settings."""
-    methods = [method for column in outcome.plan for method in column.methods if method.sampler is not None]
+    methods = [method for column in outcome.plan for method in column.methods]
     return list(
-        dict.fromkeys(f"{method.name}: {_way(method.sampler, method.withheld)}" for method in methods if method.sampler)
+        dict.fromkeys(f"{m.name}: {settings_of(m.sampler, m.withheld)}" for m in methods if m.sampler is not None)
     )
 
 
-def _way(sampler: Sampler, withheld: bool) -> str:
+def settings_of(sampler: Sampler, withheld: bool) -> str:
+    """What differs from the algorithm's own settings, and whether the model is told nothing of the measurement."""
     chosen, own = sampler.model_dump(), type(sampler)().model_dump()
     changed = [f"{key} {value} instead of {own[key]}" for key, value in chosen.items() if own[key] != value]
     told = ", the model told nothing of the measurement" if withheld else ""

@@ -46,14 +46,14 @@ class Change:
 class Package:
     """What makes a registered model: its code, its checkpoint folders, what it takes, and an example of that.
 
-    main: which of the checkpoints restores; sampler: the kind of the one that draws with it.
+    main: which of the checkpoints restores; sampler: all settings of the one that draws with it.
     """
 
     code: Path
     library: Path
     checkpoints: Mapping[str, Path]
     main: str
-    sampler: str
+    sampler: Mapping[str, Any]
     columns: Sequence[tuple[str, str, bool]]  # name, MLflow type ("string", "array<double>"), required
     parameters: Mapping[str, Any]
     example: Mapping[str, Any]
@@ -221,7 +221,7 @@ def _log_package(package: Package, name: str) -> Any:
         signature=_signature(package),
         input_example=(pd.DataFrame([dict(package.example)]), dict(package.example_parameters)),
         pip_requirements=list(package.requirements),
-        model_config={"parameters": dict(package.parameters), "main": package.main, "sampler": package.sampler},
+        model_config={"parameters": dict(package.parameters), "main": package.main, "sampler": dict(package.sampler)},
     )
 
 

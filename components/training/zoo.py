@@ -17,7 +17,7 @@ from pathlib import Path
 from components import cli
 from components.at_once import run_at_once, trainings_at_once
 from components.children import on_stop_signals
-from components.device import is_on_gpu
+from components.device import is_on_gpu, n_processes
 from components.params import Params, params_from, read_values
 from components.paths import MODELS, STAGED
 from components.reporting.experiments import Experiment, Model
@@ -85,6 +85,10 @@ class Wanted:
     def arguments(self) -> list[str]:
         """What this module's command takes to train it, but for the parameters."""
         return [self.name, *([] if self.start is None else ["--starts-from", str(self.start)])]
+
+    def check(self) -> None:
+        """Raise `ConfigError` where it cannot be trained here."""
+        self.params.train.check_sharing(n_processes(self.params))
 
     def train(self) -> None:
         """Train it, in as many processes as the parameters ask for."""
@@ -183,18 +187,21 @@ def train_missing(zoos: Sequence[Zoo]) -> None:
     at_once = 1 if is_on_gpu(params.runtime.device) else trainings_at_once(params, 0)
     refused: set[Path] = set()
     while wanted := [one for one in _next_trainings(zoos) if one.home not in refused]:
-        if at_once == 1 or len(wanted) == 1:
+        for one in list(wanted):
+            try:
+                one.check()
+            except ConfigError as error:
+                log.warning("the model '%s' cannot be trained here: %s", one.name, error)
+                refused.add(one.home)
+                wanted.remove(one)
+        if at_once == 1 or len(wanted) <= 1:
             for one in wanted:
                 log.info("training '%s': %s images, into %s", one.name, f"{one.images:,}", one.home)
-                try:
-                    one.train()
-                except ConfigError as error:
-                    log.warning("the model '%s' cannot be trained here: %s", one.name, error)
-                    refused.add(one.home)
+                one.train()
         else:
             _train_at_once(wanted, at_once)
         for one in wanted:
-            if not (one.home in refused or one.folder.exists()):
+            if not one.folder.exists():
                 raise InvFusionError(
                     f"{one.home} was trained, but of other code or data than when it began: what it depends on was "
                     "changed in the meantime. The same command trains it as it is now"

@@ -13,7 +13,7 @@ from invfusion.operators import check_operator
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The operator and the images to try it on."""
     parser.add_argument("operator", metavar="my_ops.py:MyOp", help="or a spec (op.json)")
-    parser.add_argument("--image-size", default="17x12", metavar="HxW")
+    parser.add_argument("--image-size", default="17x12", metavar="HxW", help="or CxHxW")
     parser.add_argument("--channels", type=int, default=3)
 
 

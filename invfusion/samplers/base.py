@@ -184,8 +184,8 @@ class RestoringSampler(Sampler):
             kind = kind_of(self)
             raise OperatorError(
                 f"the sampler '{kind}' uses the measurement itself and needs an unconditional model; this "
-                f"{type(denoiser).__name__} is conditional, and would be told nothing: sample it with 'heun' or "
-                "another sampler that hands it the measurement"
+                f"{type(denoiser).__name__} is conditional, and would be told nothing: sample it with 'deis' or "
+                "another that hands it the measurement, or withhold that on purpose (`Withheld`, `withheld: true`)"
             )
 
     def _sample(

@@ -14,13 +14,13 @@ from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutpu
 
 
 class DEIS(EDMGrid):
-    """The probability-flow ODE with the denoiser's output on a line in sigma^power through the last two levels,
-    integrated exactly; n_steps network calls.
+    """The probability-flow ODE with the denoiser's output on a line in sigma^power through the last two levels; the
+    first step and the last take it as it is. n_steps network calls.
 
     Where little noise is left, a denoiser's output no longer changes with ln sigma, while DPM-Solver++(2M) goes on
     along its line: of Gaussians of variance 0.03 to 10, its draws in ten calls are 12 to 16% too wide, and these within
     2%. Works for conditional and unconditional denoisers. Source: Zhang & Chen 2023 (tAB1, there of the noise); power
-    and rho are those that keep the spread of a Gaussian best, docs/method.md.
+    and rho keep the spread of Gaussians, docs/method.md.
     """
 
     follows: ClassVar[Follows] = "posterior"

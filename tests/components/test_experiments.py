@@ -26,6 +26,7 @@ from components.records import Record
 from components.reporting import experiments, table, tables, verdicts
 from components.reporting.experiments import ClaimConfig, Experiment, experiment_names, load_experiment
 from components.reporting.paper import FILE, Paper
+from components.reporting.report import is_invfusion
 from components.training import train, zoo
 from invfusion.degradations import FAMILIES, Mixture
 from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError
@@ -273,18 +274,43 @@ def test_code_that_changes_while_a_model_is_trained_is_told(project: Path, monke
 
 
 def test_what_cannot_be_trained_leaves_the_others(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_one(wanted: zoo.Wanted) -> None:
+    def check(wanted: zoo.Wanted) -> None:
         if wanted.name == "palette":
             raise ConfigError("no such thing here")
-        train.run(wanted.params, wanted.name, wanted.network, train.Places.under(wanted.home), wanted.start)
 
     params = load_experiment("table_04").applied(make_params().model_copy(update={"seed": 10}))
-    monkeypatch.setattr(zoo.Wanted, "train", train_one)
+    monkeypatch.setattr(zoo.Wanted, "check", check)
     keeper = zoo.Zoo("table_04", load_experiment("table_04"), params)
     zoo.train_missing([keeper])
     found, missing = keeper.provide()
     assert set(missing) == {"palette"}
     assert set(found) == set(keeper.names) - {"palette"}
+
+
+class TestWithheld:
+    """A conditional model that is told nothing stands for an unconditional one, and is shown as such."""
+
+    def test_step_sizes_of_another_network_are_not_taken(self, project: Path) -> None:
+        params = tuned(make_params(), psnr=0.7)
+        assert params.methods["DPS"].tuned
+        changed = load_experiment("zero_shot").applied(params)
+        assert changed.methods["DPS by InvFusion-G"].withheld
+        assert not changed.methods["DPS by InvFusion-G"].tuned
+        assert not changed.methods["InvFusion-G"].withheld
+
+    def test_it_is_told_and_grouped(self, project: Path) -> None:
+        changed = load_experiment("zero_shot").applied(make_params())
+        assert tables.group_of(changed.methods["DPS by InvFusion-G"]) == "Zero-shot methods"
+        assert tables.group_of(changed.methods["InvFusion-G"]) == "Training-based methods"
+        assert not is_invfusion(changed, "DPS by InvFusion-G")
+        column = methods.columns(changed, {"invfusion_g"})[0]
+        told = {m.name: table.settings_of(m.sampler, m.withheld) for m in column.methods if m.sampler is not None}
+        assert told["DPS by InvFusion-G"].endswith("the model told nothing of the measurement")
+        assert "told nothing" not in told["InvFusion-G"]
+
+    def test_such_a_table_has_no_step_sizes_to_tune(self, project: Path) -> None:
+        with pytest.raises(ConfigError, match="none of the methods has a step size"):
+            tune.tune(tune.of_table(make_params(), "zero_shot"))
 
 
 def test_other_processes_take_the_parameters_of_any_experiment(

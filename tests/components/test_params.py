@@ -164,6 +164,8 @@ KNOWN_BEFORE: list[tuple[dict[str, Any], str]] = [
      "'unconditional'?"),
     (of_method("DDRM", model="palette"), "methods.DDRM: the sampler 'ddrm' uses the measurement itself and needs an"),
     (of_method("Palette", model="unconditional"), "methods.Palette: the sampler 'deis' leaves the measurement"),
+    (of_method("Wiener", withheld=True), "withheld: without a model there is nothing to withhold"),
+    (of_method("InvFusion", withheld=True), "methods.InvFusion: the sampler 'deis' leaves the measurement"),
     (of_method("NPPC", model="mmse"), "methods.NPPC: the sampler 'nppc' needs principal components, 'mmse' has none"),
     (of_method("MMSE", sampler={"kind": "heun", "n_steps": 8}), "methods.MMSE: 'mmse' is no diffusion model, so the "
      "sampler 'heun' cannot read it out; take 'mmse'"),

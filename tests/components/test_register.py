@@ -86,7 +86,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         library=tmp_path / "library",
         checkpoints={},
         main="",
-        sampler="heun",
+        sampler={"kind": "heun"},
         columns=[("y", "array<double>", True)],
         parameters={"text": "hello"},
         example={"y": [1.0]},
