@@ -46,7 +46,7 @@ def companions(params: Params) -> list[str]:
 
 
 def judged(params: Params) -> set[str]:
-    """The methods whose numbers travel with a version: those of its own models, told the measurement, and their rival."""
+    """The methods whose numbers travel with a version: its models', where told the measurement, and their rival's."""
     members = {params.register_.model, *companions(params)}
     return {
         RIVAL,
