@@ -46,10 +46,10 @@ def run_graph(params: Params, stale: Collection[str], targets: Sequence[str], en
     """
     needs = sources(params)
     chosen = stale_trainings(needs, stale, targets)
-    at_once = trainings_at_once(params, len(leases.slots()))
+    on_gpu = is_on_gpu(params.runtime.device)
+    at_once = trainings_at_once(params, len(leases.slots()) if on_gpu else 0)
     if at_once > 1 and len(chosen) > 1:
         code = run_dvc(["stage"], environment) if "stage" in stale else 0
-        on_gpu = is_on_gpu(params.runtime.device)
         if code := code or run_trainings(needs, chosen, at_once, environment, on_gpu=on_gpu):
             return code
     return run_dvc(targets, environment)

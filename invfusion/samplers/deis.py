@@ -1,19 +1,15 @@
 """DEIS: a multistep sampler for few network calls whose draws keep their spread."""
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.operators import Measurement
-from invfusion.samplers.base import BoundDenoiser, EDMGrid, Follows, SampleOutput
+from invfusion.samplers.multistep import Before, Multistep
 
 
-class DEIS(EDMGrid):
+class DEIS(Multistep):
     """The probability-flow ODE with the denoiser's output on a line in sigma^power through the last two levels; the
     first step and the last take it as it is. n_steps network calls.
 
@@ -23,35 +19,17 @@ class DEIS(EDMGrid):
     and rho keep the spread of Gaussians, docs/method.md.
     """
 
-    follows: ClassVar[Follows] = "posterior"
     kind: Literal["deis"] = "deis"
     n_steps: int = Field(default=10, ge=1)
     rho: float = Field(default=14.0, gt=0)
     power: float = Field(default=0.35, gt=0, lt=1)
 
-    def _sample(
-        self,
-        denoiser: DenoiserLike,
-        measurement: Measurement | None,
-        noise: Tensor,
-        generators: Sequence[torch.Generator],  # noqa: ARG002
-        class_labels: Tensor | None,
-    ) -> SampleOutput:
-        D = BoundDenoiser(denoiser, measurement, class_labels)
-        sigmas = self.levels()
-        x = sigmas[0] * noise
-        before: tuple[Tensor, float] | None = None
-        for sigma, t in pairwise(sigmas):
-            denoised = D(x, sigma)
-            if t == 0:
-                x = denoised
-                break
-            x = torch.lerp(denoised, x, t / sigma)
-            if before is not None:
-                previous, higher = before
-                x = x + self._slope_weight(higher, sigma, t) * (denoised - previous)
-            before = denoised, sigma
-        return SampleOutput(x, D.nfe)
+    def _step(self, x: Tensor, denoised: Tensor, sigma: float, t: float, before: Before | None) -> Tensor:
+        x = torch.lerp(denoised, x, t / sigma)
+        if before is None:
+            return x
+        previous, higher = before
+        return x + self._slope_weight(higher, sigma, t) * (denoised - previous)
 
     def _slope_weight(self, higher: float, sigma: float, t: float) -> float:
         """t times the integral from t to sigma of (s^p - sigma^p) / (sigma^p - higher^p) / s^2."""
