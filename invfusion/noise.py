@@ -67,7 +67,7 @@ class GaussianNoise(Noise):
             return Measurement.of(x, operator)
         sigma_y = _drawn(self.sigma_y, len(x), generator)
         noise = torch.randn((len(x), *operator.measurement_shape), generator=generator)
-        return Measurement.of(x, operator, upload(sigma_y, x.device), upload(noise, x.device))
+        return Measurement.of(x, operator, sigma_y, upload(noise, x.device))
 
 
 class PoissonNoise(Noise):
@@ -101,7 +101,7 @@ class PoissonNoise(Noise):
         per_entry = peak.view(-1, *[1] * (white.ndim - 1))
         counts = torch.poisson(per_entry * intensity.clamp(min=0), generator=generator)
         sigma_y = _deviation(counts.flatten(1).sum(1), (white > 0).flatten(1).sum(1), peak)
-        return Measurement((2 * counts / per_entry - white).to(x.device), operator, sigma_y.to(x.device))
+        return Measurement((2 * counts / per_entry - white).to(x.device), operator, sigma_y)
 
 
 def _deviation(total: Tensor, n_entries: Tensor, peak: Tensor) -> Tensor:

@@ -79,6 +79,10 @@ def plan(learning_seconds: float) -> list[Case]:
         Case("train-ffhq64-sdpa", 30, partial(train, preset="ffhq64", backend="sdpa", seconds=3)),
         Case("gaussian-ffhq64", 40, partial(speed.gaussian, preset="ffhq64")),
         Case("train-ffhq64-gaussian", 90, partial(compiled, preset="ffhq64", model="invfusion_g", kernels=True)),
+        Case(
+            "train-ffhq64-gaussian-larger", 90,
+            partial(compiled, preset="ffhq64", model="invfusion_g", micro=256, kernels=True),
+        ),
         Case("sample-ffhq64-gaussian", 60, partial(sampled, preset="ffhq64", model="invfusion_g")),
         Case("largest-ffhq64", 40, partial(speed.largest, preset="ffhq64")),
         Case("equal-network", 40, equal.network),

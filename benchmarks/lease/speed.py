@@ -192,10 +192,7 @@ def _task(degradation: DegradationFamily, size: int, micro: int, precision: Prec
 def sampling(
     lab: Lab, preset: str, how: str = "eager", n: int | None = None, model: Model = "invfusion"
 ) -> Iterator[Record]:
-    """Heun with 7 calls on blurred images in stored bfloat16: as it is, and replayed as a CUDA graph.
-
-    InvFusion-G is not: recording the factorisations of its Gaussian posterior fails.
-    """
+    """Heun with 7 calls on blurred images in stored bfloat16: as it is, and replayed as a CUDA graph."""
     n = n or shape_of(lab, preset).sampling
     denoiser = lab.denoiser(preset, model).eval().requires_grad_(False)
     stored_low(denoiser, lab.low)
@@ -205,7 +202,7 @@ def sampling(
     draws = rng.generators(0, "benchmarks/way", range(n))
     calls, reference = 2 * SHORT.n_steps - 1, None
     networks: dict[str, Any] = {how: denoiser}
-    if lab.is_gpu and denoiser.prior is None:
+    if lab.is_gpu:
         networks[f"{how}, CUDA graph"] = CapturedDenoiser(denoiser)
     for name, network in networks.items():
         call = partial(_sample, network, measurement, noise, draws)

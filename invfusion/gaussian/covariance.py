@@ -17,8 +17,9 @@ from invfusion.operators.base import aligned
 Gain = Callable[[Tensor, Tensor], Tensor]
 # Singular values of the images below this share of the largest are rounding errors of a zero.
 RANK_TOLERANCE = 1e-9
-# Numbers of a batch's intermediate results that are held at a time, some 128 MB of complex ones.
-AT_ONCE = 2**23
+# Numbers of a batch's intermediate results that are held at a time, by kind of device: 128 MB of complex ones, and a
+# GiB on an accelerator, which many small parts would keep waiting for their launches.
+AT_ONCE: dict[str, int] = {"cpu": 2**23, "cuda": 2**26}
 
 
 def given_noisy(c: Tensor, p: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class Coloured(LowRank):
         return len(self.colours) * self.basis[..., 0].numel()
 
     def seen_by(self, rows: Tensor) -> Tensor:
-        return in_parts(self._seen_by, rows, rows[0].numel())
+        return in_parts(lambda some: self._seen_by(rows[some]), len(rows), rows[0].numel(), rows.device)
 
     def _seen_by(self, rows: Tensor) -> Tensor:
         turned = torch.einsum("kc,bmcp->kbmp", self.colours, rows.view(*rows.shape[:2], len(self.colours), -1))
@@ -184,11 +185,12 @@ def _filtered(flat: Tensor, basis: Tensor, excess: Tensor, floor: Tensor) -> Ten
     return along @ basis.mT + aligned(floor[:, None], flat.ndim) * flat
 
 
-def in_parts(apply: Callable[[Tensor], Tensor], batch: Tensor, each: int) -> Tensor:
-    """What a function makes of a batch (B, ...), taken in parts of so few samples that their intermediate results,
-    `each` numbers a sample, are no more than `AT_ONCE`, but for one sample's."""
-    parts = torch.split(batch, max(AT_ONCE // max(each, 1), 1))
-    return apply(batch) if len(parts) == 1 else torch.cat([apply(part) for part in parts])
+def in_parts(apply: Callable[[slice], Tensor], n: int, each: int, device: torch.device) -> Tensor:
+    """What a function makes of n samples (n, ...), given a slice of them, by so few at a time that their intermediate
+    results, `each` numbers a sample, are no more than `AT_ONCE`, but for one sample's."""
+    step = max(AT_ONCE.get(device.type, AT_ONCE["cpu"]) // max(each, 1), 1)
+    parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    return apply(parts[0]) if len(parts) == 1 else torch.cat([apply(part) for part in parts])
 
 
 def colour_combinations(deviations: Tensor) -> Tensor:
@@ -263,8 +265,5 @@ class Stationary(Covariance):
 
 def half_weights(width: int, like: Tensor) -> Tensor:
     """How many columns of a full spectrum each column of a half one stands for, (W//2+1,)."""
-    weights = torch.full((width // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
-    weights[0] = 1
-    if width % 2 == 0:
-        weights[-1] = 1
-    return weights
+    column = torch.arange(width // 2 + 1, dtype=like.dtype, device=like.device)
+    return torch.where((column == 0) | (2 * column == width), 1.0, 2.0).to(like.dtype)

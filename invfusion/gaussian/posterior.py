@@ -142,8 +142,9 @@ class GaussianPosterior:
 
     @cached_property
     def _solver(self) -> Solver:
+        assert self._measurement is not None
         _, operator, noise = self._exact
-        return solver_for(self.covariance, operator, noise)
+        return solver_for(self.covariance, operator, noise, self._measurement.is_noisy)
 
     @cached_property
     def _given_y(self) -> System:

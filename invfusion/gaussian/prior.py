@@ -14,7 +14,8 @@ from invfusion.errors import CheckpointError, ConfigError, ShapeError
 from invfusion.gaussian.clusters import Clusters
 from invfusion.gaussian.covariance import Coloured, Covariance, LowRank, Stationary
 from invfusion.gaussian.posterior import GaussianPosterior
-from invfusion.operators.base import Measurement
+from invfusion.gaussian.solvers import asks_for_values
+from invfusion.operators.base import LinearOperator, Measurement
 
 # No direction has less variance: one grey level of 255, squared.
 FLOOR = (2 / 255) ** 2
@@ -138,6 +139,12 @@ class GaussianPrior(Prior):
         if measurement is not None:
             self._check_measures(measurement)
         return self.clusters.posterior(measurement, shape[0])
+
+    def asks_for_values(self, operator: LinearOperator) -> bool:
+        """Whether conditioning on such measurements waits for an accelerator, and so cannot be recorded there."""
+        within = [] if self.clusters is None else list(self.clusters.covariances)
+        covariances = [c for c in (self.covariance, *within) if isinstance(c, Covariance)]
+        return any(asks_for_values(covariance, operator) for covariance in covariances)
 
     def _check_measures(self, measurement: Measurement) -> None:
         if measurement.operator.image_shape != self.image_shape:

@@ -40,10 +40,10 @@ GainOfSingular = Callable[[Tensor], Tensor]
 
 
 class Solver(ABC):
-    """The system of B operators, float64, with noise variances (B,)."""
+    """The system of B operators, float64, with noise variances (B,), of which any is positive (`is_noisy`) or none."""
 
-    def __init__(self, covariance: Covariance, operator: LinearOperator, noise: Tensor) -> None:
-        self.covariance, self.operator, self.noise = covariance, operator, noise
+    def __init__(self, covariance: Covariance, operator: LinearOperator, noise: Tensor, is_noisy: bool) -> None:
+        self.covariance, self.operator, self.noise, self.is_noisy = covariance, operator, noise, is_noisy
 
     @abstractmethod
     def at(self, p: Tensor) -> "System":
@@ -53,11 +53,6 @@ class Solver(ABC):
     def alone(self) -> "System":
         """The system where no noisy image is given."""
         return self.at(torch.zeros_like(self.noise))
-
-    @cached_property
-    def is_noisy(self) -> bool:
-        """Whether any measurement is."""
-        return bool((self.noise > 0).any())
 
     def in_range(self, y: Tensor) -> Tensor:
         """What of y (B, *M) lies in the range of H."""
@@ -108,8 +103,8 @@ class Dense(Solver):
     (B, n), or None where n is its length.
     """
 
-    def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
-        super().__init__(covariance, operator, noise)
+    def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor, is_noisy: bool) -> None:
+        super().__init__(covariance, operator, noise, is_noisy)
         self.low_rank = covariance
         self.entries = measured_entries(operator)
         self.seen, self.gram, self.outside = self._parts()
@@ -156,10 +151,12 @@ class Dense(Solver):
         m = torch.Size(shape).numel()
         units = torch.eye(m, dtype=torch.float64, device=self.noise.device).view(m, *shape)
 
-        def of(rows: Tensor) -> Tensor:
-            return apply(_selected(operator, rows), units.expand(len(rows), m, *shape)).flatten(2)
+        def of(rows: slice) -> Tensor:
+            some = _selected(operator, rows)
+            return apply(some, units.expand(some.batch_size, m, *shape)).flatten(2)
 
-        return in_parts(of, torch.arange(operator.batch_size), m * torch.Size(operator.image_shape).numel())
+        each = m * torch.Size(operator.image_shape).numel()
+        return in_parts(of, operator.batch_size, each, self.noise.device)
 
     def at(self, p: Tensor) -> System:
         return self._damped(p) if answers_at_once(p) else _DenseSystem(self, p, self.alone.damping)
@@ -251,7 +248,7 @@ class _DenseSystem(System):
         return ~(pivots.amin(1) >= margin * pivots.amax(1))
 
     def solve(self, r: Tensor) -> Tensor:
-        return self.parts.scatter(torch.cholesky_solve(self.parts.gather(r), self.factor))
+        return self.parts.scatter(solved(self.factor, self.parts.gather(r)))
 
     @torch.no_grad()
     def variance(self) -> Tensor:
@@ -278,38 +275,44 @@ def seen_basis(covariance: LowRank, operator: LinearOperator) -> Tensor:
     return _over_samples(seen_basis_of(covariance, operator), covariance, operator)
 
 
-def seen_basis_of(covariance: LowRank, operator: LinearOperator) -> Callable[[Tensor], Tensor]:
-    """H U of some samples, given their numbers, as a function."""
+def seen_basis_of(covariance: LowRank, operator: LinearOperator) -> Callable[[slice], Tensor]:
+    """H U of some samples, as a function of which."""
     if not len(covariance.variances):
         # Not every transform takes no images at all.
-        return lambda rows: covariance.basis.new_zeros(len(rows), 0, *operator.measurement_shape)
+        n, shape = operator.batch_size, operator.measurement_shape
+        return lambda rows: covariance.basis.new_zeros(len(range(n)[rows]), 0, *shape)
     images = covariance.flat_basis.mT.reshape(len(covariance.variances), *operator.image_shape)
     if not isinstance(operator, StridedConvolution):
-        return lambda rows: _selected(operator, rows).H(images.expand(len(rows), *images.shape))
+
+        def seen_by(rows: slice) -> Tensor:
+            some = _selected(operator, rows)
+            return some.H(images.expand(some.batch_size, *images.shape))
+
+        return seen_by
     # The spectra of the basis are the same for all samples.
     s, (_, m, _), w = operator.stride, operator.measurement_shape, operator.image_shape[2]
     z, forward = torch.fft.rfft2(images).unflatten(-2, (s, m)), operator.spectra.forward
 
-    def seen(rows: Tensor) -> Tensor:
-        folded = (z * forward[rows.to(forward.device), None]).mean(dim=-3)
+    def blurred_by(rows: slice) -> Tensor:
+        folded = (z * forward[rows, None]).mean(dim=-3)
         found: Tensor = torch.fft.irfft2(folded, s=(m, w))[..., ::s]
         return found
 
-    return seen
+    return blurred_by
 
 
-def _over_samples(of: Callable[[Tensor], Tensor], covariance: LowRank, operator: LinearOperator) -> Tensor:
-    """What a function makes of all samples, given their numbers: of blurs, whose measurements are nearly as large as
-    images, few enough at a time to hold as many images for each as the prior has directions."""
-    samples, image = torch.arange(operator.batch_size), torch.Size(operator.image_shape).numel()
+def _over_samples(of: Callable[[slice], Tensor], covariance: LowRank, operator: LinearOperator) -> Tensor:
+    """What a function makes of all samples: of blurs, whose measurements are nearly as large as images, few enough at a
+    time to hold as many images for each as the prior has directions."""
     if isinstance(operator, StridedConvolution):
-        return in_parts(of, samples, len(covariance.variances) * image)
-    return of(samples)
+        each = len(covariance.variances) * torch.Size(operator.image_shape).numel()
+        return in_parts(of, operator.batch_size, each, operator.device)
+    return of(slice(0, operator.batch_size))
 
 
-def _selected(operator: LinearOperator, rows: Tensor) -> LinearOperator:
+def _selected(operator: LinearOperator, rows: slice) -> LinearOperator:
     """The operators of some samples of a batch."""
-    return operator if len(rows) == operator.batch_size else operator.select(rows)
+    return operator if rows == slice(0, operator.batch_size) else operator.select(rows)
 
 
 def circulant(operator: StridedConvolution, gain: GainOfSingular) -> Tensor:
@@ -350,6 +353,16 @@ def factorised(matrix: Tensor) -> Tensor:
     return factor
 
 
+def solved(factor: Tensor, r: Tensor) -> Tensor:
+    """K^-1 r for the Cholesky factors of K, (B, n, n), and r (B, n, k)."""
+    if answers_at_once(factor):
+        return torch.cholesky_solve(r, factor)
+    # By MAGMA's `potrs`, an accelerator is waited for, and a CUDA graph cannot hold it.
+    half = torch.linalg.solve_triangular(factor, r, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return whole
+
+
 def full_rank(gram: Tensor) -> bool:
     """Whether Gram matrices (B, n, n) can all be factorised with room to spare."""
     factor, failed = torch.linalg.cholesky_ex(gram)
@@ -373,10 +386,10 @@ class Woodbury(Solver):
     at each noise level. seen: for that, H U, or where it is too large to be held, what computes it for some samples.
     """
 
-    seen: Tensor | Callable[[Tensor], Tensor]
+    seen: Tensor | Callable[[slice], Tensor]
 
-    def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor) -> None:
-        super().__init__(covariance, operator, noise)
+    def __init__(self, covariance: LowRank, operator: LinearOperator, noise: Tensor, is_noisy: bool) -> None:
+        super().__init__(covariance, operator, noise, is_noisy)
         self.low_rank = covariance
         self.is_flat = isinstance(operator, MaskOperator) or not self.is_noisy
         with torch.no_grad():
@@ -402,13 +415,13 @@ class Woodbury(Solver):
 
         if isinstance(self.seen, Tensor):
             return _gram(self.operator, self.seen, gain(level))
-        return self._in_parts(self.seen, lambda rows: gain(level[rows.to(level.device)]))
+        return self._in_parts(self.seen, lambda rows: gain(level[rows]))
 
-    def _in_parts(self, seen: Callable[[Tensor], Tensor], gain: Callable[[Tensor], GainOfSingular]) -> Tensor:
+    def _in_parts(self, seen: Callable[[slice], Tensor], gain: Callable[[slice], GainOfSingular]) -> Tensor:
         """`_gram` by few samples at a time, where nothing else needs HU, which of a batch of large images takes
-        gigabytes; both functions are of the samples' numbers."""
+        gigabytes; both functions are of which samples."""
 
-        def of(rows: Tensor) -> Tensor:
+        def of(rows: slice) -> Tensor:
             return _gram(_selected(self.operator, rows), seen(rows), gain(rows))
 
         return _over_samples(of, self.low_rank, self.operator)
@@ -427,6 +440,8 @@ def _gram(operator: LinearOperator, seen: Tensor, gain: GainOfSingular) -> Tenso
 
 def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:
     """U^T M U for each mask M, (B, r, r), U orthonormal (D, r): by the pixels seen or the others, the fewer."""
+    if not answers_at_once(operator.mask):
+        return _shares_of_all(basis, operator)
     shares = []
     for order, n in zip(seen_first(operator), n_measured(operator).tolist(), strict=True):
         few = order[:n] if 2 * n <= len(order) else order[n:]
@@ -434,6 +449,12 @@ def seen_shares(basis: Tensor, operator: MaskOperator) -> Tensor:
         share = rows.T @ rows
         shares.append(share if 2 * n <= len(order) else _identity(share) - share)
     return torch.stack(shares)
+
+
+def _shares_of_all(basis: Tensor, operator: MaskOperator) -> Tensor:
+    """What `seen_shares` gives, without asking how many pixels are seen: in few, large products."""
+    mask = operator.mask.expand(-1, *operator.image_shape).flatten(1).to(basis.dtype)
+    return in_parts(lambda rows: (basis.mT * mask[rows, None]) @ basis, len(mask), basis.numel(), basis.device)
 
 
 class _WoodburySystem(System):
@@ -468,7 +489,7 @@ class _WoodburySystem(System):
         operator, basis = self.parts.operator, self.parts.low_rank.flat_basis
         z = self._inverse(r)
         along = operator.H_adjoint(z).flatten(2) @ basis * self.root[:, None]
-        weights = torch.cholesky_solve(along.mT, self.factor).mT * self.root[:, None]
+        weights = solved(self.factor, along.mT).mT * self.root[:, None]
         images = (weights @ basis.mT).view(*weights.shape[:2], *operator.image_shape)
         return z - self._inverse(operator.H(images))
 
@@ -532,12 +553,12 @@ def squared_singular_values(operator: LinearOperator) -> tuple[Tensor, Tensor]:
 class Blocks(Solver):
     """Each combination of the channels by a solver of its own; for operators that treat the channels alike."""
 
-    def __init__(self, covariance: Coloured, operator: LinearOperator, noise: Tensor) -> None:
-        super().__init__(covariance, operator, noise)
+    def __init__(self, covariance: Coloured, operator: LinearOperator, noise: Tensor, is_noisy: bool) -> None:
+        super().__init__(covariance, operator, noise, is_noisy)
         self.colours = covariance.colours
         shape = (1, *operator.image_shape[1:])
         one = type(operator).from_tensors(shape, operator.tensors(), operator.attributes())
-        self.solvers = [solver_for(block, one, noise) for block in covariance.blocks]
+        self.solvers = [solver_for(block, one, noise, is_noisy) for block in covariance.blocks]
 
     def at(self, p: Tensor) -> System:
         return _BlockSystem(self.colours, [solver.at(p) for solver in self.solvers])
@@ -583,8 +604,8 @@ class Frequencies(Solver):
     Of frequency g the system is sigma_y^2 plus the mean of |kernel|^2 c over the aliases that decimation folds into g.
     """
 
-    def __init__(self, covariance: Stationary, operator: StridedConvolution, noise: Tensor) -> None:
-        super().__init__(covariance, operator, noise)
+    def __init__(self, covariance: Stationary, operator: StridedConvolution, noise: Tensor, is_noisy: bool) -> None:
+        super().__init__(covariance, operator, noise, is_noisy)
         self.stationary, self.stride = covariance, operator.stride
         # The whole spectrum of the kernel as H applies it, without the frequencies that H leaves out, of which the
         # operator keeps half: (B, 1, H, W).
@@ -728,22 +749,35 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 SMALL, MODERATE = 64, 1024
 
 
-def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> Solver:
-    """The cheapest solver; the operator in float64, the variances `noise` (B,)."""
+def asks_for_values(covariance: Covariance, operator: LinearOperator) -> bool:
+    """Whether on an accelerator the solver looks at numbers, and so waits for it."""
+    if 0 in operator.measurement_shape:
+        return False
+    if isinstance(covariance, LowRank):
+        return not isinstance(operator, MaskOperator | StridedConvolution)
+    return not (isinstance(covariance, Stationary) and isinstance(operator, StridedConvolution))
+
+
+def solver_for(covariance: Covariance, operator: LinearOperator, noise: Tensor, is_noisy: bool) -> Solver:
+    """The cheapest solver; the operator in float64, the variances `noise` (B,), any of them positive or none.
+
+    On an accelerator, masks and blurs have the one that asks for no values, since waiting costs more than it saves.
+    """
     if isinstance(covariance, Stationary) and isinstance(operator, StridedConvolution):
-        return Frequencies(covariance, operator, noise)
+        return Frequencies(covariance, operator, noise, is_noisy)
     if not isinstance(covariance, LowRank):
-        return ConjugateGradients(covariance, operator, noise)
+        return ConjugateGradients(covariance, operator, noise, is_noisy)
     if isinstance(covariance, Coloured) and isinstance(operator, MaskOperator | StridedConvolution):
-        return Blocks(covariance, operator, noise)
+        return Blocks(covariance, operator, noise, is_noisy)
+    if isinstance(operator, MaskOperator | StridedConvolution) and not answers_at_once(noise):
+        return Woodbury(covariance, operator, noise, is_noisy)
     measured = torch.Size(operator.measurement_shape).numel()
     if isinstance(operator, MaskOperator):
         measured = int(n_measured(operator).max())
-    rank = len(covariance.variances)
-    if measured <= max(rank, SMALL):
-        return Dense(covariance, operator, noise)
+    if measured <= max(len(covariance.variances), SMALL):
+        return Dense(covariance, operator, noise, is_noisy)
     if isinstance(operator, MaskOperator | StridedConvolution | MatrixOperator):
-        return Woodbury(covariance, operator, noise)
+        return Woodbury(covariance, operator, noise, is_noisy)
     if measured <= MODERATE:
-        return Dense(covariance, operator, noise)
-    return ConjugateGradients(covariance, operator, noise)
+        return Dense(covariance, operator, noise, is_noisy)
+    return ConjugateGradients(covariance, operator, noise, is_noisy)

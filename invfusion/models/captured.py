@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invfusion.errors import ConfigError
 from invfusion.models.denoiser import Denoiser
+from invfusion.models.graphs import recorded
 from invfusion.operators.base import Measurement
-
-# Calls before the recording, in which kernels are chosen, plans made and masks cached.
-WARM_UP = 2
 
 
 class CapturedDenoiser:
@@ -18,14 +15,10 @@ class CapturedDenoiser:
 
     Called as a `Denoiser`. Measurement and labels are part of the recording, which is made anew where they change or
     the images' shape does; the weights may change in place. Nothing is differentiated. What is not called is the
-    denoiser's own. Raises `ConfigError` for a model with a Gaussian posterior, whose recording fails.
+    denoiser's own.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        if denoiser.prior is not None:
-            raise ConfigError(
-                "a model with preconditioning 'gaussian' cannot be recorded as a CUDA graph; call it itself"
-            )
         self.denoiser = denoiser
         self._recorded: tuple[Any, ...] = ()
 
@@ -44,25 +37,18 @@ class CapturedDenoiser:
         batch = (measurement, class_labels)
         if not self._recorded or not self._is_recorded(x, sigma, *batch):
             self._recorded = (*batch, *self._record(x.clone(), sigma.clone(), *batch))
-        _, _, graph, inputs, output = self._recorded
+        _, _, replay, inputs, output, _ = self._recorded
         torch._foreach_copy_(list(inputs), [x, sigma])
-        graph.replay()
+        replay()
         return output.clone()  # type: ignore[no-any-return]
 
     def _is_recorded(self, x: Tensor, sigma: Tensor, *batch: Any) -> bool:
-        *known, _, inputs, _ = self._recorded
+        *known, _, inputs, _, _ = self._recorded
         same = all(a is b for a, b in zip(known, batch, strict=True))
         return same and all(a.shape == b.shape for a, b in zip(inputs, (x, sigma), strict=True))
 
-    def _record(self, x: Tensor, sigma: Tensor, *batch: Any) -> tuple[Any, tuple[Tensor, Tensor], Tensor]:
+    def _record(self, x: Tensor, sigma: Tensor, *batch: Any) -> tuple[Any, tuple[Tensor, Tensor], Tensor, Any]:
+        """What replays a call, its inputs and output, and what else it reads, which must live as long."""
         self._recorded = ()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                self.denoiser(x, sigma, *batch)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.denoiser(x, sigma, *batch)
-        return graph, (x, sigma), output
+        replay, output = recorded(lambda: self.denoiser(x, sigma, *batch))
+        return replay, (x, sigma), output, self.denoiser.preconditioning.conditioned

@@ -7,6 +7,7 @@ for the best Gaussian prior of the training images, given the noisy image and th
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from invfusion.diffusion.precond import precondition
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPosterior, GaussianPrior
 from invfusion.models.config import DenoiserConfig
+from invfusion.models.graphs import Replays, records
 from invfusion.operators.base import Measurement
 
 # The least variance that weights an error: where nothing is left open, the rounding that remains is no error.
@@ -43,7 +45,9 @@ class Surroundings:
 
 
 class Preconditioning(nn.Module, ABC):
-    """How a raw network becomes a denoiser."""
+    """How a raw network becomes a denoiser. conditioned: the measurement seen last and what was made of it, or None."""
+
+    conditioned: tuple[Measurement | None, GaussianPosterior] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
@@ -78,18 +82,15 @@ class Gaussian(Preconditioning):
         prior.check_fits(config.image_shape)
         self.config = config
         self.prior = prior
-        # The posterior of the measurement seen last: a sampler's many calls condition on it once.
-        self._last: tuple[Measurement | None, GaussianPosterior] | None = None
+        self._replays = Replays()
 
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
         known = measurement if self.config.variant == "invfusion" else None
-        posterior = self._posterior(known, len(x))
         sigma = sigma.float().expand(len(x))
-        estimate, variance = posterior.denoise_with_variance(x, sigma)
-        spread = (sigma.square() + posterior.variance).rsqrt().view(-1, 1, 1, 1)
-        images = spread * (x - posterior.mean)
-        if self.config.variant != "unconditional":
-            images = torch.cat((images, self._hint(x, posterior, measurement)), dim=1)
+        if known is not None and self._is_replayed(x, known):
+            images, estimate, variance = self._replays(self._conditioned_anew, x, sigma, known)
+        else:
+            images, estimate, variance = self._given(x, sigma, self._posterior(known, len(x)), measurement)
         scale = variance.sqrt().view(-1, 1, 1, 1)
         return Surroundings(
             images=images,
@@ -98,8 +99,36 @@ class Gaussian(Preconditioning):
             scale=scale,
             weight=1 / variance.clamp(min=LEAST_VARIANCE),
             leave_open=None if known is None or known.y.numel() == 0 else lambda f: left_open(f, known, scale),
-            directions=lambda n: self._directions(posterior, n),
+            directions=lambda n: self._directions(self._posterior(known, len(x)), n),
         )
+
+    def _given(
+        self, x: Tensor, sigma: Tensor, posterior: GaussianPosterior, measurement: Measurement | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network reads, the estimate, and the mean posterior variance of a pixel, (B,)."""
+        estimate, variance = posterior.denoise_with_variance(x, sigma)
+        spread = (sigma.square() + posterior.variance).rsqrt().view(-1, 1, 1, 1)
+        images = spread * (x - posterior.mean)
+        if self.config.variant != "unconditional":
+            images = torch.cat((images, self._hint(x, posterior, measurement)), dim=1)
+        return images, estimate, variance
+
+    def _is_replayed(self, x: Tensor, measurement: Measurement) -> bool:
+        """Training conditions each batch anew, by thousands of small kernels, which a GPU would wait for."""
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        return (
+            self.training and records(x) and not differentiated and not self.prior.asks_for_values(measurement.operator)
+        )
+
+    def _conditioned_anew(self, x: Tensor, sigma: Tensor, measurement: Measurement) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            posterior = self.prior.refined((len(x), *self.config.image_shape), measurement)
+            return self._given(x, sigma, posterior, measurement)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.conditioned, self._replays = None, Replays()
+        return self
 
     def _hint(self, x: Tensor, posterior: GaussianPosterior, measurement: Measurement | None) -> Tensor:
         if self.config.variant == "invfusion":
@@ -107,11 +136,12 @@ class Gaussian(Preconditioning):
         return torch.zeros_like(x) if measurement is None else measurement.H_pinv_y.to(x.dtype)
 
     def _posterior(self, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
-        last = self._last
+        """A sampler's many calls condition on a measurement once."""
+        last = self.conditioned
         if last is not None and last[0] is measurement and last[1].batch_size == batch_size:
             return last[1]
         posterior = self.prior.refined((batch_size, *self.config.image_shape), measurement)
-        self._last = measurement, posterior
+        self.conditioned = measurement, posterior
         return posterior
 
     @staticmethod

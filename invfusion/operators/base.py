@@ -25,6 +25,7 @@ from invfusion.operators.iterative import (
     least_squares,
     warn_unless_converged,
 )
+from invfusion.rng import upload
 
 T = TypeVar("T")
 # Maps singular values (B, ...) to as many factors.
@@ -517,7 +518,11 @@ class Measurement:
             )
         object.__setattr__(self, "y", y)
         object.__setattr__(self, "operator", operator.expand(len(y)))
-        object.__setattr__(self, "sigma_y", _checked_levels(sigma_y, y))
+        levels = _checked_levels(sigma_y, y)
+        if holds_values(levels):
+            # Looked up here, it costs no waiting once the levels are on an accelerator.
+            object.__setattr__(self, "is_noisy", bool((levels > 0).any()))
+        object.__setattr__(self, "sigma_y", _moved(levels, y).expand(len(y)))
 
     @classmethod
     def of(
@@ -525,16 +530,17 @@ class Measurement:
     ) -> "Measurement":
         """Measure x: y = H x + sigma_y * noise. `noise` is (B, *M), needed where sigma_y > 0."""
         clean = operator.H(x)
-        level = _checked_levels(torch.as_tensor(sigma_y, dtype=torch.float32, device=x.device), clean)
+        levels = _checked_levels(torch.as_tensor(sigma_y, dtype=torch.float32), clean)
         if noise is None:
-            if bool((level > 0).any()):
+            noiseless = cls(clean, operator, levels)
+            if noiseless.is_noisy:
                 raise ShapeError("a measurement with sigma_y > 0 needs its noise handed in")
-            return cls(clean, operator, level)
+            return noiseless
         if noise.shape != clean.shape:
             raise ShapeError(
                 f"the noise must have the measurement's shape {tuple(clean.shape)}, got {tuple(noise.shape)}"
             )
-        return cls(clean + level.view(-1, *[1] * (clean.ndim - 1)) * noise, operator, level)
+        return cls(clean + _moved(levels, clean).view(-1, *[1] * (clean.ndim - 1)) * noise, operator, levels)
 
     @cached_property
     def H_pinv_y(self) -> Tensor:
@@ -548,13 +554,14 @@ class Measurement:
 
     @cached_property
     def is_noisy(self) -> bool:
-        """Whether any image of the batch was measured with noise. Looked up once: on an accelerator that waits."""
+        """Whether any image of the batch was measured with noise. Looked up once; levels that were given on an
+        accelerator make it wait."""
         return bool((self.sigma_y > 0).any())
 
     def to(self, device: torch.device | str) -> "Measurement":
         """A copy on another device; the operator of this one stays where it is."""
         tensors = {name: t.to(device) for name, t in self.operator.tensors().items()}
-        return Measurement(self.y.to(device), self.operator.with_tensors(tensors), self.sigma_y.to(device))
+        return Measurement(self.y.to(device), self.operator.with_tensors(tensors), self.sigma_y)
 
     @classmethod
     def cat(cls, parts: Sequence["Measurement"]) -> "Measurement":
@@ -575,7 +582,7 @@ class Measurement:
 
 
 def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
-    """Noise levels as (B,) on the device of y, float32 unless they have a floating-point type of their own."""
+    """Noise levels as (1,) or (B,), float32 unless they have a floating-point type of their own."""
     levels = torch.as_tensor(sigma_y)
     check_real(levels, "sigma_y")
     if not (isinstance(sigma_y, Tensor) and levels.is_floating_point()):
@@ -584,7 +591,12 @@ def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
         check_levels(levels)
     if levels.numel() != 1 and tuple(levels.shape) != (len(y),):
         raise ShapeError(f"sigma_y must be one number or ({len(y)},), one per sample, got {tuple(levels.shape)}")
-    return levels.to(y.device).reshape(-1).expand(len(y))
+    return levels.reshape(-1)
+
+
+def _moved(levels: Tensor, y: Tensor) -> Tensor:
+    """Levels (n,) to where y is, without waiting for it."""
+    return levels if levels.device == y.device else upload(levels.contiguous(), y.device)
 
 
 def check_levels(levels: Tensor) -> None:

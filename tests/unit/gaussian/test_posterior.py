@@ -62,10 +62,15 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
     return x + sigma * randn(SHAPE, generators(0, "eps", range(B)))
 
 
+@pytest.mark.parametrize("on_accelerator", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_agrees_with_the_oracle(kind: str, sigma_y: float, form: Form) -> None:
+def test_agrees_with_the_oracle(
+    kind: str, sigma_y: float, form: Form, on_accelerator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_accelerator:
+        monkeypatch.setattr(solvers, "answers_at_once", lambda _: False)
     prior = fitted(form)
     law = exact(prior)
     x, measurement = measured(law, operator_of(kind), sigma_y)
@@ -90,8 +95,8 @@ def test_all_solvers_agree(
     law = exact(prior)
     x, measurement = measured(law, operator_of(kind), sigma_y)
 
-    def chosen(covariance: Covariance, operator: LinearOperator, noise: Tensor) -> solvers.Solver:
-        return solver(covariance, operator, noise)
+    def chosen(covariance: Covariance, operator: LinearOperator, noise: Tensor, is_noisy: bool) -> solvers.Solver:
+        return solver(covariance, operator, noise, is_noisy)
 
     monkeypatch.setattr(posterior, "solver_for", chosen)
     found, truth = prior.posterior(measurement), law.given(measurement)
@@ -359,7 +364,7 @@ def test_a_batch_too_large_for_memory_is_conditioned_in_parts(
         whole = prior.posterior(measurement)
         expected = whole.mean, whole.variance
         with monkeypatch.context() as limited:
-            limited.setattr(covariance, "AT_ONCE", 1)
+            limited.setattr(covariance, "AT_ONCE", {"cpu": 1})
             limited.setattr(solvers, "HELD", held)
             parts = prior.posterior(measurement)
             torch.testing.assert_close(parts.mean, expected[0], rtol=0, atol=1e-6)

@@ -1,6 +1,7 @@
 """A network inside the posterior of a Gaussian prior."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from invfusion.errors import CheckpointError, ConfigError
 from invfusion.gaussian import GaussianPrior, solvers
 from invfusion.gaussian.covariance import LowRank
 from invfusion.models import (
-    CapturedDenoiser,
     Denoiser,
     DenoiserConfig,
     LevelConfig,
     build_denoiser,
+    graphs,
     load_denoiser,
+    preconditioning,
     save_denoiser,
 )
 from invfusion.models.denoiser import with_components
@@ -68,9 +70,9 @@ def shaken(**overrides: object) -> Denoiser:
     return denoiser
 
 
-def measured(kind: str, sigma_y: float = 0.0) -> tuple[Tensor, Measurement]:
+def measured(kind: str, sigma_y: float = 0.0, draw: int = 0) -> tuple[Tensor, Measurement]:
     settings = {"strided_motion_blur": {"strides": (2,)}, "matrix": {"max_rows": 20}}.get(kind, {})
-    x, operator = images(B), FAMILIES[kind](**settings).sample(B, SHAPE, generator(0, kind))
+    x, operator = images(B), FAMILIES[kind](**settings).sample(B, SHAPE, generator(draw, kind))
     return x, Measurement.of(x, operator, sigma_y, randn(operator.measurement_shape, generators(0, "n", range(B))))
 
 
@@ -147,9 +149,76 @@ def test_later_calls_on_a_batch_ask_for_no_value(
     assert not asked.by
 
 
-def test_it_is_not_recorded() -> None:
-    with pytest.raises(ConfigError, match="cannot be recorded"):
-        CapturedDenoiser(shaken())
+@pytest.mark.parametrize("form", ["low rank", "coloured", "clusters"])
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_conditioning_that_is_recorded_asks_for_no_value(
+    kind: str, sigma_y: float, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    settings = {"form": "coloured"} if form == "coloured" else {"clusters": 3} if form == "clusters" else {}
+    prior = GaussianPrior.fit(images(100), rank=20, **settings)
+    model = build_denoiser(ARCHITECTURE, prior=prior).train()
+    x, measurement = measured(kind, sigma_y)
+    for module in (solvers, base):
+        monkeypatch.setattr(module, "answers_at_once", lambda _: False)
+    monkeypatch.setattr(base, "holds_values", lambda _: False)
+    asked = _Asked()
+    with asked:
+        model(noisy(x, SIGMA), SIGMA, measurement)
+    asks = prior.asks_for_values(measurement.operator)
+    assert bool(asked.by) <= asks
+    assert not (asks and kind in ("strided_motion_blur", "patch_inpainting", "box_inpainting", "scribble", "null"))
+
+
+class TestReplays:
+    """CUDA graphs, with a stand-in that computes again where a GPU would replay."""
+
+    @pytest.fixture
+    def recordings(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        made: list[object] = []
+
+        def recorded(function: Callable[[], graphs.Outputs], pool: object) -> tuple[Callable[[], None], graphs.Outputs]:
+            results = function()
+            made.append(results)
+
+            def replay() -> None:
+                torch._foreach_copy_(list(results), list(function()))
+
+            return replay, results
+
+        monkeypatch.setattr(graphs, "recorded", recorded)
+        monkeypatch.setattr(preconditioning, "records", lambda _: True)
+        return made
+
+    @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+    def test_training_conditions_each_batch_by_a_replay(self, sigma_y: float, recordings: list[object]) -> None:
+        model, plain = shaken().train(), shaken()
+        outputs = []
+        for kind in ("strided_motion_blur", "patch_inpainting", "strided_motion_blur", "patch_inpainting"):
+            x, measurement = measured(kind, sigma_y, draw=len(outputs))
+            call = noisy(x, SIGMA), SIGMA, measurement
+            outputs.append((model(*call), plain(*call).detach()))
+        for replayed, expected in outputs:
+            torch.testing.assert_close(replayed, expected, rtol=0, atol=0)
+        assert len(recordings) == 2
+
+    def test_what_cannot_be_recorded_is_computed_as_it_was(self, recordings: list[object]) -> None:
+        x, measurement = measured("matrix")
+        shaken().train()(noisy(x, SIGMA), SIGMA, measurement)
+        seen, blurred = noisy(x, SIGMA).requires_grad_(), measured("strided_motion_blur")[1]
+        shaken().train()(seen, SIGMA, blurred).sum().backward()
+        assert seen.grad is not None
+        assert not recordings
+
+    def test_a_copy_records_anew(self, recordings: list[object]) -> None:
+        x, measurement = measured("strided_motion_blur")
+        model = shaken().train()
+        model(noisy(x, SIGMA), SIGMA, measurement)
+        copy.deepcopy(model)(noisy(x, SIGMA), SIGMA, measurement)
+        assert len(recordings) == 2
+        model.to("cpu")(noisy(x, SIGMA), SIGMA, measurement)
+        assert len(recordings) == 3
 
 
 class TestTheOracleBeforeTraining:
