@@ -280,7 +280,11 @@ class LinearOperator(nn.Module, ABC):
 
     def select(self, index: Index) -> Self:
         """The operators of some samples of the batch, as an operator: by rows (n,), a slice, or a mask (B,)."""
-        picked = torch.tensor(rows_of(index, self.batch_size), dtype=torch.long)
+        rows = rows_of(index, self.batch_size)
+        if isinstance(index, slice) and (index.step or 1) > 0:
+            # Of a slice no indices need to be moved, for which a device might be waited.
+            return self.with_tensors({name: t[index] for name, t in self.tensors().items()})
+        picked = torch.tensor(rows, dtype=torch.long)
         return self.with_tensors({name: t[picked.to(t.device)] for name, t in self.tensors().items()})
 
     def expand(self, batch_size: int) -> Self:
