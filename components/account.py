@@ -55,8 +55,8 @@ PIXELS, MOST, FEW = 2**14, 16, 3
 # Of the matrices that conditioning builds in float64, how many of a size are there at once: 0.6 to 2.6 times the memory
 # that was measured with a prior of rank 384 (docs/reproduction.md).
 COPIES = 4
-# What it added to InvFusion's training steps and sampling calls of FFHQ64 on an H200 (docs/performance.md).
-OF_A_STEP, OF_A_CALL = 0.24, 0.25
+# What it added to InvFusion's training steps and (eager) sampling calls of FFHQ64 on an H200 (docs/performance.md).
+OF_A_STEP, OF_A_CALL = 0.06, 0.17
 # The share of colour in the stand-in's images; the rest is grey.
 COLOUR = 0.25
 

@@ -143,8 +143,8 @@ def test_on_a_gpu_the_gaussian_has_the_share_that_it_had_on_one() -> None:
     """What a CPU takes for it says nothing of a GPU; where no network runs there is no share of one."""
     gpu = Machine("a40", flops=1e12, memory=1e12, disk=1e12, is_gpu=True)
     training = Line("train", "a", flops=100e12, cpu_seconds=0, memory=0, disk=0, gaussian_seconds=1e6)
-    assert training.seconds(gpu) == pytest.approx(124)
-    assert replace(training, calls=5).seconds(gpu) == pytest.approx(125)
+    assert training.seconds(gpu) == pytest.approx(106)
+    assert replace(training, calls=5).seconds(gpu) == pytest.approx(117)
     assert replace(training, gaussian_seconds=0.0).seconds(gpu) == pytest.approx(100)
     assert replace(training, flops=0.0, gaussian_seconds=7.0).seconds(gpu) == 7
 
