@@ -37,7 +37,7 @@ def randn(
 
 
 def upload(drawn: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor of any shape on a device; itself on the CPU. Pinned, the host need not wait for the work queued."""
-    if torch.device(device).type != "cuda":
+    """A tensor of any shape on a device. From the CPU to a GPU it goes pinned, so that the host waits for nothing."""
+    if torch.device(device).type != "cuda" or drawn.is_cuda:
         return drawn.to(device)
     return drawn.pin_memory().to(device, non_blocking=True)

@@ -309,11 +309,19 @@ def frozen_notes(results: Results) -> list[str]:
 
 
 def settings(outcome: Outcome) -> list[str]:
-    """How each row samples, where it differs from its algorithm's own settings."""
-    methods = [method for column in outcome.plan for method in column.methods]
-    return list(
-        dict.fromkeys(f"{m.name}: {settings_of(m.sampler, m.withheld)}" for m in methods if m.sampler is not None)
-    )
+    """How each row samples, where it differs from its algorithm's own settings; by family where families differ."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for column in outcome.plan:
+        for method in column.methods:
+            if method.sampler is not None:
+                told = settings_of(method.sampler, method.withheld)
+                found.setdefault(method.name, {}).setdefault(told, []).append(tables.name_of(column.kind))
+    lines = []
+    for name, ways in found.items():
+        for told, families in ways.items():
+            where = f" ({', '.join(families)})" if len(ways) > 1 else ""
+            lines.append(f"{tables.label(name)}{where}: {told}")
+    return lines
 
 
 def settings_of(sampler: Sampler, withheld: bool) -> str:

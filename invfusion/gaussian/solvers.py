@@ -578,8 +578,8 @@ class _BlockSystem(System):
 
     def solve(self, r: Tensor) -> Tensor:
         turned = torch.einsum("kc,bncij->bnkij", self.colours, r).unsqueeze(3).unbind(2)
-        solved = [system.solve(part) for system, part in zip(self.systems, turned, strict=True)]
-        return torch.einsum("kc,bnkij->bncij", self.colours, torch.cat(solved, 2))
+        found = [system.solve(part) for system, part in zip(self.systems, turned, strict=True)]
+        return torch.einsum("kc,bnkij->bncij", self.colours, torch.cat(found, 2))
 
     def variance(self) -> Tensor:
         return torch.stack([system.variance() for system in self.systems]).mean(0)

@@ -15,7 +15,8 @@ class CapturedDenoiser:
 
     Called as a `Denoiser`. Measurement and labels are part of the recording, which is made anew where they change or
     the images' shape does; the weights may change in place. Nothing is differentiated. What is not called is the
-    denoiser's own.
+    denoiser's own. A call raises `OperatorError` where it cannot be recorded, since it asks for numbers: with operators
+    or priors that need conjugate gradients.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -50,5 +51,5 @@ class CapturedDenoiser:
     def _record(self, x: Tensor, sigma: Tensor, *batch: Any) -> tuple[Any, tuple[Tensor, Tensor], Tensor, Any]:
         """What replays a call, its inputs and output, and what else it reads, which must live as long."""
         self._recorded = ()
-        replay, output = recorded(lambda: self.denoiser(x, sigma, *batch))
+        replay, output = recorded(lambda: self.denoiser(x, sigma, *batch), x.device)
         return replay, (x, sigma), output, self.denoiser.preconditioning.conditioned

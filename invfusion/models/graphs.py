@@ -1,11 +1,12 @@
 """CUDA graphs: the kernels that a function launches, recorded once and replayed at next to no cost for the host."""
 
-from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from invfusion.errors import OperatorError
 from invfusion.operators.base import Measurement
 
 # Calls before the recording, in which kernels are chosen, plans made and masks cached.
@@ -17,65 +18,108 @@ Outputs = tuple[Tensor, ...]
 OfMeasurement = Callable[[Tensor, Tensor, Measurement], Outputs]
 
 
-def records(x: Tensor) -> bool:
-    """Whether functions of x can be recorded where it lies."""
+# Recordings that are kept; each holds its numbers.
+MOST = 16
+
+
+def can_record(x: Tensor) -> bool:
+    """Whether functions of x (any shape) can be recorded where it lies."""
     return x.is_cuda
 
 
-def recorded(function: Callable[[], T], pool: Any = None) -> tuple[Callable[[], None], T]:
+def recorded(function: Callable[[], T], device: torch.device, pool: Any = None) -> tuple[Callable[[], None], T]:
     """What replays a function, and its result, into which each replay writes anew.
 
     The function may neither wait for the device nor move memory between it and the host; what it reads must live as
     long. pool: of memory, shared with other recordings, whose results a replay then destroys.
+    Raises `OperatorError` where the function cannot be recorded.
     """
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    # Threads that draw operators meanwhile may do as they like.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = function()
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads that draw operators meanwhile may do as they like.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError as problem:
+            raise OperatorError(
+                "the call cannot be recorded as a CUDA graph, as where an operator or the conditioning on it asks for "
+                f"numbers at every call (conjugate gradients do): call the denoiser itself ({problem})"
+            ) from problem
     return graph.replay, result
+
+
+class _Recording(NamedTuple):
+    """function, reads: what the graph refers to, which lives as long."""
+
+    replay: Callable[[], None]
+    inputs: list[Tensor]
+    outputs: Outputs
+    function: Callable[[], Outputs]
+    reads: Sequence[Tensor]
 
 
 class Replays:
     """One function of measured images, recorded for each kind of operator and shape; new numbers are copied in."""
 
     def __init__(self) -> None:
-        self._recorded: dict[Any, tuple[Callable[[], None], list[Tensor], Outputs]] = {}
+        self._recorded: dict[Any, _Recording] = {}
         self._pool: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
 
-    def __call__(self, function: OfMeasurement, x: Tensor, sigma: Tensor, measurement: Measurement) -> Outputs:
-        """What the function gives for x (B, C, H, W) and sigma (B,), in memory of its own, not differentiated."""
-        operator = measurement.operator
-        given = [x, sigma, measurement.y, measurement.sigma_y, *operator.tensors().values()]
-        shapes = tuple((t.shape, t.dtype, t.device) for t in given)
-        key = (type(operator), str(operator.attributes()), measurement.is_noisy, shapes)
-        if key not in self._recorded:
-            self._recorded[key] = self._record(function, given, measurement)
-        replay, inputs, outputs = self._recorded[key]
-        torch._foreach_copy_(inputs, given)
-        replay()
-        return tuple(t.clone() for t in outputs)
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
 
     @torch.no_grad()
+    def __call__(
+        self, function: OfMeasurement, reads: Sequence[Tensor], x: Tensor, sigma: Tensor, measurement: Measurement
+    ) -> Outputs:
+        """What the function gives for x (B, C, H, W) and sigma (B,), in memory of its own, not differentiated.
+
+        reads: what else it depends on, in memory that stays where it is.
+        """
+        given = _numbers_of(x, sigma, measurement)
+        operator = measurement.operator
+        shapes = tuple((t.shape, t.dtype, t.device) for t in given)
+        where = tuple(t.data_ptr() for t in reads)
+        key = (type(operator), str(operator.attributes()), measurement.is_noisy, shapes, where)
+        if key not in self._recorded:
+            if len(self._recorded) == MOST:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = self._record(function, reads, given, measurement)
+        recording = self._recorded[key]
+        torch._foreach_copy_(recording.inputs, given)
+        recording.replay()
+        return tuple(t.clone() for t in recording.outputs)
+
     def _record(
-        self, function: OfMeasurement, given: list[Tensor], measurement: Measurement
-    ) -> tuple[Callable[[], None], list[Tensor], Outputs]:
+        self, function: OfMeasurement, reads: Sequence[Tensor], given: list[Tensor], measurement: Measurement
+    ) -> _Recording:
         inputs = [t.contiguous().clone() for t in given]
         x, sigma, y, sigma_y, *tensors = inputs
-        operator = measurement.operator
-        like = operator.with_tensors(dict(zip(operator.tensors(), tensors, strict=True)))
-        held = Measurement(y, like, sigma_y)
-        # Looked up before the recording.
-        _ = held.is_noisy
+        named = dict(zip(measurement.operator.tensors(), tensors, strict=True))
+
+        def again() -> Outputs:
+            # The operator too: what its constructor makes of its tensors belongs to each batch.
+            return function(x, sigma, measurement.with_numbers(y, sigma_y, named))
+
         if self._pool is None and x.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
-        replay, outputs = recorded(lambda: function(x, sigma, held), self._pool)
-        return replay, inputs, outputs
+        replay, outputs = recorded(again, x.device, self._pool)
+        return _Recording(replay, inputs, outputs, again, reads)
+
+
+def _numbers_of(x: Tensor, sigma: Tensor, measurement: Measurement) -> list[Tensor]:
+    return [x, sigma, measurement.y, measurement.sigma_y, *measurement.operator.tensors().values()]
+
+
+def is_differentiated(x: Tensor, sigma: Tensor, measurement: Measurement) -> bool:
+    """Whether gradients flow to x (B, C, H, W), sigma (B,) or anything of a measurement."""
+    return any(t.requires_grad for t in _numbers_of(x, sigma, measurement))

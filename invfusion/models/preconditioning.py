@@ -7,7 +7,6 @@ for the best Gaussian prior of the training images, given the noisy image and th
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from invfusion.diffusion.precond import precondition
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPosterior, GaussianPrior
 from invfusion.models.config import DenoiserConfig
-from invfusion.models.graphs import Replays, records
+from invfusion.models.graphs import Replays, can_record, is_differentiated
 from invfusion.operators.base import Measurement
 
 # The least variance that weights an error: where nothing is left open, the rounding that remains is no error.
@@ -45,7 +44,8 @@ class Surroundings:
 
 
 class Preconditioning(nn.Module, ABC):
-    """How a raw network becomes a denoiser. conditioned: the measurement seen last and what was made of it, or None."""
+    """How a raw network becomes a denoiser. conditioned: the measurement that was conditioned on last, but for
+    replays, and the posterior; or None."""
 
     conditioned: tuple[Measurement | None, GaussianPosterior] | None = None
 
@@ -87,8 +87,9 @@ class Gaussian(Preconditioning):
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
         known = measurement if self.config.variant == "invfusion" else None
         sigma = sigma.float().expand(len(x))
-        if known is not None and self._is_replayed(x, known):
-            images, estimate, variance = self._replays(self._conditioned_anew, x, sigma, known)
+        if known is not None and self._is_replayed(x, sigma, known):
+            reads = list(self.prior.tensors().values())
+            images, estimate, variance = self._replays(self._conditioned_anew, reads, x, sigma, known)
         else:
             images, estimate, variance = self._given(x, sigma, self._posterior(known, len(x)), measurement)
         scale = variance.sqrt().view(-1, 1, 1, 1)
@@ -113,22 +114,20 @@ class Gaussian(Preconditioning):
             images = torch.cat((images, self._hint(x, posterior, measurement)), dim=1)
         return images, estimate, variance
 
-    def _is_replayed(self, x: Tensor, measurement: Measurement) -> bool:
-        """Training conditions each batch anew, by thousands of small kernels, which a GPU would wait for."""
-        differentiated = torch.is_grad_enabled() and x.requires_grad
-        return (
-            self.training and records(x) and not differentiated and not self.prior.asks_for_values(measurement.operator)
-        )
+    def _is_replayed(self, x: Tensor, sigma: Tensor, measurement: Measurement) -> bool:
+        """Training conditions each batch anew, by thousands of small kernels, which a GPU would wait for.
+
+        NPPC needs the posterior itself.
+        """
+        learns = self.training and torch.is_grad_enabled() and self.config.n_components == 0
+        if not learns or not can_record(x) or self.prior.asks_for_values(measurement.operator):
+            return False
+        return not is_differentiated(x, sigma, measurement)
 
     def _conditioned_anew(self, x: Tensor, sigma: Tensor, measurement: Measurement) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             posterior = self.prior.refined((len(x), *self.config.image_shape), measurement)
             return self._given(x, sigma, posterior, measurement)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.conditioned, self._replays = None, Replays()
-        return self
 
     def _hint(self, x: Tensor, posterior: GaussianPosterior, measurement: Measurement | None) -> Tensor:
         if self.config.variant == "invfusion":

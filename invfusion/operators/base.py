@@ -281,8 +281,8 @@ class LinearOperator(nn.Module, ABC):
     def select(self, index: Index) -> Self:
         """The operators of some samples of the batch, as an operator: by rows (n,), a slice, or a mask (B,)."""
         rows = rows_of(index, self.batch_size)
-        if isinstance(index, slice) and (index.step or 1) > 0:
-            # Of a slice no indices need to be moved, for which a device might be waited.
+        if isinstance(index, slice) and index.step in (None, 1):
+            # Views: no indices are moved, which a CUDA graph could not hold.
             return self.with_tensors({name: t[index] for name, t in self.tensors().items()})
         picked = torch.tensor(rows, dtype=torch.long)
         return self.with_tensors({name: t[picked.to(t.device)] for name, t in self.tensors().items()})
@@ -565,7 +565,17 @@ class Measurement:
     def to(self, device: torch.device | str) -> "Measurement":
         """A copy on another device; the operator of this one stays where it is."""
         tensors = {name: t.to(device) for name, t in self.operator.tensors().items()}
-        return Measurement(self.y.to(device), self.operator.with_tensors(tensors), self.sigma_y)
+        return self.with_numbers(self.y.to(device), self.sigma_y.to(device), tensors)
+
+    def with_numbers(self, y: Tensor, sigma_y: Tensor, tensors: dict[str, Tensor]) -> "Measurement":
+        """The same kind of measurement of other numbers: y (B, *M), sigma_y (B,), and what defines the operators.
+
+        Whether there is noise is not asked again.
+        """
+        found = Measurement(y, self.operator.with_tensors(tensors), sigma_y)
+        if "is_noisy" in self.__dict__:
+            object.__setattr__(found, "is_noisy", self.is_noisy)
+        return found
 
     @classmethod
     def cat(cls, parts: Sequence["Measurement"]) -> "Measurement":

@@ -1,6 +1,9 @@
 """A network inside the posterior of a Gaussian prior."""
 
 import copy
+import gc
+import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,17 +18,19 @@ from invfusion.errors import CheckpointError, ConfigError
 from invfusion.gaussian import GaussianPrior, solvers
 from invfusion.gaussian.covariance import LowRank
 from invfusion.models import (
+    CapturedDenoiser,
     Denoiser,
     DenoiserConfig,
     LevelConfig,
     build_denoiser,
+    captured,
     graphs,
     load_denoiser,
     preconditioning,
     save_denoiser,
 )
 from invfusion.models.denoiser import with_components
-from invfusion.operators import MaskOperator, Measurement, base
+from invfusion.operators import MaskOperator, Measurement, StridedConvolution, base
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
 from invfusion.samplers import MMSE, NPPC, GaussianDraws, Heun, Wiener
@@ -178,7 +183,10 @@ class TestReplays:
     def recordings(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
         made: list[object] = []
 
-        def recorded(function: Callable[[], graphs.Outputs], pool: object) -> tuple[Callable[[], None], graphs.Outputs]:
+        def recorded(
+            function: Callable[[], graphs.Outputs], device: torch.device, pool: object = None
+        ) -> tuple[Callable[[], None], graphs.Outputs]:
+            assert device.type == "cpu"
             results = function()
             made.append(results)
 
@@ -188,37 +196,75 @@ class TestReplays:
             return replay, results
 
         monkeypatch.setattr(graphs, "recorded", recorded)
-        monkeypatch.setattr(preconditioning, "records", lambda _: True)
+        monkeypatch.setattr(captured, "recorded", recorded)
+        monkeypatch.setattr(preconditioning, "can_record", lambda _: True)
         return made
 
-    @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
-    def test_training_conditions_each_batch_by_a_replay(self, sigma_y: float, recordings: list[object]) -> None:
-        model, plain = shaken().train(), shaken()
-        outputs = []
-        for kind in ("strided_motion_blur", "patch_inpainting", "strided_motion_blur", "patch_inpainting"):
-            x, measurement = measured(kind, sigma_y, draw=len(outputs))
-            call = noisy(x, SIGMA), SIGMA, measurement
-            outputs.append((model(*call), plain(*call).detach()))
+    def test_training_conditions_each_batch_by_a_replay(self, recordings: list[object]) -> None:
+        """Of a scribble's mask, what the operator holds is not what defines it."""
+        model, plain, outputs = shaken().train(), shaken(), []
+        for kind in ("strided_motion_blur", "patch_inpainting", "scribble") * 2:
+            for sigma_y in (0.0, 0.1):
+                x, measurement = measured(kind, sigma_y, draw=len(outputs))
+                call = noisy(x, SIGMA), SIGMA, measurement
+                outputs.append((model(*call), plain(*call).detach()))
         for replayed, expected in outputs:
             torch.testing.assert_close(replayed, expected, rtol=0, atol=0)
+        assert len(recordings) == 6
+
+    def test_what_else_an_operator_is_defined_by_is_told_apart(self, recordings: list[object]) -> None:
+        model, plain = shaken().train(), shaken()
+        x, measurement = measured("strided_motion_blur")
+        kernel = measurement.operator.tensors()["kernel"]
+        for cutoff in (0.01, 0.5):
+            call = noisy(x, SIGMA), SIGMA, Measurement.of(x, StridedConvolution(SHAPE, kernel, 2, cutoff))
+            torch.testing.assert_close(model(*call), plain(*call), rtol=0, atol=0)
         assert len(recordings) == 2
 
     def test_what_cannot_be_recorded_is_computed_as_it_was(self, recordings: list[object]) -> None:
         x, measurement = measured("matrix")
         shaken().train()(noisy(x, SIGMA), SIGMA, measurement)
-        seen, blurred = noisy(x, SIGMA).requires_grad_(), measured("strided_motion_blur")[1]
-        shaken().train()(seen, SIGMA, blurred).sum().backward()
-        assert seen.grad is not None
+        blur = measured("strided_motion_blur")[1]
+        learned = Measurement(blur.y.clone().requires_grad_(), blur.operator)
+        shaken().train()(noisy(x, SIGMA), SIGMA, learned).sum().backward()
+        assert learned.y.grad is not None
+        with_components(shaken(), 2).train()(noisy(x, SIGMA), SIGMA, blur)
+        with torch.inference_mode():
+            shaken().train()(noisy(x, SIGMA), SIGMA, blur)
         assert not recordings
 
-    def test_a_copy_records_anew(self, recordings: list[object]) -> None:
+    def test_a_copy_and_another_prior_are_recorded_anew(self, recordings: list[object]) -> None:
         x, measurement = measured("strided_motion_blur")
         model = shaken().train()
-        model(noisy(x, SIGMA), SIGMA, measurement)
-        copy.deepcopy(model)(noisy(x, SIGMA), SIGMA, measurement)
-        assert len(recordings) == 2
-        model.to("cpu")(noisy(x, SIGMA), SIGMA, measurement)
+        for denoiser in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            denoiser(noisy(x, SIGMA), SIGMA, measurement)
         assert len(recordings) == 3
+        model.preconditioning.prior = GaussianPrior.fit(images(100), rank=20)
+        model(noisy(x, SIGMA), SIGMA, measurement)
+        assert len(recordings) == 4
+
+    def test_the_oldest_recordings_go(self, recordings: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graphs, "MOST", 1)
+        model = shaken().train()
+        for kind in ("strided_motion_blur", "patch_inpainting", "strided_motion_blur"):
+            x, measurement = measured(kind)
+            model(noisy(x, SIGMA), SIGMA, measurement)
+        assert len(recordings) == 3
+
+    def test_a_captured_denoiser_keeps_what_its_recording_reads(self, recordings: list[object]) -> None:
+        denoiser = shaken()
+        network = CapturedDenoiser(denoiser)
+        x, measurement = measured("patch_inpainting")
+        expected = denoiser(noisy(x, SIGMA), SIGMA, measurement)
+        network(x, SIGMA, measurement)
+        conditioned = denoiser.preconditioning.conditioned
+        assert conditioned is not None
+        posterior = weakref.ref(conditioned[1])
+        del conditioned
+        denoiser(x, SIGMA, measured("strided_motion_blur")[1])
+        gc.collect()
+        assert posterior() is not None
+        torch.testing.assert_close(network(noisy(x, SIGMA), SIGMA, measurement), expected, rtol=0, atol=0)
 
 
 class TestTheOracleBeforeTraining:
