@@ -24,11 +24,13 @@ from components.paths import STAGED
 from invfusion.files import sha256_of
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, compile_denoiser, compiles, load_denoiser, lower_precision, set_attention_backend
-from invfusion.operators import OPERATORS
+from invfusion.operators import OPERATORS, Measurement
 
 STATE = Path("state/evaluate")
 # An image's principal components take the room of several images, in float: they are kept, and judged, of so many.
 MAX_COMPONENTS = 1000
+# Of measurements and what defines their operators.
+RECENT_BYTES = 2**25
 OF_COMPONENTS = frozenset({"mean", "components", "stds"})
 
 
@@ -114,6 +116,28 @@ class Restored:
 
 
 @dataclass
+class RecentMeasurements:
+    """Those that were drawn last, as long as they are small: the next method asks for the same again.
+
+    kept: by set and rows, the oldest first.
+    """
+
+    kept: dict[tuple[str, tuple[int, ...]], Measurement] = field(default_factory=dict)
+
+    def of(self, frozen: MeasurementSet, indices: tuple[int, ...], device: torch.device) -> Measurement:
+        """The measurement of some images of a set, on the device; its operators are shared, what a method makes of y is
+        not, which may have been made in inference mode."""
+        key = frozen.sha256, indices
+        found = self.kept.pop(key, None)
+        if found is None:
+            found = frozen.measurement(indices).to(device)
+        self.kept[key] = found
+        while sum(map(_bytes_of, self.kept.values())) > RECENT_BYTES:
+            del self.kept[next(iter(self.kept))]
+        return Measurement(found.y, found.operator, found.sigma_y)
+
+
+@dataclass
 class Restorer:
     """Runs methods. checkpoints: the folder of each model. Models are loaded at their first use and stay loaded."""
 
@@ -122,6 +146,7 @@ class Restorer:
     checkpoints: Mapping[str, Path]
     memo: Memo = field(default_factory=lambda: Memo(STATE))
     loaded: dict[str, Denoiser] = field(default_factory=dict)
+    measured: RecentMeasurements = field(default_factory=RecentMeasurements)
 
     def denoiser(self, name: str) -> Denoiser:
         """One model, ready to run."""
@@ -183,7 +208,7 @@ class Restorer:
     def _compute(self, method: Method, frozen: MeasurementSet, batch: Batch) -> Tensors:
         # What inference mode makes, operators copy: at 64 pixels a batch of matrices takes hundreds of megabytes.
         with torch.inference_mode(False):
-            measurement = frozen.measurement(batch.indices).to(self.device)
+            measurement = self.measured.of(frozen, batch.indices, self.device)
         denoiser = self._source(method)
         keys, labels = [frozen.keys[i] for i in batch.indices], frozen.images.labels[list(batch.indices)]
         task, settings = Task(measurement, keys, batch.draws, labels), self.params.evaluate
@@ -223,6 +248,10 @@ class Restorer:
         if method.model is not None:
             return _checkpoint_digest(self.checkpoints[method.model].resolve())
         return _file_digest((STAGED / PRIOR).resolve()) if method.needs_prior else None
+
+
+def _bytes_of(measurement: Measurement) -> int:
+    return measurement.y.nbytes + sum(tensor.nbytes for tensor in measurement.operator.tensors().values())
 
 
 def _jobs(batch: Batch, name: str) -> list[tuple[int, int]]:

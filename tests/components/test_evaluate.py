@@ -586,6 +586,23 @@ def test_a_measurement_depends_on_its_key_alone(tmp_path: Path) -> None:
         assert torch.equal(ours.operator.kernel, theirs.operator.kernel)
 
 
+def test_the_next_method_shares_the_operators_that_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as they are small, and nothing else: what a method makes of y may be of inference mode."""
+    recent, measured, device = restoring.RecentMeasurements(), measured_in(tmp_path), torch.device("cpu")
+    rows = measured.groups[0].indices
+    first = recent.of(measured, rows, device)
+    with torch.inference_mode():
+        _ = first.H_pinv_y
+    again = recent.of(measured, rows, device)
+    assert again.operator is first.operator
+    assert "H_pinv_y" not in vars(again)
+    assert torch.equal(again.y, measured.measurement(rows).y)
+    assert recent.of(measured, rows[:1], device).operator is not first.operator
+    monkeypatch.setattr(restoring, "RECENT_BYTES", 0)
+    assert recent.of(measured, rows, device) is not None
+    assert recent.kept == {}
+
+
 def test_every_method_starts_an_image_from_the_same_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever shares its batch."""
     for kind in (Heun, DDRM):

@@ -1,6 +1,7 @@
 """Intervals by resampling images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from invfusion.errors import ShapeError
 
 LEVEL = 0.95
+# Sets of resamples that are kept, and the numbers that one of them may have, 16 MB.
+KEPT, KEPT_NUMBERS = 4, 2**21
 
 Interval = tuple[float, float]
 
@@ -28,8 +31,26 @@ def mean_interval(values: Tensor, count: int, generator: torch.Generator) -> Int
     """95% percentile bootstrap interval of the mean of values (n,) over n images."""
     if values.ndim != 1 or len(values) == 0:
         raise ShapeError(f"an interval needs one value per image, got shape {tuple(values.shape)}")
-    means = [float(w @ values.double()) / len(values) for w in resamples(len(values), count, generator)]
+    exact = values.double()
+    means = [float(w @ exact) / len(values) for w in _again(len(values), count, generator)]
     return interval_of(torch.tensor(means, dtype=torch.float64))
+
+
+def _again(n: int, count: int, generator: torch.Generator) -> Iterable[Tensor]:
+    """`resamples`, which are kept where they are small: all metrics of a set resample its images alike."""
+    if n * count > KEPT_NUMBERS:
+        return resamples(n, count, generator)
+    weights, state = _kept(n, count, bytes(generator.get_state().tolist()))
+    generator.set_state(state)
+    return weights
+
+
+@lru_cache(maxsize=KEPT)
+def _kept(n: int, count: int, state: bytes) -> tuple[Tensor, Tensor]:
+    """The resamples of a generator in some state, (count, n), and its state after them."""
+    generator = torch.Generator()
+    generator.set_state(torch.tensor(list(state), dtype=torch.uint8))
+    return resampled(n, count, generator), generator.get_state()
 
 
 def statistic_interval(

@@ -3,6 +3,7 @@ import torch
 
 from invfusion.errors import ShapeError
 from invfusion.metrics import mean_interval, statistic_interval
+from invfusion.metrics.tools import bootstrap
 from invfusion.metrics.tools.bootstrap import interval_of, laid_around
 from invfusion.rng import generator
 
@@ -20,6 +21,18 @@ def test_the_generator_decides() -> None:
     a, b, c = (mean_interval(values, 50, generator(0, stream)) for stream in ("a", "a", "c"))
     assert a == b
     assert a != c
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_resamples_that_are_kept_are_those_of_the_generator(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "KEPT_NUMBERS", kept)
+    values = torch.randn(30, generator=generator(0, "values"), dtype=torch.float64)
+    plain = generator(0, "kept")
+    means = [float(w @ values) / 30 for w in bootstrap.resamples(30, 40, plain)]
+    for _ in range(2):
+        draws = generator(0, "kept")
+        assert mean_interval(values, 40, draws) == interval_of(torch.tensor(means, dtype=torch.float64))
+        assert torch.equal(draws.get_state(), plain.get_state())
 
 
 def test_interval_of_a_statistic_lies_around_its_value() -> None:
