@@ -29,7 +29,7 @@ from invfusion.operators import OPERATORS, Measurement
 STATE = Path("state/evaluate")
 # An image's principal components take the room of several images, in float: they are kept, and judged, of so many.
 MAX_COMPONENTS = 1000
-# Of measurements and what defines their operators.
+# Of measurements and what defines their operators, without what these derive of it.
 RECENT_BYTES = 2**25
 OF_COMPONENTS = frozenset({"mean", "components", "stds"})
 
@@ -117,23 +117,25 @@ class Restored:
 
 @dataclass
 class RecentMeasurements:
-    """Those that were drawn last, as long as they are small: the next method asks for the same again.
+    """Those of one set, as far as they are small: the next method asks for the same again.
 
-    kept: by set and rows, the oldest first.
+    of_set: its identity; kept: by rows.
     """
 
-    kept: dict[tuple[str, tuple[int, ...]], Measurement] = field(default_factory=dict)
+    of_set: str = ""
+    kept: dict[tuple[int, ...], Measurement] = field(default_factory=dict)
 
     def of(self, frozen: MeasurementSet, indices: tuple[int, ...], device: torch.device) -> Measurement:
-        """The measurement of some images of a set, on the device; its operators are shared, what a method makes of y is
-        not, which may have been made in inference mode."""
-        key = frozen.sha256, indices
-        found = self.kept.pop(key, None)
+        """The measurement of some images of a set, on the device; its operators are shared, and ready to use, what a
+        method makes of y is not, which may have been made in inference mode."""
+        if self.of_set != frozen.sha256:
+            self.of_set, self.kept = frozen.sha256, {}
+        found = self.kept.get(indices)
         if found is None:
             found = frozen.measurement(indices).to(device)
-        self.kept[key] = found
-        while sum(map(_bytes_of, self.kept.values())) > RECENT_BYTES:
-            del self.kept[next(iter(self.kept))]
+            found.operator.prepare()
+            if sum(map(_bytes_of, [found, *self.kept.values()])) <= RECENT_BYTES:
+                self.kept[indices] = found
         return Measurement(found.y, found.operator, found.sigma_y)
 
 

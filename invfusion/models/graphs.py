@@ -1,6 +1,7 @@
 """CUDA graphs: the kernels that a function launches, recorded once and replayed at next to no cost for the host."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
@@ -11,15 +12,13 @@ from invfusion.operators.base import Measurement
 
 # Calls before the recording, in which kernels are chosen, plans made and masks cached.
 WARM_UP = 2
+# Recordings of a function that are kept; each holds its numbers.
+MOST_RECORDINGS = 16
 
 T = TypeVar("T")
 Outputs = tuple[Tensor, ...]
 # (x, sigma, measurement) -> tensors with leading axis B.
 OfMeasurement = Callable[[Tensor, Tensor, Measurement], Outputs]
-
-
-# Recordings that are kept; each holds its numbers.
-MOST = 16
 
 
 def can_record(x: Tensor) -> bool:
@@ -34,17 +33,17 @@ def recorded(function: Callable[[], T], device: torch.device, pool: Any = None) 
     long. pool: of memory, shared with other recordings, whose results a replay then destroys.
     Raises `OperatorError` where the function cannot be recorded.
     """
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
+    here, aside, graph = torch.cuda.current_stream(device), _stream(device), torch.cuda.CUDAGraph()
+    # A recording that fails leaves its stream the current one; these put it back.
+    with torch.cuda.device(device), torch.cuda.stream(here):
+        aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
                 function()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
+        here.wait_stream(aside)
         try:
             # Threads that draw operators meanwhile may do as they like.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 result = function()
         except RuntimeError as problem:
             raise OperatorError(
@@ -52,6 +51,12 @@ def recorded(function: Callable[[], T], device: torch.device, pool: Any = None) 
                 f"numbers at every call (conjugate gradients do): call the denoiser itself ({problem})"
             ) from problem
     return graph.replay, result
+
+
+@cache
+def _stream(device: torch.device) -> Any:
+    """That on which all recordings of a device are made: they may share memory, and so must share it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Recording(NamedTuple):
@@ -71,9 +76,7 @@ class Replays:
         self._recorded: dict[Any, _Recording] = {}
         self._pool: Any = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)()
-
+    # A copy records anew.
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         return type(self), ()
 
@@ -90,11 +93,11 @@ class Replays:
         shapes = tuple((t.shape, t.dtype, t.device) for t in given)
         where = tuple(t.data_ptr() for t in reads)
         key = (type(operator), str(operator.attributes()), measurement.is_noisy, shapes, where)
-        if key not in self._recorded:
-            if len(self._recorded) == MOST:
-                del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = self._record(function, reads, given, measurement)
-        recording = self._recorded[key]
+        recording = self._recorded.pop(key, None) or self._record(function, reads, given, measurement)
+        while len(self._recorded) >= MOST_RECORDINGS:
+            del self._recorded[next(iter(self._recorded))]
+        # The last used are the last to go.
+        self._recorded[key] = recording
         torch._foreach_copy_(recording.inputs, given)
         recording.replay()
         return tuple(t.clone() for t in recording.outputs)
@@ -105,10 +108,11 @@ class Replays:
         inputs = [t.contiguous().clone() for t in given]
         x, sigma, y, sigma_y, *tensors = inputs
         named = dict(zip(measurement.operator.tensors(), tensors, strict=True))
+        like = measurement.with_numbers(y, sigma_y, named)
 
         def again() -> Outputs:
             # The operator too: what its constructor makes of its tensors belongs to each batch.
-            return function(x, sigma, measurement.with_numbers(y, sigma_y, named))
+            return function(x, sigma, like.with_numbers(y, sigma_y, named))
 
         if self._pool is None and x.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()

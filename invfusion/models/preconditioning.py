@@ -4,6 +4,7 @@
 for the best Gaussian prior of the training images, given the noisy image and the measurement; F learns the rest.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from invfusion.diffusion.precond import precondition
-from invfusion.errors import ConfigError
+from invfusion.errors import ConfigError, OperatorError
 from invfusion.gaussian import GaussianPosterior, GaussianPrior
 from invfusion.models.config import DenoiserConfig
 from invfusion.models.graphs import Replays, can_record, is_differentiated
-from invfusion.operators.base import Measurement
+from invfusion.operators.base import LinearOperator, Measurement
 
 # The least variance that weights an error: where nothing is left open, the rounding that remains is no error.
 LEAST_VARIANCE = 1e-10
 # Products with the posterior covariance for a start of NPPC's directions: on the default run's families, six capture
 # 99.98% on the average, and 98.6% at the least, of the variance that sixty do.
 SUBSPACE_ITERATIONS = 6
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,18 @@ class Gaussian(Preconditioning):
         self.config = config
         self.prior = prior
         self._replays = Replays()
+        # Operators, of which recording failed.
+        self._not_replayed: set[type[LinearOperator]] = set()
 
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
         known = measurement if self.config.variant == "invfusion" else None
         sigma = sigma.float().expand(len(x))
+        given = None
         if known is not None and self._is_replayed(x, sigma, known):
-            reads = list(self.prior.tensors().values())
-            images, estimate, variance = self._replays(self._conditioned_anew, reads, x, sigma, known)
-        else:
-            images, estimate, variance = self._given(x, sigma, self._posterior(known, len(x)), measurement)
+            given = self._replayed(x, sigma, known)
+        if given is None:
+            given = self._given(x, sigma, self._posterior(known, len(x)), measurement)
+        images, estimate, variance = given
         scale = variance.sqrt().view(-1, 1, 1, 1)
         return Surroundings(
             images=images,
@@ -120,9 +126,23 @@ class Gaussian(Preconditioning):
         NPPC needs the posterior itself.
         """
         learns = self.training and torch.is_grad_enabled() and self.config.n_components == 0
-        if not learns or not can_record(x) or self.prior.asks_for_values(measurement.operator):
+        operator = measurement.operator
+        if not learns or not can_record(x) or type(operator) in self._not_replayed:
+            return False
+        if self.prior.asks_for_values(operator):
             return False
         return not is_differentiated(x, sigma, measurement)
+
+    def _replayed(self, x: Tensor, sigma: Tensor, measurement: Measurement) -> tuple[Tensor, ...] | None:
+        """What `_given` gives; None where it cannot be recorded, which a line of the log says once."""
+        reads = list(self.prior.tensors().values())
+        try:
+            return self._replays(self._conditioned_anew, reads, x, sigma, measurement)
+        except OperatorError as problem:
+            kind = type(measurement.operator)
+            self._not_replayed.add(kind)
+            log.warning("training is slower than it could be on the operator '%s': %s", kind.kind, problem)
+            return None
 
     def _conditioned_anew(self, x: Tensor, sigma: Tensor, measurement: Measurement) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):

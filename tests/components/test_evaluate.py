@@ -598,8 +598,11 @@ def test_the_next_method_shares_the_operators_that_were_drawn(tmp_path: Path, mo
     assert "H_pinv_y" not in vars(again)
     assert torch.equal(again.y, measured.measurement(rows).y)
     assert recent.of(measured, rows[:1], device).operator is not first.operator
+    other = measured_in(tmp_path, noise=GaussianNoise(sigma_y=0.1))
+    assert not torch.equal(recent.of(other, rows, device).y, first.y)
+    assert len(recent.kept) == 1
     monkeypatch.setattr(restoring, "RECENT_BYTES", 0)
-    assert recent.of(measured, rows, device) is not None
+    recent.of(measured, rows, device)
     assert recent.kept == {}
 
 

@@ -32,12 +32,12 @@ def mean_interval(values: Tensor, count: int, generator: torch.Generator) -> Int
     if values.ndim != 1 or len(values) == 0:
         raise ShapeError(f"an interval needs one value per image, got shape {tuple(values.shape)}")
     exact = values.double()
-    means = [float(w @ exact) / len(values) for w in _again(len(values), count, generator)]
+    means = [float(w @ exact) / len(values) for w in remembered_resamples(len(values), count, generator)]
     return interval_of(torch.tensor(means, dtype=torch.float64))
 
 
-def _again(n: int, count: int, generator: torch.Generator) -> Iterable[Tensor]:
-    """`resamples`, which are kept where they are small: all metrics of a set resample its images alike."""
+def remembered_resamples(n: int, count: int, generator: torch.Generator) -> Iterable[Tensor]:
+    """`resamples` of n images, (n,) each, kept where they are small: all metrics of a set resample its images alike."""
     if n * count > KEPT_NUMBERS:
         return resamples(n, count, generator)
     weights, state = _kept(n, count, bytes(generator.get_state().tolist()))

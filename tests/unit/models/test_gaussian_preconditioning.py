@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from invfusion.degradations import FAMILIES
 from invfusion.diffusion.losses import Condition, DiffusionLoss, NPPCLoss
-from invfusion.errors import CheckpointError, ConfigError
+from invfusion.errors import CheckpointError, ConfigError, OperatorError
 from invfusion.gaussian import GaussianPrior, solvers
 from invfusion.gaussian.covariance import LowRank
 from invfusion.models import (
@@ -233,6 +233,21 @@ class TestReplays:
             shaken().train()(noisy(x, SIGMA), SIGMA, blur)
         assert not recordings
 
+    def test_what_fails_to_be_recorded_is_trained_on_all_the_same(
+        self, recordings: list[object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise OperatorError("it asks for numbers")
+
+        monkeypatch.setattr(graphs, "recorded", fails)
+        model, plain = shaken().train(), shaken()
+        x, measurement = measured("patch_inpainting")
+        call = noisy(x, SIGMA), SIGMA, measurement
+        for _ in range(2):
+            torch.testing.assert_close(model(*call), plain(*call), rtol=0, atol=0)
+        assert caplog.text.count("slower than it could be on the operator 'mask'") == 1
+        assert not recordings
+
     def test_a_copy_and_another_prior_are_recorded_anew(self, recordings: list[object]) -> None:
         x, measurement = measured("strided_motion_blur")
         model = shaken().train()
@@ -244,7 +259,7 @@ class TestReplays:
         assert len(recordings) == 4
 
     def test_the_oldest_recordings_go(self, recordings: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graphs, "MOST", 1)
+        monkeypatch.setattr(graphs, "MOST_RECORDINGS", 1)
         model = shaken().train()
         for kind in ("strided_motion_blur", "patch_inpainting", "strided_motion_blur"):
             x, measurement = measured(kind)
