@@ -40,4 +40,5 @@ def upload(drawn: Tensor, device: torch.device | str) -> Tensor:
     """A tensor of any shape on a device. From the CPU to a GPU it goes pinned, so that the host waits for nothing."""
     if torch.device(device).type != "cuda" or drawn.is_cuda:
         return drawn.to(device)
-    return drawn.pin_memory().to(device, non_blocking=True)
+    # What was expanded cannot be pinned as it is.
+    return drawn.contiguous().pin_memory().to(device, non_blocking=True)

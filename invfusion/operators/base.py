@@ -526,7 +526,7 @@ class Measurement:
         if holds_values(levels):
             # Looked up here, it costs no waiting once the levels are on an accelerator.
             object.__setattr__(self, "is_noisy", bool((levels > 0).any()))
-        object.__setattr__(self, "sigma_y", _moved(levels, y).expand(len(y)))
+        object.__setattr__(self, "sigma_y", upload(levels, y.device).expand(len(y)))
 
     @classmethod
     def of(
@@ -544,7 +544,7 @@ class Measurement:
             raise ShapeError(
                 f"the noise must have the measurement's shape {tuple(clean.shape)}, got {tuple(noise.shape)}"
             )
-        return cls(clean + _moved(levels, clean).view(-1, *[1] * (clean.ndim - 1)) * noise, operator, levels)
+        return cls(clean + upload(levels, clean.device).view(-1, *[1] * (clean.ndim - 1)) * noise, operator, levels)
 
     @cached_property
     def H_pinv_y(self) -> Tensor:
@@ -606,11 +606,6 @@ def _checked_levels(sigma_y: Tensor | float, y: Tensor) -> Tensor:
     if levels.numel() != 1 and tuple(levels.shape) != (len(y),):
         raise ShapeError(f"sigma_y must be one number or ({len(y)},), one per sample, got {tuple(levels.shape)}")
     return levels.reshape(-1)
-
-
-def _moved(levels: Tensor, y: Tensor) -> Tensor:
-    """Levels (n,) to where y is, without waiting for it."""
-    return levels if levels.device == y.device else upload(levels.contiguous(), y.device)
 
 
 def check_levels(levels: Tensor) -> None:

@@ -131,15 +131,22 @@ class _Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("form", ["low rank", "coloured", "clusters"])
+SETTINGS = {"low rank": {}, "coloured": {"form": "coloured"}, "clusters": {"clusters": 3}}
+
+
+def prior_of(form: str) -> GaussianPrior:
+    if form == "clusters":
+        pytest.importorskip("sklearn")
+    return GaussianPrior.fit(images(100), rank=20, **SETTINGS[form])
+
+
+@pytest.mark.parametrize("form", SETTINGS)
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_later_calls_on_a_batch_ask_for_no_value(
     kind: str, sigma_y: float, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("sklearn")
-    settings = {"form": "coloured"} if form == "coloured" else {"clusters": 3} if form == "clusters" else {}
-    model = build_denoiser(ARCHITECTURE, prior=GaussianPrior.fit(images(100), rank=20, **settings)).eval()
+    model = build_denoiser(ARCHITECTURE, prior=prior_of(form)).eval()
     x, measurement = measured(kind, sigma_y)
     asked = _Asked()
     # As on an accelerator.
@@ -154,15 +161,13 @@ def test_later_calls_on_a_batch_ask_for_no_value(
     assert not asked.by
 
 
-@pytest.mark.parametrize("form", ["low rank", "coloured", "clusters"])
+@pytest.mark.parametrize("form", SETTINGS)
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_conditioning_that_is_recorded_asks_for_no_value(
     kind: str, sigma_y: float, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("sklearn")
-    settings = {"form": "coloured"} if form == "coloured" else {"clusters": 3} if form == "clusters" else {}
-    prior = GaussianPrior.fit(images(100), rank=20, **settings)
+    prior = prior_of(form)
     model = build_denoiser(ARCHITECTURE, prior=prior).train()
     x, measurement = measured(kind, sigma_y)
     for module in (solvers, base):
@@ -258,7 +263,9 @@ class TestReplays:
         model(noisy(x, SIGMA), SIGMA, measurement)
         assert len(recordings) == 4
 
-    def test_the_oldest_recordings_go(self, recordings: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_recordings_that_were_used_longest_ago_go(
+        self, recordings: list[object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(graphs, "MOST_RECORDINGS", 1)
         model = shaken().train()
         for kind in ("strided_motion_blur", "patch_inpainting", "strided_motion_blur"):
