@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Where nothing listens the refusal comes at once; a server on a busy host, or just started, takes its time.
+# Where nothing listens the refusal comes at once, and what cannot be reached has this long to be. A server that took
+# the connection is there: on a busy host, or with a backlog after its own restart, it may be silent for minutes.
 SERVER_TIMEOUT_S = 30
+SILENCES = 6
 # Names the file to which every finished step adds a line {"stage", "start", "end"}, of this machine's monotonic clock.
 TIMINGS = "INVFUSION_TIMINGS"
 # A lock for each step that runs.
@@ -170,18 +172,29 @@ def check_prefect() -> None:
     """Where a Prefect server is configured, it must answer.
 
     Raises:
-        ServiceError: names the address and the remedy, within half a minute.
+        ServiceError: names the address and the remedy: at once where nothing listens, within half a minute where
+            nothing can be reached, after three of silence where a server takes the connection.
     """
     url = prefect_url()
     if not url:
         return
-    try:
-        urlopen(f"{url.rstrip('/')}/health", timeout=SERVER_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        # A server that asks for a password is there; Prefect itself knows the password.
-        if isinstance(error, HTTPError) and error.code in (401, 403):
+    for silence in range(1, SILENCES + 1):
+        try:
+            urlopen(f"{url.rstrip('/')}/health", timeout=SERVER_TIMEOUT_S).close()
+        except TimeoutError:
+            log.info("the Prefect server at %s is silent: waiting for it (%d of %d)", masked(url), silence, SILENCES)
+        except (OSError, ValueError) as error:
+            # A server that asks for a password is there; Prefect itself knows the password.
+            if isinstance(error, HTTPError) and error.code in (401, 403):
+                return
+            raise ServiceError(
+                f"no Prefect server answers at PREFECT_API_URL={masked(url)} ({error}); start it with "
+                "`prefect server start`, or unset the variable to run without one"
+            ) from None
+        else:
             return
-        raise ServiceError(
-            f"no Prefect server answers at PREFECT_API_URL={masked(url)} ({error}); start it with "
-            "`prefect server start`, or unset the variable to run without one"
-        ) from None
+    raise ServiceError(
+        f"the Prefect server at PREFECT_API_URL={masked(url)} takes connections and has not answered for "
+        f"{SILENCES * SERVER_TIMEOUT_S} seconds; look into its log or start it anew, or unset the variable to run "
+        "without one"
+    )

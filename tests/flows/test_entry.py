@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,31 @@ def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "prefect_url", lambda: "nonsense")
     with pytest.raises(ServiceError, match="nonsense"):
         entry.check_prefect()
+
+
+def server(listening: socket.socket, silences: int) -> None:
+    """Answers an HTTP request with 200 after so many that it left without an answer, each held until it is given up."""
+    for attempt in range(min(silences + 1, entry.SILENCES)):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1024)
+            if attempt == silences:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            connection.recv(1024)
+
+
+@pytest.mark.parametrize("silences", [1, entry.SILENCES])
+def test_a_busy_prefect_server_is_waited_for(silences: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "SERVER_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        monkeypatch.setattr(entry, "prefect_url", lambda: url)
+        threading.Thread(target=server, args=(listening, silences), daemon=True).start()
+        if silences < entry.SILENCES:
+            entry.check_prefect()
+        else:
+            with pytest.raises(ServiceError, match=f"{url} takes connections and has not answered for 3"):
+                entry.check_prefect()
 
 
 def test_a_step_notes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
