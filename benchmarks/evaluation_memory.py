@@ -47,11 +47,11 @@ RESAMPLES = 10
 log = logging.getLogger("benchmarks")
 
 
-def tiny(params: Params, n_images: int | None) -> Params:
-    """The profile with one step per image, and at most so many images."""
+def tiny(params: Params, n_images: int | None, methods: Sequence[str]) -> Params:
+    """The profile with one step per image, those of its methods, and at most so many images."""
     n = n_images or params.evaluate.n_images
     changes = {
-        "methods": [name for name in METHODS if name in params.methods],
+        "methods": [name for name in methods if name in params.methods],
         "sampler": Heun(n_steps=1),
         "n_images": n,
         "n_unconditional": min(n, params.evaluate.n_unconditional),
@@ -128,9 +128,11 @@ def watched() -> Iterator[list[float]]:
         thread.join()
 
 
-def run(profile: str, n_images: int | None, kinds: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+def run(
+    profile: str, n_images: int | None, methods: Sequence[str], kinds: Sequence[str], folder: Path
+) -> Iterator[dict[str, Any]]:
     """The figures of one profile, family by family."""
-    params = tiny(load_profile(profile), n_images)
+    params = tiny(load_profile(profile), n_images, methods)
     with contextlib.chdir(folder):
         stage_noise(params)
         assert params.data.gaussian_prior is not None, "the filter, which every evaluation has, needs a prior"
@@ -163,12 +165,13 @@ def main() -> None:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("profile")
     command.add_argument("--images", type=int, help="instead of the profile's own number")
+    command.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     command.add_argument("--families", nargs="*", default=[], help="kinds; default: all of the profile")
     options = command.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder = Path(tempfile.mkdtemp(prefix="evaluation-memory-"))
     try:
-        for line in run(options.profile, options.images, options.families, folder):
+        for line in run(options.profile, options.images, options.methods, options.families, folder):
             print(line, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

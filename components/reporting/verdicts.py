@@ -23,7 +23,7 @@ from components.records import Record, by_key
 from components.reporting import tables
 from components.reporting.experiments import ClaimConfig
 from invfusion.metrics import METRICS
-from invfusion.metrics.tools.bootstrap import interval_of, resamples
+from invfusion.metrics.tools.bootstrap import interval_of, resampled
 from invfusion.rng import generator
 
 Outcome = Literal["holds", "does not hold", "undecided", "cannot be tested here"]
@@ -119,8 +119,7 @@ def paired_difference(differences: Tensor, degradation: str) -> tuple[float, flo
 @lru_cache(maxsize=8)
 def _resampled(n: int, degradation: str) -> Tensor:
     """How often each of n images is drawn, (RESAMPLES, n) uint8: the same for all comparisons on one degradation."""
-    draws = resamples(n, RESAMPLES, generator(0, "report/paired", degradation))
-    return torch.stack([counts.to(torch.uint8) for counts in draws])
+    return resampled(n, RESAMPLES, generator(0, "report/paired", degradation)).to(torch.uint8)
 
 
 def _outcome(metric: str, low: float, high: float, within: float | None) -> Outcome:

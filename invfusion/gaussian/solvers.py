@@ -509,12 +509,14 @@ class _WoodburySystem(System):
         R = E^(1/2), M = H^T (H H^T + l)^-1 H and A = U^T M U: (B,)."""
         half = torch.linalg.solve_triangular(self.factor, _identity(self.factor), upper=False)
         inverse = half.square().sum(1)
+        # R A R / f is the factorised matrix less I, which spares another look at A.
+        taken: Tensor = self.floor * (inverse.shape[1] - inverse.sum(1))
         if self.parts.is_flat:
-            # M^2 = M / (1 + l) on what is seen, and R A R / f is the factorised matrix less I.
-            closed: Tensor = self.floor * (2 - 1 / (1 + self.ratio)) * (inverse.shape[1] - inverse.sum(1))
+            # M^2 = M / (1 + l) on what is seen.
+            twice = taken / (1 + self.ratio)
         else:
-            closed = (half * (half @ self._scaled(2 * self._seen(1) - self._seen(2)))).sum((1, 2))
-        opened: Tensor = (self.excess * inverse).sum(1) - closed
+            twice = (half * (half @ self._scaled(self._seen(2)))).sum((1, 2))
+        opened: Tensor = (self.excess * inverse).sum(1) - 2 * taken + twice
         return opened
 
     def log_determinant(self) -> Tensor:
