@@ -17,7 +17,7 @@ from typing import Any
 from components import cli, tracking
 from components.evaluation.evaluate import Evaluation, Results, prepare
 from components.evaluation.methods import Column as Measured
-from components.evaluation.methods import columns
+from components.evaluation.methods import Method, columns
 from components.evaluation.restoring import STATE
 from components.evaluation.sharing import helpers, is_helper
 from components.memo import Memo
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 OUTPUT = Path("artifacts/tables")
 SETS = Path("measurements")
 REPORTS = Path("reports/tables")
+BY_GAUSSIAN = ", and the Gaussian of the training images"
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def describe(outcome: Outcome, *others: Outcome) -> Page:
             *([seeds_section([outcome, *others])] if others else []),
             Section(claims_heading, [claims_table([outcome, *others])] if experiment.claims else []),
             Section("Figures", figures_of(outcome)),
+            Section("What each row is told of a measurement", [Notes(told(outcome))]),
             Section("How each row sampled, and what it took", [Notes(settings(outcome)), costs_table(outcome)]),
         ),
     )
@@ -308,28 +310,55 @@ def frozen_notes(results: Results) -> list[str]:
     return [f"Frozen measurements (sha256), the same for every row: {found}."]
 
 
+def told(outcome: Outcome) -> list[str]:
+    """What each row knows of a measurement, and of images beyond what its network has learnt; equal ones in a line."""
+    methods = {method.name: method for column in outcome.plan for method in column.methods}
+    found: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        found.setdefault(told_to(outcome.experiment, outcome.params, method), []).append(tables.label(name))
+    return [f"{', '.join(names)}: {what}" for what, names in found.items()]
+
+
+def told_to(experiment: Experiment, params: Params, method: Method) -> str:
+    """What a method knows, and whether its sampler or its network does."""
+    sampler_knows = "y and H" if params.evaluate.noise.is_absent or method.sampler is None else "y, H and σ_y"
+    if method.model is None:
+        return f"{sampler_knows}{BY_GAUSSIAN if method.needs_prior else ''}, without a trained network"
+    spec, name = experiment.models.get(method.model), method.model
+    if spec is not None:
+        params, name = experiment.changed_for(name, params), spec.train
+    while start := params.starts_from(name):
+        name = start
+    network = params.architecture(name)
+    gaussian = BY_GAUSSIAN if network.preconditioning == "gaussian" else ""
+    if method.withheld or network.variant == "unconditional":
+        return f"the sampler {sampler_knows}, the network nothing of the measurement{gaussian}"
+    if network.variant == "palette":
+        return f"the network H†y{' and σ_y' if network.knows_noise_level else ''}{gaussian}"
+    return f"the network {'y, H and σ_y' if network.knows_noise_level else 'y and H'}{gaussian}"
+
+
 def settings(outcome: Outcome) -> list[str]:
     """How each row samples, where it differs from its algorithm's own settings; by family where families differ."""
     found: dict[str, dict[str, list[str]]] = {}
     for column in outcome.plan:
         for method in column.methods:
             if method.sampler is not None:
-                told = settings_of(method.sampler, method.withheld)
-                found.setdefault(method.name, {}).setdefault(told, []).append(tables.name_of(column.kind))
+                way = settings_of(method.sampler)
+                found.setdefault(method.name, {}).setdefault(way, []).append(tables.name_of(column.kind))
     lines = []
     for name, ways in found.items():
-        for told, families in ways.items():
+        for way, families in ways.items():
             where = f" ({', '.join(families)})" if len(ways) > 1 else ""
-            lines.append(f"{tables.label(name)}{where}: {told}")
+            lines.append(f"{tables.label(name)}{where}: {way}")
     return lines
 
 
-def settings_of(sampler: Sampler, withheld: bool) -> str:
-    """What differs from the algorithm's own settings, and whether the model is told nothing of the measurement."""
+def settings_of(sampler: Sampler) -> str:
+    """What differs from the algorithm's own settings."""
     chosen, own = sampler.model_dump(), type(sampler)().model_dump()
     changed = [f"{key} {value} instead of {own[key]}" for key, value in chosen.items() if own[key] != value]
-    told = ", the model told nothing of the measurement" if withheld else ""
-    return f"{chosen['kind']}, {', '.join(changed) or 'its own settings'}{told}"
+    return f"{chosen['kind']}, {', '.join(changed) or 'its own settings'}"
 
 
 def figures_of(outcome: Outcome) -> list[Picture]:

@@ -304,9 +304,23 @@ class TestWithheld:
         assert tables.group_of(changed.methods["InvFusion-G"]) == "Training-based methods"
         assert not is_invfusion(changed, "DPS by InvFusion-G")
         column = methods.columns(changed, {"invfusion_g"})[0]
-        told = {m.name: table.settings_of(m.sampler, m.withheld) for m in column.methods if m.sampler is not None}
-        assert told["DPS by InvFusion-G"].endswith("the model told nothing of the measurement")
-        assert "told nothing" not in told["InvFusion-G"]
+        told = {m.name: table.told_to(load_experiment("zero_shot"), changed, m) for m in column.methods}
+        gaussian = ", and the Gaussian of the training images"
+        nothing = "the sampler y and H, the network nothing of the measurement"
+        assert told["DPS by InvFusion-G"] == nothing + gaussian
+        assert told["InvFusion-G"] == "the network y, H and σ_y" + gaussian
+        assert told["Wiener"] == f"y and H{gaussian}, without a trained network"
+        assert told["H_pinv y"] == "y and H, without a trained network"
+
+    def test_what_a_row_is_told_follows_its_network_and_the_noise(self, project: Path) -> None:
+        experiment = load_experiment("table_11")
+        changed = experiment.applied(make_params())
+        column = methods.columns(changed, {"unconditional", "palette", "invfusion", "invfusion_g", "mmse"})[0]
+        told = {m.name: table.told_to(experiment, changed, m) for m in column.methods}
+        assert told["DDRM"] == "the sampler y, H and σ_y, the network nothing of the measurement"
+        assert told["Palette"] == told["Palette MMSE"] == "the network H†y"
+        assert told["InvFusion"] == "the network y and H"
+        assert told["Wiener"].startswith("y, H and σ_y, and the Gaussian of the training images")
 
     def test_such_a_table_has_no_step_sizes_to_tune(self, project: Path) -> None:
         with pytest.raises(ConfigError, match="none of the methods has a step size"):

@@ -282,10 +282,10 @@ class TestStationary:
             noise = randn(operator.measurement_shape, generators(0, "noise", range(2)))
             measurement = Measurement.of(0.2 * smooth[:2].float(), operator, sigma_y, noise)
             found, truth = prior.posterior(measurement), law.given(measurement)
-            torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=2e-6)
+            torch.testing.assert_close(found.mean, truth.mean.float(), rtol=0, atol=1e-6)
             seen, sigma = smooth[:2].float(), torch.tensor([0.1, 2.0])
             expected = truth.given_noisy(seen, sigma).mean.float()
-            torch.testing.assert_close(found.denoise(seen, sigma), expected, rtol=0, atol=2e-6)
+            torch.testing.assert_close(found.denoise(seen, sigma), expected, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
     @pytest.mark.parametrize("cutoff", [1e-2, 0.2])
@@ -300,8 +300,8 @@ class TestStationary:
         mean, (denoised, variance) = found.mean, found.denoise_with_variance(seen, levels)
         monkeypatch.setattr(posterior, "solver_for", solvers.ConjugateGradients)
         other = prior.posterior(measurement)
-        torch.testing.assert_close(mean, other.mean, rtol=0, atol=2e-6)
-        torch.testing.assert_close(denoised, other.denoise(seen, levels), rtol=0, atol=2e-6)
+        torch.testing.assert_close(mean, other.mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(denoised, other.denoise(seen, levels), rtol=0, atol=1e-6)
         # By units, not by the one probe that the other has.
         units = torch.eye(192).view(192, 1, *SHAPE).expand(-1, B, -1, -1, -1)
         given = prior.posterior(measurement)

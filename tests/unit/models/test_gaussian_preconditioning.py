@@ -308,9 +308,10 @@ class TestTheOracleBeforeTraining:
 
     @torch.no_grad()
     def test_its_one_step_estimate_is_bayes_own(self) -> None:
-        for kind in ("box_inpainting", "matrix"):
+        settings = {"strided_motion_blur": {"strides": [2]}, "box_inpainting": {}, "matrix": {"max_rows": 6}}
+        for kind, setting in settings.items():
             for sigma_y in (0.0, 0.1):
-                family = FAMILIES[kind](**({"max_rows": 6} if kind == "matrix" else {}))
+                family = FAMILIES[kind](**setting)
                 for measurement in draw_measurements(self.law, family, 4, sigma_y):
                     truth = self.law.given(measurement)
                     estimate = MMSE(sigma=1000.0).sample(self.model(), measurement).x
@@ -351,11 +352,15 @@ def test_noisy_measurements_are_weighted(kind: str) -> None:
     assert 0 < moved[0] < moved[1]
 
 
-def test_the_log_variance_starts_at_that_of_the_error() -> None:
+@pytest.mark.parametrize("kind", ["strided_motion_blur", "box_outpainting", "matrix"])
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_the_log_variance_starts_at_that_of_the_error(kind: str, sigma_y: float) -> None:
     """The weight is one over the mean posterior variance: the weighted loss of the prior's own images is one."""
     x = PRIOR.unconditional(400).sample(generators(0, "own", range(400)))
-    operator = FAMILIES["box_outpainting"]().sample(400, SHAPE, generator(0, "H"))
-    measurement = Measurement.of(x, operator)
+    family = FAMILIES[kind](**({"max_rows": 16} if kind == "matrix" else {}))
+    operator = family.sample(400, SHAPE, generator(0, "H"))
+    noise = randn(operator.measurement_shape, generators(0, "noise", range(400)))
+    measurement = Measurement.of(x, operator, sigma_y, noise)
     loss = DiffusionLoss(share_at_sigma_max=0.3)(fresh(), x, Condition(measurement), generator(0, "loss"))
     assert float(loss.logs["weighted_mse"].mean()) == pytest.approx(1, abs=0.05)
 
