@@ -180,11 +180,9 @@ class Experiment(Config):
             method["model"] = row.model
         if row.withheld is not None:
             method["withheld"] = row.withheld
-        if (method["model"], method["withheld"]) != (
-            params.methods[row.method].model,
-            params.methods[row.method].withheld,
-        ):
-            # Step sizes are one network's.
+        usual = params.methods[row.method]
+        if (method["model"], method["withheld"]) != (usual.model, usual.withheld) or "kind" in row.sampler:
+            # Step sizes are one network's, and one sampler's.
             method["tuned"] = {}
         if row.sampler:
             own = {} if "kind" in row.sampler else method["sampler"] or {}

@@ -101,7 +101,7 @@ def with_few_steps(name: str) -> Experiment:
     rows = {}
     for key, row in experiment.rows.items():
         steps = row.sampler.get("n_steps", 0)
-        fewer = {"n_steps": int(steps).bit_length()} if steps else {}
+        fewer = {"n_steps": int(steps).bit_length()} if steps else FEWEST.get(row.sampler.get("kind", ""), {})
         rows[key] = row.model_copy(update={"sampler": row.sampler | fewer})
     return experiment.model_copy(update={"rows": rows})
 
@@ -120,6 +120,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_there_is_an_experiment_for_each_table_and_figure(project: Path) -> None:
     tabled = [f"table_{i:02d}" for i in (1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
     assert experiment_names() == [
+        "authors",
         "few_step",
         *(f"figure_{i:02d}" for i in (3, 4, 5, 6)),
         "gaussian",
@@ -142,7 +143,12 @@ def test_draws_are_repeated_where_a_metric_judges_them(project: Path) -> None:
     calibration = {
         name: load_experiment(name).applied(load_profile(), n_classes=2).evaluate.calibration_images for name in NAMES
     }
-    assert {name for name, n in calibration.items() if n} == {"few_step", "gaussian", "zero_shot"}
+    assert {name for name, n in calibration.items() if n} == {
+        "authors",
+        "few_step",
+        "gaussian",
+        "zero_shot",
+    }
 
 
 def test_together_they_exercise_every_method(project: Path) -> None:
@@ -297,6 +303,10 @@ class TestWithheld:
         assert changed.methods["DPS by InvFusion-G"].withheld
         assert not changed.methods["DPS by InvFusion-G"].tuned
         assert not changed.methods["InvFusion-G"].withheld
+
+    def test_nor_are_those_of_a_sampler_with_other_settings(self, project: Path) -> None:
+        changed = load_experiment("authors").applied(tuned(make_params(), psnr=0.7))
+        assert not changed.methods["DPS"].tuned
 
     def test_it_is_told_and_grouped(self, project: Path) -> None:
         changed = load_experiment("zero_shot").applied(make_params())
