@@ -11,7 +11,7 @@ from tiny_training import ARCHITECTURE, make_params, read_json, workplace
 from components.evaluation.evaluate import evaluate
 from components.params import Params
 from components.registry.import_checkpoint import import_checkpoint, main
-from components.registry.register import check_checkpoints
+from components.registry.register import register
 from components.reporting.experiments import Experiment
 from components.training.train import LOGS, MODELS, train
 from components.training.zoo import Wanted, Zoo, imported_from
@@ -65,12 +65,18 @@ def test_it_is_evaluated(params: Params) -> None:
     assert all(r["value"] is not None for r in records if r["metric"] == "psnr")
 
 
-def test_training_goes_on_from_it(params: Params) -> None:
-    assert load_denoiser(train(params, "mmse")).variant == "invfusion"
+@pytest.mark.parametrize("recipe", ["mmse", "finetuned"])
+def test_training_goes_on_from_it(params: Params, recipe: str) -> None:
+    short = getattr(params.recipes, recipe).model_copy(update={"images": 8, "warmup_images": 0})
+    recipes = params.recipes.model_copy(update={recipe: short})
+    assert load_denoiser(train(params.model_copy(update={"recipes": recipes}), recipe)).variant == "invfusion"
 
 
-def test_it_can_be_registered(params: Params) -> None:
-    check_checkpoints({"invfusion": MODELS / "invfusion"}, params)
+def test_it_is_registered(params: Params) -> None:
+    evaluate(params)
+    store = params.runtime.model_copy(update={"mlflow_uri": f"sqlite:///{Path('mlflow.db').absolute()}"})
+    registered = register(params.model_copy(update={"runtime": store}))
+    assert (registered.version, registered.is_new) == ("1", True)
 
 
 def test_a_table_takes_it_for_the_network_that_it_is(params: Params) -> None:
