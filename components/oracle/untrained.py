@@ -17,7 +17,7 @@ from components import cli
 from components.oracle.cell import add_numbers, with_numbers
 from components.oracle.models import components_results, draws_results, measured_sets, posterior_results
 from components.oracle.oracle import fit_priors
-from components.oracle.records import Results
+from components.oracle.records import OracleRecord, Results
 from components.oracle.training import GAUSSIAN, Bench, fitted_prior
 from components.params import Params
 from components.records import write_records
@@ -39,10 +39,17 @@ def untrained(params: Params) -> Path:
         records += results.records
         for r in results.records:
             if r.metric in SHOWN:
-                ratio = f" ({r.ratio:.2f} of the floor)" if r.metric == "sliced_wasserstein" else ""
-                log.info("%s@%g %s %s: %.4g%s", r.degradation, r.sigma_y, r.method, r.metric, r.value, ratio)
+                log.info("%s", line(r))
     write_records(records, RECORDS)
     return RECORDS
+
+
+def line(r: OracleRecord) -> str:
+    """One number in words, with its interval; a distance is told over the noise floor."""
+    over = r.floor if r.metric == "sliced_wasserstein" and r.floor else 1.0
+    value, low, high = ("–" if v is None else f"{v / over:.4g}" for v in (r.value, r.low, r.high))
+    of_floor = " of the floor" if over != 1 else ""
+    return f"{r.degradation}@{r.sigma_y:g} {r.method} {r.metric}: {value}{of_floor} ({low} to {high})"
 
 
 def _judged(params: Params) -> Iterator[Results]:
