@@ -52,7 +52,7 @@ UTILISATION = 0.08
 # The Gaussian posterior is timed on as many images as have so many pixels, at least one and at most MOST of them; of
 # operators, FEW draws are averaged.
 PIXELS, MOST, FEW = 2**14, 16, 3
-# Of the matrices that conditioning builds in float64, how many of a size are there at once: 0.6 to 2.6 times the memory
+# Of the matrices that conditioning builds in float64, how many of a size are there at once: 1.2 to 9 times the memory
 # that was measured with a prior of rank 384 (docs/reproduction.md).
 COPIES = 4
 # What it added to InvFusion's training steps and (eager) sampling calls of FFHQ64 on an H200 (docs/performance.md).

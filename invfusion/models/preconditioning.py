@@ -48,9 +48,9 @@ class Surroundings:
 
 class Preconditioning(nn.Module, ABC):
     """How a raw network becomes a denoiser. conditioned: the measurement that was conditioned on last, but for
-    replays, and the posterior; or None."""
+    replays, the posterior, and whether that was in inference mode; or None."""
 
-    conditioned: tuple[Measurement | None, GaussianPosterior] | None = None
+    conditioned: tuple[Measurement | None, GaussianPosterior, bool] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, measurement: Measurement | None) -> Surroundings:
@@ -156,11 +156,12 @@ class Gaussian(Preconditioning):
 
     def _posterior(self, measurement: Measurement | None, batch_size: int) -> GaussianPosterior:
         """A sampler's many calls condition on a measurement once."""
-        last = self.conditioned
-        if last is not None and last[0] is measurement and last[1].batch_size == batch_size:
+        last, in_inference = self.conditioned, torch.is_inference_mode_enabled()
+        # What a posterior keeps of inference mode takes no part in a backward pass.
+        if last is not None and last[0] is measurement and last[1].batch_size == batch_size and last[2] == in_inference:
             return last[1]
         posterior = self.prior.refined((batch_size, *self.config.image_shape), measurement)
-        self.conditioned = measurement, posterior
+        self.conditioned = measurement, posterior, in_inference
         return posterior
 
     @staticmethod

@@ -33,7 +33,7 @@ from invfusion.models.denoiser import with_components
 from invfusion.operators import MaskOperator, Measurement, StridedConvolution, base
 from invfusion.oracle import GaussianMixture, Oracle, draw_measurements
 from invfusion.rng import generator, generators, randn
-from invfusion.samplers import MMSE, NPPC, GaussianDraws, Heun, Wiener
+from invfusion.samplers import DDRM, DPS, MMSE, NPPC, GaussianDraws, Heun, Wiener
 
 SHAPE, B = (3, 8, 8), 3
 ARCHITECTURE = DenoiserConfig(
@@ -455,3 +455,14 @@ def test_config_and_prior_must_fit() -> None:
         build_denoiser(ARCHITECTURE, preconditioning="edm", prior=PRIOR)
     with pytest.raises(ConfigError, match="but the model takes"):
         build_denoiser(ARCHITECTURE, image_size=16, prior=PRIOR)
+
+
+@pytest.mark.parametrize("form", SETTINGS)
+def test_what_was_made_in_inference_mode_is_not_differentiated(form: str) -> None:
+    """One sampler that asks what is known of nothing measured, and after it one that needs gradients."""
+    denoiser = build_denoiser(ARCHITECTURE, prior=prior_of(form), variant="unconditional").eval()
+    x, measurement = measured("box_inpainting")
+    with torch.inference_mode():
+        DDRM(n_steps=2).sample(denoiser, measurement, x)
+        restored = DPS(n_steps=2).sample(denoiser, measurement, x).x
+    assert restored.isfinite().all()
