@@ -357,13 +357,17 @@ class TestWhatIsMissing:
         table.table(make_params(), "table_04")
         params = make_params()
         longer = params.train.model_copy(update={"images": 16})
-        with pytest.raises(CheckpointError, match=r"nothing can be computed.*'palette' is not trained; its place is"):
-            table.table(params.model_copy(update={"train": longer}), "table_08", trains=False)
+        with pytest.raises(
+            CheckpointError, match=r"nothing can be computed.*'unconditional' is not trained; its place"
+        ):
+            table.table(params.model_copy(update={"train": longer}), "table_04", trains=False)
         unrolled = params.recipe("unrolled_ddrm").model_copy(update={"lr": 0.123})
         changed = params.model_copy(update={"recipes": params.recipes.model_copy(update={"unrolled_ddrm": unrolled})})
         content = read_json(table.table(changed, "table_14", trains=False).with_suffix(".json"))
         assert list(content["missing"]) == ["unrolled_ddrm"]
-        assert "computed nevertheless: Wiener, DDRM sampling, InvFusion, InvFusion MMSE" in caplog.text
+        assert (
+            "computed nevertheless: Wiener, Gaussian posterior, DDRM sampling, InvFusion, InvFusion MMSE" in caplog.text
+        )
         verdicts = {(c["claim"], c["verdict"]) for c in content["claims"]}
         assert ("Unrolling raises PSNR", "cannot be tested here") in verdicts
 
