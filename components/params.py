@@ -366,6 +366,11 @@ class Params(Config):
         """The model whose weights the training of another starts from; None: from fresh ones."""
         return self.train.distilled.get(name, self.recipe(name).starts_from)
 
+    def first_of(self, name: str) -> str:
+        """The model with fresh weights from which a model's trainings go on, in the end; itself where it is one."""
+        start = self.starts_from(name)
+        return name if start is None else self.first_of(start)
+
     def denoiser_config(self, **overrides: Any) -> DenoiserConfig:
         """The architecture, with some of its fields changed.
 

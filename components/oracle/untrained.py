@@ -15,6 +15,7 @@ from pathlib import Path
 
 from components import cli
 from components.oracle.cell import add_numbers, with_numbers
+from components.oracle.cell import line as of_distance
 from components.oracle.models import components_results, draws_results, measured_sets, posterior_results
 from components.oracle.oracle import fit_priors
 from components.oracle.records import OracleRecord, Results
@@ -46,10 +47,10 @@ def untrained(params: Params) -> Path:
 
 def line(r: OracleRecord) -> str:
     """One number in words, with its interval; a distance is told over the noise floor."""
-    over = r.floor if r.metric == "sliced_wasserstein" and r.floor else 1.0
-    value, low, high = ("–" if v is None else f"{v / over:.4g}" for v in (r.value, r.low, r.high))
-    of_floor = " of the floor" if over != 1 else ""
-    return f"{r.degradation}@{r.sigma_y:g} {r.method} {r.metric}: {value}{of_floor} ({low} to {high})"
+    where = f"{r.degradation}@{r.sigma_y:g}"
+    if r.metric == "sliced_wasserstein":
+        return f"{where} {of_distance(r)}"
+    return f"{where} {r.method} {r.metric}: {r.value:.4g} ({r.low:.4g} to {r.high:.4g})"
 
 
 def _judged(params: Params) -> Iterator[Results]:

@@ -242,9 +242,7 @@ def is_invfusion(params: Params, method: str) -> bool:
     """Whether a method reads out a network that applies the operator, or one whose training went on from such."""
     config = params.methods.get(method)
     model = "" if config is None or config.withheld else config.model or ""
-    while model in RECIPES and (start := params.starts_from(model)):
-        model = start
-    return model in RECIPES and params.architecture(model).variant == "invfusion"
+    return model in RECIPES and params.architecture(params.first_of(model)).variant == "invfusion"
 
 
 def with_components(params: Params) -> list[str]:

@@ -25,7 +25,7 @@ from components.params import UNCONDITIONAL, Params
 from components.paths import STAGED
 from components.records import available, by_key
 from components.reporting import figures, pictures, tables, verdicts
-from components.reporting.experiments import Experiment, experiment_names, load_experiment
+from components.reporting.experiments import Experiment, Model, experiment_names, load_experiment
 from components.reporting.pages import Notes, Page, Picture, Section
 from components.reporting.paper import Paper
 from components.reporting.tables import Cell, Column, Table, listing
@@ -321,21 +321,19 @@ def told(outcome: Outcome) -> list[str]:
 
 def told_to(experiment: Experiment, params: Params, method: Method) -> str:
     """What a method knows, and whether its sampler or its network does."""
-    sampler_knows = "y and H" if params.evaluate.noise.is_absent or method.sampler is None else "y, H and σ_y"
+    plain, with_level = ("y and H", "y, H and σ_y")
+    of_algorithm = plain if params.evaluate.noise.is_absent or method.sampler is None else with_level
     if method.model is None:
-        return f"{sampler_knows}{BY_GAUSSIAN if method.needs_prior else ''}, without a trained network"
-    spec, name = experiment.models.get(method.model), method.model
-    if spec is not None:
-        params, name = experiment.changed_for(name, params), spec.train
-    while start := params.starts_from(name):
-        name = start
-    network = params.architecture(name)
+        return f"{of_algorithm}{BY_GAUSSIAN if method.needs_prior else ''}, without a trained network"
+    spec = experiment.models.get(method.model) or Model(train=method.model)
+    params = experiment.changed_for(method.model, params)
+    network = params.architecture(params.first_of(spec.train))
     gaussian = BY_GAUSSIAN if network.preconditioning == "gaussian" else ""
     if method.withheld or network.variant == "unconditional":
-        return f"the sampler {sampler_knows}, the network nothing of the measurement{gaussian}"
+        return f"the sampler {of_algorithm}, the network nothing of the measurement{gaussian}"
     if network.variant == "palette":
-        return f"the network H†y{' and σ_y' if network.knows_noise_level else ''}{gaussian}"
-    return f"the network {'y, H and σ_y' if network.knows_noise_level else 'y and H'}{gaussian}"
+        plain, with_level = "H†y", "H†y and σ_y"
+    return f"the network {with_level if network.knows_noise_level else plain}{gaussian}"
 
 
 def settings(outcome: Outcome) -> list[str]:

@@ -72,10 +72,8 @@ def of_tables(params: Params, step: Step, machine: Machine, prior: GaussianPrior
     """What each table and figure takes, in a line; or why it cannot be made."""
 
     def count(changed: Params, name: str) -> int:
-        while (before := changed.starts_from(name)) is not None:
-            name = before
         with torch.device("meta"):
-            return sum(p.numel() for p in network(changed, name, prior=prior).parameters())
+            return sum(p.numel() for p in network(changed, changed.first_of(name), prior=prior).parameters())
 
     yield f"on {machine.name}; Gaussian: {account.GAUSSIAN_SHARE}"
     for name in experiment_names():
