@@ -1,10 +1,10 @@
-"""Commands that run at once, such as trainings, each after the one that it needs."""
+"""Commands that run at once, such as trainings, each after those that it needs."""
 
 import contextlib
 import logging
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -27,26 +27,26 @@ def trainings_at_once(params: Params, n_gpus: int) -> int:
 
 def run_at_once(
     commands: Mapping[str, Sequence[str]],
-    needs: Mapping[str, str | None],
+    needs: Mapping[str, Collection[str]],
     at_once: int,
     environment: Mapping[str, str],
     patience: int,
     *,
     share_threads: bool,
 ) -> int:
-    """Run named commands, at most so many at once, each after the one that it needs, if that is among them.
+    """Run named commands, at most so many at once, each after those that it needs, as far as these are among them.
 
     After a failure none begins, and those that run go on to their end. patience: the seconds that each may take to end
     when it is interrupted, as all are with this process; share_threads: those that run, or begin together, share this
     process's threads. Returns the first exit code that is not 0.
     """
-    # What others wait for goes first.
-    left = sorted(commands, key=lambda name: name not in needs.values())
+    # What begins the longest chain goes first.
+    left = sorted(commands, key=lambda name: -_chain(name, needs))
     running: dict[str, tuple[contextlib.ExitStack, subprocess.Popen[bytes]]] = {}
     code = 0
     try:
         while True:
-            ready = [] if code else [name for name in left if needs.get(name) not in {*left, *running}]
+            ready = [] if code else [name for name in left if {*left, *running}.isdisjoint(needs.get(name, ()))]
             sharing = min(at_once, len(ready) + len(running))
             for name in ready[: at_once - len(running)]:
                 left.remove(name)
@@ -67,6 +67,11 @@ def run_at_once(
         # Each may take a while to write its checkpoint, and a host that ends its processes waits for none.
         with ThreadPoolExecutor(max(1, len(running))) as pool:
             list(pool.map(lambda one: one[0].close(), running.values()))
+
+
+def _chain(name: str, needs: Mapping[str, Collection[str]]) -> int:
+    """How many, one after another, wait for it at most."""
+    return max((1 + _chain(other, needs) for other, needed in needs.items() if name in needed), default=0)
 
 
 def _end(code: int) -> str:

@@ -1,4 +1,4 @@
-"""What DVC is asked to run: one stage after another, but trainings that need nothing of each other at once.
+"""What DVC is asked to run: one stage after another, but those that need nothing of each other at once.
 
 On a CPU two processes that share a small model's batches are far from twice as fast as one
 (docs/performance.md), so that two models are there sooner side by side than in turn; several GPUs train a model each.
@@ -16,8 +16,6 @@ from components.params import Params
 from flows import leases
 from flows.stages import target
 
-# The stages that wait for all models.
-JUDGES = frozenset({"evaluate", "report", "register"})
 # A stage may have to finish its batch and write a checkpoint.
 STAGE_STOP_S = 60
 
@@ -40,51 +38,66 @@ def run_dvc(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def run_graph(params: Params, stale: Collection[str], targets: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Have DVC run what is stale of the targets, or of all, several trainings at once where this machine has room.
+    """Have DVC run what is stale of the targets, or of all, several stages at once where this machine has room.
 
     stale: the stages that DVC finds stale before. Returns the first exit code that is not 0.
     """
-    needs = sources(params)
-    chosen = stale_trainings(needs, stale, targets)
+    graph = needs(params)
+    chosen = to_run(graph, stale, targets)
     on_gpu = is_on_gpu(params.runtime.device)
     at_once = trainings_at_once(params, len(leases.slots()) if on_gpu else 0)
-    if at_once > 1 and len(chosen) > 1:
-        code = run_dvc(["stage"], environment) if "stage" in stale else 0
-        if code := code or run_trainings(needs, chosen, at_once, environment, on_gpu=on_gpu):
-            return code
-    return run_dvc(targets, environment)
+    if at_once == 1 or not chosen:
+        return run_dvc(targets, environment)
+    # With the data that it needs.
+    code = run_dvc(["stage"], environment) if "stage" in chosen else 0
+    code = code or run_stages(graph, chosen - {"stage"}, at_once, environment, on_gpu=on_gpu)
+    # What else somebody has put into the graph, or asks for.
+    others = [name for name in (*targets, *stale) if not expanded(graph, [name])]
+    return code or (run_dvc(targets, environment) if others else 0)
 
 
-def sources(params: Params) -> dict[str, str | None]:
-    """DVC's name of each training, with that of the one that it starts from."""
+def needs(params: Params) -> dict[str, set[str]]:
+    """DVC's name of each stage that runs without targets, and those that it waits for."""
     starts = {model: params.train.distilled.get(model) for model in params.models}
-    return {target(params, "train", model): s and target(params, "train", s) for model, s in starts.items()}
+    trainings = {
+        target(params, "train", model): {"stage"} | ({target(params, "train", start)} if start else set())
+        for model, start in starts.items()
+    }
+    return {"stage": set()} | trainings | {"evaluate": set(trainings), "report": {"evaluate"}, "register": {"evaluate"}}
 
 
-def stale_trainings(needs: Mapping[str, str | None], stale: Collection[str], targets: Collection[str]) -> set[str]:
-    """The trainings that targets, or all stages without any, wait for. `needs` as `sources` says.
+def to_run(graph: Mapping[str, Collection[str]], stale: Collection[str], targets: Collection[str]) -> set[str]:
+    """The stages that targets, or all without any, wait for and that are stale, or may be once others have run.
 
     stale: the stages that DVC finds stale now; it does not look ahead to what their new results will make stale.
     """
-    if not targets or JUDGES & set(targets):
-        wanted = set(needs)
-    else:
-        wanted = {name for name in needs if {name, name.partition("@")[0]} & set(targets)}
-    while missing := {source for name in wanted if (source := needs[name])} - wanted:
-        wanted |= missing
-    return {name for name in wanted if {"stage", name, needs[name]} & set(stale)}
+    wanted = closure(expanded(graph, targets) if targets else graph, graph)
+    return {name for name in wanted if closure([name], graph) & set(stale)}
 
 
-def run_trainings(
-    needs: Mapping[str, str | None],
+def expanded(graph: Collection[str], targets: Collection[str]) -> set[str]:
+    """The stages of the graph that targets mean: `train` all of that stage."""
+    return {name for name in graph if {name, name.partition("@")[0]} & set(targets)}
+
+
+def closure(names: Collection[str], graph: Mapping[str, Collection[str]]) -> set[str]:
+    """They, and all that they wait for."""
+    found = set(names)
+    while missing := {needed for name in found for needed in graph[name]} - found:
+        found |= missing
+    return found
+
+
+def run_stages(
+    graph: Mapping[str, Collection[str]],
     chosen: Collection[str],
     at_once: int,
     environment: Mapping[str, str],
     *,
     on_gpu: bool = False,
 ) -> int:
-    """Have DVC bring trainings up to date, at most so many at once, each after the one that it starts from; without a
-    GPU they share this process's threads. Returns the first exit code that is not 0."""
-    commands = {name: dvc_command(["--single-item", name]) for name in needs if name in chosen}
+    """Have DVC bring stages up to date, at most so many at once, each after those that it waits for; without a GPU they
+    share this process's threads. Returns the first exit code that is not 0."""
+    commands = {name: dvc_command(["--single-item", name]) for name in graph if name in chosen}
     variables = {**dvc_environment(), **environment}
-    return run_at_once(commands, needs, at_once, variables, STAGE_STOP_S, share_threads=not on_gpu)
+    return run_at_once(commands, graph, at_once, variables, STAGE_STOP_S, share_threads=not on_gpu)

@@ -39,6 +39,8 @@ from invfusion.errors import DataError, ServiceError
 
 log = logging.getLogger(__name__)
 
+# Where DVC writes down what has run.
+LOCK = Path(GRAPH).with_suffix(".lock")
 # A busy machine takes minutes.
 SERVER_START_S = 300
 SERVER_STOP_S = 10
@@ -106,11 +108,13 @@ def stale(targets: Sequence[str]) -> set[str] | None:
     """The stages that DVC would run for the targets, or for all; None where it cannot tell.
 
     An edit makes them stale through what `identify` writes, so that comes first; it always runs, which counts for
-    nothing here.
+    nothing here. Where nothing has run yet the first stage is, on which all wait.
 
     Raises:
         ConfigError: params.yaml or a plug-in is not valid.
     """
+    if not (targets or LOCK.exists()):
+        return {"stage"}
     identify(load_params(PARAMS))
     found = _status(targets)
     return None if found is None else {name for name in found if name.rpartition(":")[2] != IDENTIFY}

@@ -2,9 +2,9 @@
 flow matching.
 
 `python -m components.oracle.few_steps` trains all three on draws of the oracle's first prior (its diffusion model is
-that of `make oracle`, where it is at hand) and writes reports/few_steps.json: for each family, sampler and number of
-calls the distance to exact draws over the noise floor, how often a 90% interval holds the truth, the spread, and beside
-them the error of single draws, which alone would hide a lost spread.
+that of `make oracle`, where it is at hand) and writes reports/few_steps.json and a picture of it: for each family,
+sampler and number of calls the distance to exact draws over the noise floor, how often a 90% interval holds the truth,
+the spread, and beside them the error of single draws, which alone would hide a lost spread.
 """
 
 import logging
@@ -18,9 +18,11 @@ import torch
 from components import cli
 from components.oracle.oracle import fit_priors
 from components.oracle.records import Candidate, OracleRecord, Results, of_verdict, record
+from components.oracle.report import by
 from components.oracle.training import Bench, diffusion_model, distilled
 from components.params import Params
 from components.records import write_records
+from components.reporting import figures
 from invfusion.degradations import DegradationFamily
 from invfusion.diffusion.losses import ConsistencyLoss
 from invfusion.models import Denoiser
@@ -33,6 +35,7 @@ from invfusion.samplers import DEIS, Consistency, DPMpp2M, Flow, Heun, Sampler
 log = logging.getLogger(__name__)
 
 RECORDS = Path("reports/few_steps.json")
+FIGURE = RECORDS.with_suffix(".png")
 # As the default profile has it: where each has few images, more stages make samples worse.
 STAGES = 3
 DIFFUSION: tuple[Sampler, ...] = (
@@ -44,10 +47,14 @@ CONSISTENT: tuple[Sampler, ...] = tuple(Consistency(n_steps=n) for n in (1, 2, 4
 MATCHED: tuple[Sampler, ...] = tuple(Flow(n_steps=n) for n in (2, 4, 18))
 # Of one range of pixels, [-1, 1].
 RANGE = 2.0
+# A row of the picture for each, with the value of exact draws where it is known.
+DISTANCE, COVERAGE, SPREAD, PSNR = "distance / floor", "90% covers", "spread", "PSNR of one draw"
+ROWS = {"sliced_wasserstein": DISTANCE, "coverage_90": COVERAGE, "spread": SPREAD, "psnr": PSNR}
+EXACT = {DISTANCE: 1.0, COVERAGE: 0.9, SPREAD: 1.0}
 
 
 def few_steps(params: Params) -> Path:
-    """Train, judge, write; returns the path of the records."""
+    """Train, judge, write, draw; returns the path of the records."""
     name, prior = next(iter(fit_priors(params).items()))
     bench = Bench(params, name, prior, "invfusion", params.oracle.training.widths[-1])
     teacher = diffusion_model(bench, bench.chosen.total_images)
@@ -58,7 +65,25 @@ def few_steps(params: Params) -> Path:
     models = ((teacher, bench.label, DIFFUSION), (student, "Consistency", CONSISTENT), (flow, "Flow matching", MATCHED))
     records = [r for family in params.oracle.families for r in _judge(bench, family, models)]
     write_records(records, RECORDS)
+    draw(records)
     return RECORDS
+
+
+def draw(records: Iterable[OracleRecord]) -> Path:
+    """The picture: quality against network calls, a row for each quantity, a column for each family."""
+    panels = {
+        (ROWS[metric], family): {
+            method: figures.points(same, lambda r: r.nfe, _drawn)
+            for method, same in by(found, lambda r: r.method).items()
+        }
+        for (metric, family), found in by(records, lambda r: (r.metric, r.degradation)).items()
+        if metric in ROWS
+    }
+    return figures.lines(FIGURE, panels, "network calls", log_y={DISTANCE}, level=EXACT)
+
+
+def _drawn(r: OracleRecord, value: float) -> float:
+    return value / r.floor if ROWS[r.metric] == DISTANCE and r.floor else value
 
 
 def _judge(

@@ -1,6 +1,6 @@
 """The report's pictures, drawn with matplotlib from plain arrays. The same arrays give the same PNG bytes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -234,14 +234,15 @@ def lines(
     panels: Mapping[tuple[str, str], Lines],
     x: str,
     *,
-    log_y: bool = False,
-    level: float | None = None,
+    log_y: bool | Collection[str] = False,
+    level: float | Mapping[str, float] | None = None,
     band: tuple[float, float] | None = None,
     models: Mapping[str, str | None] = NOTHING,
 ) -> Path:
     """Values with their intervals over a logarithmic axis: one panel for each (row, column), one line for each series.
 
-    level: drawn as a horizontal line; band: a range of values that is shaded; models: as `colours_of` says.
+    log_y: whether values have one too, or the rows whose values do; level: drawn as a horizontal line, the same or one
+    for each row; band: a range of values that is shaded; models: as `colours_of` says.
     """
     rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
@@ -259,9 +260,11 @@ def lines(
                 panel.vlines(where, low, high, color=colours[name], linewidth=1)
             if band is not None:
                 panel.axhspan(*band, color="#2c7a55", alpha=0.15, linewidth=0)
-            if level is not None:
-                panel.axhline(level, color=FAINT, linewidth=0.8, linestyle="--")
-            panel.set(xscale="log", yscale="log" if log_y else "linear")
+            wanted = level.get(row) if isinstance(level, Mapping) else level
+            if wanted is not None:
+                panel.axhline(wanted, color=FAINT, linewidth=0.8, linestyle="--")
+            is_log = log_y if isinstance(log_y, bool) else row in log_y
+            panel.set(xscale="log", yscale="log" if is_log else "linear")
             found = _apart([point[0] for points in series.values() for point in points])
             panel.set_xticks(found, [f"{value:,.0f}" for value in found], size=7)
             panel.xaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""Trainings that DVC runs at once: which, and by what command."""
+"""Stages that DVC runs at once: which, and by what command."""
 
 import json
 from pathlib import Path
@@ -9,56 +9,98 @@ import pytest
 from components.params import read_values
 from components.profiles import load_profile
 from flows import dvc_runs
-from flows.dvc_runs import JUDGES, run_trainings, sources, stale_trainings
+from flows.dvc_runs import needs, run_graph, run_stages, to_run
 from flows.reproduce import time_table
 from flows.stages import GRAPH
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = load_profile("digits16")
-NEEDS = sources(PARAMS)
+NEEDS = needs(PARAMS)
 FRESH = {"train@unconditional", "train@palette", "train@invfusion", "train@invfusion_g"}
 DISTILLED = {"distill@mmse", "distill@nppc"}
+JUDGES = {"evaluate", "report", "register"}
 
 
 class TestWhich:
     def test_each_after_the_one_that_it_starts_from(self) -> None:
-        assert dict.fromkeys(FRESH) | dict.fromkeys(DISTILLED, "train@invfusion_g") == NEEDS
+        assert {name for name in NEEDS if NEEDS[name] == {"stage"}} == FRESH
+        assert {name for name in NEEDS if NEEDS[name] == {"stage", "train@invfusion_g"}} == DISTILLED
 
-    def test_what_waits_for_all_models_is_what_the_graph_says(self) -> None:
+    def test_the_rest_is_what_the_graph_says(self) -> None:
         stages = read_values(ROOT / GRAPH)["stages"]
-        assert {name for name, stage in stages.items() if "artifacts/models" in stage.get("deps", ())} == JUDGES
+        uses = {name: set(stages[name]["deps"]) for name in JUDGES}
+        makes = {name: {*stages[name]["outs"], *stages[name].get("metrics", ())} for name in JUDGES}
+        assert {name for name in JUDGES if "artifacts/models" in uses[name]} == JUDGES
+        for name in JUDGES:
+            made_by_others = {other for other in JUDGES if uses[name] & makes[other]}
+            assert made_by_others == NEEDS[name] - FRESH - DISTILLED
+        assert NEEDS["evaluate"] == FRESH | DISTILLED
+        assert {name.partition("@")[0] for name in NEEDS} | {"identify"} == set(stages)
 
     @pytest.mark.parametrize(
         ("stale", "targets", "expected"),
         [
             # New data make stale what DVC does not call so before they are staged.
-            ({"stage"}, [], FRESH | DISTILLED),
-            ({"stage", "evaluate"}, ["report"], FRESH | DISTILLED),
-            ({"stage"}, ["stage", "train@palette"], {"train@palette"}),
-            ({"stage"}, ["distill@mmse"], {"distill@mmse", "train@invfusion_g"}),
-            ({"stage"}, ["stage"], set()),
-            ({"stage"}, ["train"], FRESH),
-            # What waits for no model asks for none.
-            ({"stage"}, ["stage", "identify", "oracle/dvc.yaml:oracle"], set()),
-            ({"train@palette", "evaluate"}, [], {"train@palette"}),
-            ({"train@invfusion_g"}, [], {"train@invfusion_g", *DISTILLED}),
-            ({"evaluate", "report"}, [], set()),
+            ({"stage"}, [], set(NEEDS)),
+            ({"stage", "evaluate"}, ["report"], set(NEEDS) - {"register"}),
+            ({"stage"}, ["stage", "train@palette"], {"stage", "train@palette"}),
+            ({"stage"}, ["distill@mmse"], {"stage", "distill@mmse", "train@invfusion_g"}),
+            ({"stage"}, ["stage"], {"stage"}),
+            ({"stage"}, ["train"], {"stage", *FRESH}),
+            ({"train@palette", "evaluate"}, [], {"train@palette", *JUDGES}),
+            ({"train@invfusion_g"}, [], {"train@invfusion_g", *DISTILLED, *JUDGES}),
+            ({"evaluate", "report"}, [], JUDGES),
+            ({"report"}, [], {"report"}),
+            # Others are DVC's own to run.
             ({"oracle/dvc.yaml:oracle"}, ["oracle/dvc.yaml:oracle"], set()),
         ],
     )
     def test_what_targets_wait_for(self, stale: set[str], targets: list[str], expected: set[str]) -> None:
-        assert stale_trainings(NEEDS, stale, targets) == expected
+        assert to_run(NEEDS, stale, targets) == expected
 
 
-def test_each_by_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(dvc_runs, "run_at_once", lambda *told, **options: asked.extend([*told, options]) or 0)
-    assert run_trainings(NEEDS, DISTILLED, 3, {"A": "b"}, on_gpu=True) == 0
-    commands, needs, at_once, environment, _, options = asked
-    assert {name: command[-2:] for name, command in commands.items()} == {
-        name: ["--single-item", name] for name in DISTILLED
-    }
-    assert (needs, at_once, environment["A"], options) == (NEEDS, 3, "b", {"share_threads": False})
+class TestHow:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """What is run, on a machine with room for two."""
+        asked: list[Any] = []
+        monkeypatch.setattr(dvc_runs, "is_on_gpu", lambda _: False)
+        monkeypatch.setattr(dvc_runs, "trainings_at_once", lambda *_: 2)
+        monkeypatch.setattr(dvc_runs, "run_dvc", lambda targets, _: asked.append(list(targets)) or 0)
+        monkeypatch.setattr(dvc_runs, "run_at_once", lambda commands, *_, **__: asked.append(set(commands)) or 0)
+        return asked
+
+    def test_each_by_a_run_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Any] = []
+        monkeypatch.setattr(dvc_runs, "run_at_once", lambda *told, **options: asked.extend([*told, options]) or 0)
+        assert run_stages(NEEDS, DISTILLED, 3, {"A": "b"}, on_gpu=True) == 0
+        commands, graph, at_once, environment, _, options = asked
+        assert {name: command[-2:] for name, command in commands.items()} == {
+            name: ["--single-item", name] for name in DISTILLED
+        }
+        assert (graph, at_once, environment["A"], options) == (NEEDS, 3, "b", {"share_threads": False})
+
+    @pytest.mark.parametrize(
+        ("stale", "targets", "expected"),
+        [
+            ({"stage"}, [], [["stage"], set(NEEDS) - {"stage"}]),
+            ({"evaluate"}, [], [JUDGES]),
+            # DVC itself runs what is not of the graph, and it alone knows what that makes stale.
+            ({"evaluate", "mine"}, [], [JUDGES, []]),
+            ({"mine"}, [], [[]]),
+            ({"report"}, ["report", "oracle/dvc.yaml:oracle"], [{"report"}, ["report", "oracle/dvc.yaml:oracle"]]),
+        ],
+    )
+    def test_what_dvc_is_asked_for(
+        self, asked: list[Any], stale: set[str], targets: list[str], expected: list[Any]
+    ) -> None:
+        assert run_graph(PARAMS, stale, targets, {}) == 0
+        assert asked == expected
+
+    def test_one_after_another_where_there_is_no_room(self, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dvc_runs, "trainings_at_once", lambda *_: 1)
+        assert run_graph(PARAMS, {"stage"}, ["report"], {}) == 0
+        assert asked == [["report"]]
 
 
 def test_overlapping_stages_are_counted_once(tmp_path: Path) -> None:
