@@ -12,10 +12,14 @@ from pathlib import Path
 from components.at_once import run_at_once, trainings_at_once
 from components.children import child
 from components.device import is_on_gpu
-from components.params import Params
+from components.params import Params, read_values
 from flows import leases
-from flows.stages import target
+from flows.stages import GRAPH, target
 
+# What waits for the models, and for which of each other.
+JUDGES: dict[str, set[str]] = {"evaluate": set(), "report": {"evaluate"}, "register": {"evaluate"}}
+# The stages of dvc.yaml as it comes.
+OWN = {"identify", "stage", "train", "distill", *JUDGES}
 # A stage may have to finish its batch and write a checkpoint.
 STAGE_STOP_S = 60
 
@@ -48,12 +52,15 @@ def run_graph(params: Params, stale: Collection[str], targets: Sequence[str], en
     at_once = trainings_at_once(params, len(leases.slots()) if on_gpu else 0)
     if at_once == 1 or not chosen:
         return run_dvc(targets, environment)
-    # With the data that it needs.
-    code = run_dvc(["stage"], environment) if "stage" in chosen else 0
-    code = code or run_stages(graph, chosen - {"stage"}, at_once, environment, on_gpu=on_gpu)
-    # What else somebody has put into the graph, or asks for.
-    others = [name for name in (*targets, *stale) if not expanded(graph, [name])]
-    return code or (run_dvc(targets, environment) if others else 0)
+    # Where somebody has put stages of their own into dvc.yaml, or asks for others, DVC alone knows what waits for them.
+    is_all = read_values(GRAPH)["stages"].keys() <= OWN and all(expanded(graph, [name]) for name in targets)
+    code = 0
+    if "stage" in chosen:
+        # With what it waits for: the data, and `identify`.
+        code = run_dvc(["stage"], environment)
+    chosen -= {"stage"} if is_all else {"stage", *JUDGES}
+    code = code or run_stages(graph, chosen, at_once, environment, on_gpu=on_gpu)
+    return code or (0 if is_all else run_dvc(targets, environment))
 
 
 def needs(params: Params) -> dict[str, set[str]]:
@@ -63,7 +70,7 @@ def needs(params: Params) -> dict[str, set[str]]:
         target(params, "train", model): {"stage"} | ({target(params, "train", start)} if start else set())
         for model, start in starts.items()
     }
-    return {"stage": set()} | trainings | {"evaluate": set(trainings), "report": {"evaluate"}, "register": {"evaluate"}}
+    return {"stage": set()} | trainings | JUDGES | {"evaluate": set(trainings)}
 
 
 def to_run(graph: Mapping[str, Collection[str]], stale: Collection[str], targets: Collection[str]) -> set[str]:
@@ -94,7 +101,7 @@ def run_stages(
     at_once: int,
     environment: Mapping[str, str],
     *,
-    on_gpu: bool = False,
+    on_gpu: bool,
 ) -> int:
     """Have DVC bring stages up to date, at most so many at once, each after those that it waits for; without a GPU they
     share this process's threads. Returns the first exit code that is not 0."""

@@ -18,6 +18,7 @@ from components.params import Params, load_params, read_values
 from components.tracking import masked
 from flows import leases
 from flows.identify import FOLDER as IDENTITY
+from flows.identify import identity_of, text_of
 from flows.stages import GRAPH, STAGES
 from invfusion.errors import ConfigError, InvFusionError, ServiceError
 from invfusion.locks import holder, lock
@@ -61,6 +62,8 @@ def step(
     stage = os.environ.get("DVC_STAGE", component.__name__)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(stage))
+        if "DVC_STAGE" in os.environ:
+            check_identity(settings, stage)
         stack.enter_context(unchanged(stage))
         stack.enter_context(_shown())
         if devices is not None:
@@ -90,6 +93,22 @@ def _alone(stage: str) -> Iterator[None]:
         held.release()
 
 
+def check_identity(params: Params, stage: str) -> None:
+    """DVC notes the identity of the code that `identify` wrote down when the run began, maybe hours ago: what is about
+    to run must be that.
+
+    Raises:
+        ConfigError: code or settings of the stage have changed since.
+    """
+    name, member, path = _told(stage)
+    told = path.read_text() if path.exists() else None
+    if told != text_of(identity_of(params, STAGES[name], member)):
+        raise ConfigError(
+            f"the code behind '{stage}', or its settings, changed after this run had begun, so DVC must not note its "
+            "results as made from what was there then. Run it again: what is still up to date is not run"
+        )
+
+
 @contextlib.contextmanager
 def unchanged(stage: str) -> Iterator[None]:
     """DVC writes down what a stage was made from when it has ended: that must be what it was made from.
@@ -109,13 +128,19 @@ def unchanged(stage: str) -> Iterator[None]:
 
 def basis(stage: str) -> dict[str, Any]:
     """What DVC notes of a stage beside data: the parameters that dvc.yaml names, and the identity of its code."""
-    name, _, member = stage.rpartition(":")[2].partition("@")
+    name, _, path = _told(stage)
     graph = read_values(STAGES[name].graph if name in STAGES else GRAPH)["stages"].get(name, {})
     values = read_values("params.yaml")
     found = {key: _at(values, key) for key in graph.get("params", ())}
-    identity = IDENTITY / ("train" if member else name) / member
-    path = identity.with_name(f"{identity.name}.json")
     return found | {str(path): path.read_text() if path.exists() else None}
+
+
+def _told(stage: str) -> tuple[str, str, Path]:
+    """Of DVC's name of a stage, such as distill@mmse: the stage's, the model's, and the file of its identity."""
+    name, _, member = stage.rpartition(":")[2].partition("@")
+    name = "train" if member else name
+    identity = IDENTITY / name / member
+    return name, member, identity.with_name(f"{identity.name}.json")
 
 
 def _at(values: Any, key: str) -> Any:

@@ -15,7 +15,7 @@ from components.code import code_of, sources
 from components.device import check_device
 from components.params import Params
 from components.training.identity import identity
-from flows.stages import STAGES
+from flows.stages import STAGES, Stage
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,23 @@ def identities(params: Params) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for stage in STAGES.values():
         if stage.each:
-            found |= {f"{stage.name}/{model}": identity(params, model) for model in params.models}
+            found |= {f"{stage.name}/{model}": identity_of(params, stage, model) for model in params.models}
         else:
-            module = stage.component.partition(":")[0]
-            found[stage.name] = {"code": sources().digests(module, *code_of(*stage.uses(params)))}
+            found[stage.name] = identity_of(params, stage)
     return found
+
+
+def identity_of(params: Params, stage: Stage, model: str = "") -> dict[str, Any]:
+    """What the file of a stage, or of a model of it, holds."""
+    if stage.each:
+        return identity(params, model)
+    module = stage.component.partition(":")[0]
+    return {"code": sources().digests(module, *code_of(*stage.uses(params)))}
+
+
+def text_of(content: Mapping[str, Any]) -> str:
+    """A file's text."""
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def identify(params: Params) -> None:
@@ -42,7 +54,7 @@ def identify(params: Params) -> None:
     for path in set(FOLDER.rglob("*.json")) - set(wanted):
         path.unlink()
     for path, content in wanted.items():
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        text = text_of(content)
         if path.exists():
             if path.read_text() == text:
                 continue

@@ -40,7 +40,7 @@ from invfusion.errors import DataError, ServiceError
 log = logging.getLogger(__name__)
 
 # Where DVC writes down what has run.
-LOCK = Path(GRAPH).with_suffix(".lock")
+LOCKFILE = Path(GRAPH).with_suffix(".lock")
 # A busy machine takes minutes.
 SERVER_START_S = 300
 SERVER_STOP_S = 10
@@ -105,15 +105,16 @@ def checked_params(profile: str, discard_edits: bool = False) -> Params:
 
 
 def stale(targets: Sequence[str]) -> set[str] | None:
-    """The stages that DVC would run for the targets, or for all; None where it cannot tell.
+    """The stages that DVC would run for the targets, or for all; None where it cannot tell. Where nothing has run yet
+    it is not asked: `stage` is stale, for which all others wait.
 
     An edit makes them stale through what `identify` writes, so that comes first; it always runs, which counts for
-    nothing here. Where nothing has run yet the first stage is, on which all wait.
+    nothing here.
 
     Raises:
         ConfigError: params.yaml or a plug-in is not valid.
     """
-    if not (targets or LOCK.exists()):
+    if not (targets or LOCKFILE.exists()):
         return {"stage"}
     identify(load_params(PARAMS))
     found = _status(targets)
@@ -206,7 +207,7 @@ def time_table(timings: Path, total: float) -> str:
 
 
 def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """How long at least one of them lasted: trainings overlap."""
+    """How long at least one of them lasted: stages overlap."""
     covered, until = 0.0, -math.inf
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, until))

@@ -1,6 +1,6 @@
 """The pipeline's stages: flows, jobs, deployments, forms and the identities that DVC tracks are made of this table.
 
-A new stage is one component, one entry here and one in dvc.yaml.
+A new stage is one component, one entry here, one in dvc.yaml, and what it waits for in flows/dvc_runs.py.
 """
 
 from collections.abc import Callable, Iterable

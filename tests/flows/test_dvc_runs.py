@@ -9,8 +9,8 @@ import pytest
 from components.params import read_values
 from components.profiles import load_profile
 from flows import dvc_runs
-from flows.dvc_runs import needs, run_graph, run_stages, to_run
-from flows.reproduce import time_table
+from flows.dvc_runs import JUDGES, OWN, needs, run_graph, run_stages, to_run
+from flows.reproduce import stale, time_table
 from flows.stages import GRAPH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +18,6 @@ PARAMS = load_profile("digits16")
 NEEDS = needs(PARAMS)
 FRESH = {"train@unconditional", "train@palette", "train@invfusion", "train@invfusion_g"}
 DISTILLED = {"distill@mmse", "distill@nppc"}
-JUDGES = {"evaluate", "report", "register"}
 
 
 class TestWhich:
@@ -28,14 +27,15 @@ class TestWhich:
 
     def test_the_rest_is_what_the_graph_says(self) -> None:
         stages = read_values(ROOT / GRAPH)["stages"]
+        assert set(stages) == OWN
         uses = {name: set(stages[name]["deps"]) for name in JUDGES}
         makes = {name: {*stages[name]["outs"], *stages[name].get("metrics", ())} for name in JUDGES}
-        assert {name for name in JUDGES if "artifacts/models" in uses[name]} == JUDGES
+        assert all("artifacts/models" in used for used in uses.values())
         for name in JUDGES:
             made_by_others = {other for other in JUDGES if uses[name] & makes[other]}
             assert made_by_others == NEEDS[name] - FRESH - DISTILLED
         assert NEEDS["evaluate"] == FRESH | DISTILLED
-        assert {name.partition("@")[0] for name in NEEDS} | {"identify"} == set(stages)
+        assert {name.partition("@")[0] for name in NEEDS} | {"identify"} == OWN
 
     @pytest.mark.parametrize(
         ("stale", "targets", "expected"),
@@ -49,7 +49,7 @@ class TestWhich:
             ({"stage"}, ["train"], {"stage", *FRESH}),
             ({"train@palette", "evaluate"}, [], {"train@palette", *JUDGES}),
             ({"train@invfusion_g"}, [], {"train@invfusion_g", *DISTILLED, *JUDGES}),
-            ({"evaluate", "report"}, [], JUDGES),
+            ({"evaluate", "report"}, [], set(JUDGES)),
             ({"report"}, [], {"report"}),
             # Others are DVC's own to run.
             ({"oracle/dvc.yaml:oracle"}, ["oracle/dvc.yaml:oracle"], set()),
@@ -64,6 +64,7 @@ class TestHow:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         """What is run, on a machine with room for two."""
         asked: list[Any] = []
+        monkeypatch.chdir(ROOT)
         monkeypatch.setattr(dvc_runs, "is_on_gpu", lambda _: False)
         monkeypatch.setattr(dvc_runs, "trainings_at_once", lambda *_: 2)
         monkeypatch.setattr(dvc_runs, "run_dvc", lambda targets, _: asked.append(list(targets)) or 0)
@@ -84,11 +85,10 @@ class TestHow:
         ("stale", "targets", "expected"),
         [
             ({"stage"}, [], [["stage"], set(NEEDS) - {"stage"}]),
-            ({"evaluate"}, [], [JUDGES]),
-            # DVC itself runs what is not of the graph, and it alone knows what that makes stale.
-            ({"evaluate", "mine"}, [], [JUDGES, []]),
+            ({"evaluate"}, [], [set(JUDGES)]),
+            ({"train@palette"}, ["report"], [{"train@palette", "evaluate", "report"}]),
             ({"mine"}, [], [[]]),
-            ({"report"}, ["report", "oracle/dvc.yaml:oracle"], [{"report"}, ["report", "oracle/dvc.yaml:oracle"]]),
+            ({"report"}, ["report", "oracle/dvc.yaml:oracle"], [set(), ["report", "oracle/dvc.yaml:oracle"]]),
         ],
     )
     def test_what_dvc_is_asked_for(
@@ -97,10 +97,28 @@ class TestHow:
         assert run_graph(PARAMS, stale, targets, {}) == 0
         assert asked == expected
 
+    @pytest.mark.parametrize(
+        ("stale", "expected"),
+        [({"stage"}, [["stage"], FRESH | DISTILLED, []]), ({"evaluate"}, [set(), []]), ({"mine"}, [[]])],
+    )
+    def test_beside_stages_of_somebody_dvc_runs_what_waits_for_them(
+        self, asked: list[Any], monkeypatch: pytest.MonkeyPatch, stale: set[str], expected: list[Any]
+    ) -> None:
+        """They may lie between ours, or be made stale by them."""
+        stages = {**read_values(ROOT / GRAPH)["stages"], "mine": {"cmd": "true"}}
+        monkeypatch.setattr(dvc_runs, "read_values", lambda _: {"stages": stages})
+        assert run_graph(PARAMS, stale, [], {}) == 0
+        assert asked == expected
+
     def test_one_after_another_where_there_is_no_room(self, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dvc_runs, "trainings_at_once", lambda *_: 1)
         assert run_graph(PARAMS, {"stage"}, ["report"], {}) == 0
         assert asked == [["report"]]
+
+
+def test_a_fresh_checkout_is_not_asked_what_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert stale([]) == {"stage"}
 
 
 def test_overlapping_stages_are_counted_once(tmp_path: Path) -> None:

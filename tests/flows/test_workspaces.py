@@ -18,6 +18,8 @@ from components.profiles import profile_text
 from components.tracking.store import project
 from flows import container, entry
 from flows.dvc_runs import dvc_command, dvc_environment
+from flows.identify import identity_of, text_of
+from flows.stages import STAGES
 from flows.workspaces import FOLDER, LOCK, VARIANTS, Wanted, working_copy, workspace
 from invfusion.errors import ConfigError, ServiceError
 
@@ -180,6 +182,21 @@ def test_parameters_that_change_under_a_stage_are_not_noted(here: Path, monkeypa
         Path("params.yaml").write_text(profile_text("digits16").replace("lr: 2.0e-3", "lr: 0.5", 1))
     with entry.unchanged("make"):
         Path("params.yaml").write_text(Path("params.yaml").read_text().replace("gallery_images: ", "gallery_images: 1"))
+
+
+def test_code_that_changed_since_the_run_began_is_not_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an edit between two stages of one run would have DVC note as made from the code before it."""
+    params = load_params("params.yaml")
+    monkeypatch.setenv("DVC_STAGE", "distill@mmse")
+    identity = entry.IDENTITY / "train" / "mmse.json"
+    identity.parent.mkdir(parents=True, exist_ok=True)
+    identity.write_text(text_of(identity_of(params, STAGES["train"], "mmse")))
+    ran: list[str] = []
+    entry.step(lambda _, model: ran.append(model), "params.yaml", "mmse")
+    identity.write_text(identity.read_text().replace('"lr": 0.0005', '"lr": 0.0004'))
+    with pytest.raises(ConfigError, match="the code behind 'distill@mmse', or its settings, changed"):
+        entry.step(lambda _, model: ran.append(model), "params.yaml", "mmse")
+    assert ran == ["mmse"]
 
 
 def test_what_a_host_pushes_another_finds_without_the_lock(
