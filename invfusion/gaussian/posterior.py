@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invfusion.errors import ShapeError
 from invfusion.gaussian.covariance import Covariance, LowRank, given_noisy
-from invfusion.gaussian.solvers import Solver, System, aligned_to, solver_for
+from invfusion.gaussian.solvers import Solver, System, aligned_to, in_float64, solver_for
 from invfusion.operators.base import LinearOperator, Measurement
 from invfusion.rng import generator
 
@@ -136,9 +136,7 @@ class GaussianPosterior:
         """y, the operator and the noise variances (B,), float64 and on the prior's device."""
         assert self._measurement is not None
         measurement = self._measurement.to(self.prior_mean.device)
-        operator = measurement.operator
-        exact = operator.with_tensors({name: tensor.double() for name, tensor in operator.tensors().items()})
-        return measurement.y.double(), exact, measurement.sigma_y.double().square()
+        return measurement.y.double(), in_float64(measurement.operator), measurement.sigma_y.double().square()
 
     @cached_property
     def _solver(self) -> Solver:

@@ -33,10 +33,30 @@ PIVOT_TOLERANCE = 1e-12
 DAMPING = 1e-10
 PIVOT_MARGIN = 1e-13
 LOG_2_PI = math.log(2 * math.pi)
-# Numbers of a batch's measured basis that are held, half a GiB.
+# Numbers of a batch's measured basis, or of its matrices, that are held in float64, half a GiB.
 HELD = 2**26
 
 GainOfSingular = Callable[[Tensor], Tensor]
+
+
+def in_float64(operator: LinearOperator) -> LinearOperator:
+    """The operator with float64 arithmetic; large matrices on a CPU stay as they are, and are converted in parts where
+    they are applied."""
+    if isinstance(operator, MatrixOperator) and not operator.matrix.is_cuda and operator.matrix.numel() > HELD:
+        return _LargeMatrix(operator.image_shape, operator.matrix)
+    return operator.with_tensors({name: tensor.double() for name, tensor in operator.tensors().items()})
+
+
+class _LargeMatrix(MatrixOperator):
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64
+
+
+def _of_rows(operator: MatrixOperator, apply: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function makes of the matrices (B, m, D) in float64, few at a time."""
+    matrix = operator.matrix
+    return in_parts(lambda rows: apply(matrix[rows].double()), len(matrix), matrix[0].numel(), matrix.device)
 
 
 class Solver(ABC):
@@ -123,7 +143,8 @@ class Dense(Solver):
                 (~real).double(),
             )
         if isinstance(operator, MatrixOperator):
-            seen, gram = self.low_rank.seen_by(operator.matrix), operator.matrix @ operator.matrix.mT
+            seen = _of_rows(operator, self.low_rank.seen_by)
+            gram = _of_rows(operator, lambda matrix: matrix @ matrix.mT)
             empty = (gram.diagonal(dim1=-2, dim2=-1) == 0).double()
             if full_rank(gram + torch.diag_embed(empty)):
                 return seen, gram, empty

@@ -9,7 +9,7 @@ from invfusion.errors import OperatorError, ShapeError
 from invfusion.gaussian import GaussianPrior, covariance, posterior, solvers
 from invfusion.gaussian.covariance import Covariance, LowRank
 from invfusion.gaussian.prior import Form
-from invfusion.operators import LinearOperator, MatrixOperator, Measurement
+from invfusion.operators import LinearOperator, MatrixOperator, Measurement, matrix
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.oracle import GaussianMixture
 from invfusion.rng import generator, generators, randn
@@ -369,6 +369,29 @@ def test_a_batch_too_large_for_memory_is_conditioned_in_parts(
             parts = prior.posterior(measurement)
             torch.testing.assert_close(parts.mean, expected[0], rtol=0, atol=1e-6)
             torch.testing.assert_close(parts.variance, expected[1], rtol=1e-6, atol=0)
+
+
+def test_large_matrices_are_converted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay in float32, and what is computed with them is what their copy in float64 gives."""
+    prior, operator = fitted(), operator_of("matrix")
+    x, measurement = measured(exact(prior), operator, 0.0)
+    level = torch.tensor([0.1, 0.5, 1, 2])
+
+    def answers() -> list[Tensor]:
+        posterior = prior.posterior(measurement)
+        draws = posterior.sample([generator(0, "draw", i) for i in range(B)])
+        return [posterior.mean, posterior.variance, posterior.denoise(noisy(x, 0.5), level), draws]
+
+    expected = answers()
+    monkeypatch.setattr(solvers, "HELD", 0)
+    monkeypatch.setattr(covariance, "AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(matrix, "CONVERTED", 1)
+    large = solvers.in_float64(operator)
+    assert isinstance(operator, MatrixOperator)
+    assert large.tensors()["matrix"].data_ptr() == operator.matrix.data_ptr()
+    assert large.H(x.double()).dtype == torch.float64
+    for found, wanted in zip(answers(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("on_accelerator", [False, True])
