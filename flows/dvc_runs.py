@@ -50,17 +50,15 @@ def run_graph(params: Params, stale: Collection[str], targets: Sequence[str], en
     chosen = to_run(graph, stale, targets)
     on_gpu = is_on_gpu(params.runtime.device)
     at_once = trainings_at_once(params, len(leases.slots()) if on_gpu else 0)
-    if at_once == 1 or not chosen:
-        return run_dvc(targets, environment)
     # Where somebody has put stages of their own into dvc.yaml, or asks for others, DVC alone knows what waits for them.
-    is_all = read_values(GRAPH)["stages"].keys() <= OWN and all(expanded(graph, [name]) for name in targets)
-    code = 0
-    if "stage" in chosen:
-        # With what it waits for: the data, and `identify`.
-        code = run_dvc(["stage"], environment)
-    chosen -= {"stage"} if is_all else {"stage", *JUDGES}
-    code = code or run_stages(graph, chosen, at_once, environment, on_gpu=on_gpu)
-    return code or (0 if is_all else run_dvc(targets, environment))
+    # The data, which it counts among the stages, come with the first.
+    names = [name for name in (*targets, *stale) if not name.endswith(".dvc")]
+    is_ours = read_values(GRAPH)["stages"].keys() <= OWN and all(expanded(graph, [name]) for name in names)
+    if at_once == 1 or not is_ours:
+        return run_dvc(targets, environment)
+    # With what it waits for: the data, and `identify`.
+    code = run_dvc(["stage"], environment) if "stage" in chosen else 0
+    return code or run_stages(graph, chosen - {"stage"}, at_once, environment, on_gpu=on_gpu)
 
 
 def needs(params: Params) -> dict[str, set[str]]:

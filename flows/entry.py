@@ -18,8 +18,8 @@ from components.params import Params, load_params, read_values
 from components.tracking import masked
 from flows import leases
 from flows.identify import FOLDER as IDENTITY
-from flows.identify import identity_of, text_of
-from flows.stages import GRAPH, STAGES
+from flows.identify import SHOWN, changed, identity_of, text_of
+from flows.stages import GRAPH, STAGES, target
 from invfusion.errors import ConfigError, InvFusionError, ServiceError
 from invfusion.locks import holder, lock
 
@@ -62,12 +62,12 @@ def step(
     stage = os.environ.get("DVC_STAGE", component.__name__)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(stage))
-        if "DVC_STAGE" in os.environ:
-            check_identity(settings, stage)
         stack.enter_context(unchanged(stage))
         stack.enter_context(_shown())
         if devices is not None:
             stack.enter_context(leases.hold(devices(settings), stage))
+        if "DVC_STAGE" in os.environ:
+            check_identity(settings, stage)
         start = time.monotonic()
         result = component(settings, *arguments)
     _done.append(stage)
@@ -95,17 +95,22 @@ def _alone(stage: str) -> Iterator[None]:
 
 def check_identity(params: Params, stage: str) -> None:
     """DVC notes the identity of the code that `identify` wrote down when the run began, maybe hours ago: what is about
-    to run must be that.
+    to run must be that. A stage of somebody's own has none.
 
     Raises:
-        ConfigError: code or settings of the stage have changed since.
+        ConfigError: code or settings of the stage have changed since, or nothing was written down.
     """
     name, member, path = _told(stage)
-    told = path.read_text() if path.exists() else None
-    if told != text_of(identity_of(params, STAGES[name], member)):
+    if name not in STAGES or (member and member not in params.models) or target(params, name, member) != stage:
+        return
+    if not path.exists():
+        raise ConfigError(f"{path}, which says what '{stage}' depends on, does not exist: run `dvc repro identify`")
+    now = json.loads(text_of(identity_of(params, STAGES[name], member)))
+    if found := changed(json.loads(path.read_text()), now):
         raise ConfigError(
-            f"the code behind '{stage}', or its settings, changed after this run had begun, so DVC must not note its "
-            "results as made from what was there then. Run it again: what is still up to date is not run"
+            f"of '{stage}' there changed after this run had begun: {', '.join(found[:SHOWN])}; DVC must not note its "
+            "results as made from what was there then. Run it again (a single stage after `dvc repro identify`): what "
+            "is still up to date is not run"
         )
 
 
@@ -118,11 +123,11 @@ def unchanged(stage: str) -> Iterator[None]:
     """
     before = basis(stage) if "DVC_STAGE" in os.environ else {}
     yield
-    changed = {key: value for key, value in before.items() if basis(stage)[key] != value}
-    if changed:
+    differing = {key: value for key, value in before.items() if basis(stage)[key] != value}
+    if differing:
         raise ConfigError(
-            f"{', '.join(changed)} changed while '{stage}' ran, so DVC must not note its results as made from what is "
-            "there now. Run it again: what it had computed is used where it still fits"
+            f"{', '.join(differing)} changed while '{stage}' ran, so DVC must not note its results as made from what "
+            "is there now. Run it again: what it had computed is used where it still fits"
         )
 
 

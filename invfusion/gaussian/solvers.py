@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ PIVOT_MARGIN = 1e-13
 LOG_2_PI = math.log(2 * math.pi)
 # Numbers of a batch's measured basis, or of its matrices, that are held in float64, half a GiB.
 HELD = 2**26
+# Numbers of matrices that are converted to float64 at once, 16 MiB, but for one matrix.
+CONVERTED = 2**21
 
 GainOfSingular = Callable[[Tensor], Tensor]
 
@@ -42,15 +45,53 @@ GainOfSingular = Callable[[Tensor], Tensor]
 def in_float64(operator: LinearOperator) -> LinearOperator:
     """The operator with float64 arithmetic; large matrices on a CPU stay as they are, and are converted in parts where
     they are applied."""
-    if isinstance(operator, MatrixOperator) and not operator.matrix.is_cuda and operator.matrix.numel() > HELD:
-        return _LargeMatrix(operator.image_shape, operator.matrix)
+    # A class of somebody's own may apply its matrix otherwise.
+    if isinstance(operator, MatrixOperator) and type(operator) is MatrixOperator:
+        matrix = operator.matrix
+        if len(matrix) > 1 and matrix.numel() > HELD and not matrix.is_cuda:
+            return _LargeMatrix(operator.image_shape, matrix)
     return operator.with_tensors({name: tensor.double() for name, tensor in operator.tensors().items()})
 
 
 class _LargeMatrix(MatrixOperator):
+    """Matrices in float32 with float64 arithmetic: a copy of all would be the largest thing in memory."""
+
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._product(self.matrix, x.flatten(-3))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._as_images(self._product(self.matrix.mT, y))
+
+    @staticmethod
+    def _product(matrix: Tensor, vectors: Tensor) -> Tensor:
+        found: Tensor = _InParts.apply(matrix, vectors.reshape(len(vectors), -1, vectors.shape[-1]))  # type: ignore[no-untyped-call]
+        return found.reshape(*vectors.shape[:-1], -1)
+
+
+class _InParts(torch.autograd.Function):
+    """Matrices (B, m, D) in float32 applied to vectors (B, K, D) in float64, (B, K, m)."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        step = max(CONVERTED // matrix[0].numel(), 1)
+        # All parts are copied to one place: to get new memory takes longer than the products.
+        place = torch.empty_like(matrix[:step], dtype=vectors.dtype)
+        result = vectors.new_empty(*vectors.shape[:2], matrix.shape[1])
+        for start in range(0, len(matrix), step):
+            rows = slice(start, start + step)
+            part = matrix[rows]
+            result[rows] = vectors[rows] @ place[: len(part)].copy_(part).mT
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (matrix,) = ctx.saved_tensors
+        return None, _InParts.apply(matrix.mT, gradient)  # type: ignore[no-untyped-call]
 
 
 def _of_rows(operator: MatrixOperator, apply: Callable[[Tensor], Tensor]) -> Tensor:

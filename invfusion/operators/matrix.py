@@ -17,8 +17,6 @@ RANK_TOLERANCE = 1e-12
 GROUP = 8
 # Columns whose products are summed in float64 at once.
 COLUMNS = 2**13
-# Numbers of a matrix that are converted to another precision at once, 16 MiB in float64.
-CONVERTED = 2**21
 
 
 class MatrixOperator(LinearOperator):
@@ -47,7 +45,7 @@ class MatrixOperator(LinearOperator):
     @derived
     def gram_inverse(self) -> Tensor | None:
         """(H H^T)^+, (B, m, m) float64; None where rows of some sample are (nearly) dependent."""
-        return gram_inverses(self.matrix.to(self.dtype))
+        return gram_inverses(self.matrix)
 
     @derived
     def inverse(self) -> Tensor:
@@ -160,22 +158,7 @@ def _small_gram(matrix: Tensor) -> Tensor:
 
 
 def _apply_rows(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """(B, m, D) applied to (B, *K, D) -> (B, *K, m), in the precision of the vectors."""
+    """(B, m, D) applied to (B, *K, D) -> (B, *K, m)."""
     stacked = vectors.reshape(len(vectors), -1, vectors.shape[-1])
-    if matrix.dtype == vectors.dtype or len(matrix) == 1 or vectors.requires_grad:
-        result = stacked @ matrix.mT.to(vectors.dtype)
-    else:
-        result = _converted_in_parts(matrix, stacked)
+    result = stacked @ matrix.mT.to(vectors.dtype)
     return result.reshape(*vectors.shape[:-1], -1)
-
-
-def _converted_in_parts(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """(B, m, D) applied to (B, K, D) of another precision: a copy of the whole matrix would be the largest thing in
-    memory. All parts are copied to one place, since new memory takes longer than the products."""
-    step = max(CONVERTED // matrix[0].numel(), 1)
-    place = torch.empty_like(matrix[:step], dtype=vectors.dtype)
-    result = vectors.new_empty(*vectors.shape[:2], matrix.shape[1])
-    tensors = (matrix, vectors, result)
-    for rows, some, found in zip(*(tensor.split(step) for tensor in tensors), strict=True):  # type: ignore[no-untyped-call]
-        torch.bmm(some, place[: len(rows)].copy_(rows).mT, out=found)
-    return result

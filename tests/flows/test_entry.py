@@ -99,11 +99,11 @@ def test_a_busy_prefect_server_is_waited_for(silences: int, monkeypatch: pytest.
 
 def test_a_step_notes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(entry.TIMINGS, str(tmp_path / "timings"))
-    monkeypatch.setenv("DVC_STAGE", "train@palette")
+    monkeypatch.setenv("DVC_STAGE", "mine")
     (tmp_path / "params.yaml").write_text(profile_text("digits16"))
     assert entry.step(lambda params, variant: f"{params.seed} {variant}", str(tmp_path / "params.yaml"), "palette")
     table = time_table(tmp_path / "timings", 100.0)
-    assert "train@palette" in table
+    assert "mine" in table
     assert "around them (100%)" in table
 
 

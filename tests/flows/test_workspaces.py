@@ -194,9 +194,17 @@ def test_code_that_changed_since_the_run_began_is_not_run(here: Path, monkeypatc
     ran: list[str] = []
     entry.step(lambda _, model: ran.append(model), "params.yaml", "mmse")
     identity.write_text(identity.read_text().replace('"lr": 0.0005', '"lr": 0.0004'))
-    with pytest.raises(ConfigError, match="the code behind 'distill@mmse', or its settings, changed"):
+    with pytest.raises(ConfigError, match=r"of 'distill@mmse' there changed after this run had begun: .*lr"):
+        entry.step(lambda _, model: ran.append(model), "params.yaml", "mmse")
+    identity.unlink()
+    with pytest.raises(ConfigError, match=r"mmse\.json.* does not exist: run `dvc repro identify`"):
         entry.step(lambda _, model: ran.append(model), "params.yaml", "mmse")
     assert ran == ["mmse"]
+    # Stages of somebody's own, of which nothing is written down.
+    for stage in ("mine", "train_palette", "again@palette", "sweep@palette-0", "mine/dvc.yaml:evaluate"):
+        monkeypatch.setenv("DVC_STAGE", stage)
+        entry.step(lambda _, model: ran.append(model), "params.yaml", stage)
+    assert len(ran) == 6
 
 
 def test_what_a_host_pushes_another_finds_without_the_lock(

@@ -9,7 +9,7 @@ from invfusion.errors import OperatorError, ShapeError
 from invfusion.gaussian import GaussianPrior, covariance, posterior, solvers
 from invfusion.gaussian.covariance import Covariance, LowRank
 from invfusion.gaussian.prior import Form
-from invfusion.operators import LinearOperator, MatrixOperator, Measurement, matrix
+from invfusion.operators import LinearOperator, MatrixOperator, Measurement
 from invfusion.operators.convolution import StridedConvolution
 from invfusion.oracle import GaussianMixture
 from invfusion.rng import generator, generators, randn
@@ -378,14 +378,16 @@ def test_large_matrices_are_converted_in_parts(monkeypatch: pytest.MonkeyPatch) 
     level = torch.tensor([0.1, 0.5, 1, 2])
 
     def answers() -> list[Tensor]:
-        posterior = prior.posterior(measurement)
+        posterior, at = prior.posterior(measurement), noisy(x, 0.5).requires_grad_()
         draws = posterior.sample([generator(0, "draw", i) for i in range(B)])
-        return [posterior.mean, posterior.variance, posterior.denoise(noisy(x, 0.5), level), draws]
+        estimate = posterior.denoise(at, level)
+        [gradient] = torch.autograd.grad(estimate.square().sum(), at)
+        return [posterior.mean, posterior.variance, estimate, gradient, draws]
 
     expected = answers()
     monkeypatch.setattr(solvers, "HELD", 0)
     monkeypatch.setattr(covariance, "AT_ONCE", {"cpu": 1})
-    monkeypatch.setattr(matrix, "CONVERTED", 1)
+    monkeypatch.setattr(solvers, "CONVERTED", 1)
     large = solvers.in_float64(operator)
     assert isinstance(operator, MatrixOperator)
     assert large.tensors()["matrix"].data_ptr() == operator.matrix.data_ptr()
