@@ -96,10 +96,10 @@ def add_classes() -> None:
 
 
 def shortened(name: str) -> Experiment:
-    """An experiment whose curves over steps have as many points, closer to each other; where draws are repeated, two
-    families stand for all."""
+    """An experiment whose curves over steps have as many points, closer to each other; where draws are repeated, one
+    family stands for all."""
     experiment = load_experiment(name)
-    rows, families = {}, experiment.families[: 2 if experiment.judges_draws else None]
+    rows, families = {}, experiment.families[: 1 if experiment.judges_draws else None]
     for key, row in experiment.rows.items():
         steps = row.sampler.get("n_steps", 0)
         fewer = {"n_steps": int(steps).bit_length()} if steps else FEWEST.get(row.sampler.get("kind", ""), {})
