@@ -79,7 +79,7 @@ def draw(records: Iterable[OracleRecord]) -> Path:
         for (metric, family), found in by(records, lambda r: (r.metric, r.degradation)).items()
         if metric in ROWS
     }
-    return figures.lines(FIGURE, panels, "network calls", log_y={DISTANCE}, level=EXACT)
+    return figures.lines(FIGURE, panels, "network calls", log_y={DISTANCE, SPREAD}, level=EXACT)
 
 
 def _drawn(r: OracleRecord, value: float) -> float:
