@@ -50,7 +50,8 @@ def line(r: OracleRecord) -> str:
     where = f"{r.degradation}@{r.sigma_y:g}"
     if r.metric == "sliced_wasserstein":
         return f"{where} {of_distance(r)}"
-    return f"{where} {r.method} {r.metric}: {r.value:.4g} ({r.low:.4g} to {r.high:.4g})"
+    value, low, high = ("–" if v is None else f"{v:.4g}" for v in (r.value, r.low, r.high))
+    return f"{where} {r.method} {r.metric}: {value} ({low} to {high})"
 
 
 def _judged(params: Params) -> Iterator[Results]:

@@ -46,7 +46,7 @@ def in_float64(operator: LinearOperator) -> LinearOperator:
     """The operator with float64 arithmetic; large matrices on a CPU stay as they are, and are converted in parts where
     they are applied."""
     # A class of somebody's own may apply its matrix otherwise.
-    if isinstance(operator, MatrixOperator) and type(operator) is MatrixOperator:
+    if type(operator) is MatrixOperator:
         matrix = operator.matrix
         if len(matrix) > 1 and matrix.numel() > HELD and not matrix.is_cuda:
             return _LargeMatrix(operator.image_shape, matrix)

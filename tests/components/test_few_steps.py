@@ -30,19 +30,15 @@ def test_every_number_of_calls_is_judged_and_drawn(tmp_path: Path, monkeypatch: 
     assert all(r["ratio"] is not None for r in distances)
     [(_, panels, _)] = drawn
     assert {row for row, _ in panels} == set(module.ROWS.values())
-    shown = [
-        point[1]
-        for (row, _), series in panels.items()
-        if row == module.DISTANCE
-        for s in series.values()
-        for point in s
-    ]
-    assert sorted(shown) == pytest.approx(sorted(r["ratio"] for r in distances), rel=0.01)
-    covered = [
-        point[1]
-        for (row, _), series in panels.items()
-        if row == module.COVERAGE
-        for s in series.values()
-        for point in s
-    ]
-    assert sorted(covered) == sorted(r["value"] for r in records if r["metric"] == "coverage_90")
+
+    def shown(wanted: str) -> list[float]:
+        return sorted(
+            point[1]
+            for (row, _), series in panels.items()
+            if row == wanted
+            for points in series.values()
+            for point in points
+        )
+
+    assert shown(module.DISTANCE) == pytest.approx(sorted(r["ratio"] for r in distances), rel=0.01)
+    assert shown(module.COVERAGE) == sorted(r["value"] for r in records if r["metric"] == "coverage_90")
