@@ -28,22 +28,18 @@ from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
-from invfusion.models import DenoiserConfig
+from invfusion.models import DenoiserConfig, kept_by_shapes
+from invfusion.models.activations import GIB, TRAINING_BYTES
 from invfusion.models.flops import activation_numbers, forward_flops
 from invfusion.models.preconditioning import preconditioning_for
 from invfusion.noise import Noise
 from invfusion.operators import LinearOperator, MaskOperator, Measurement, StridedConvolution
 from invfusion.rng import generators, randn
 from invfusion.samplers import Sampler
+from invfusion.training.step import DTYPES
 
-GIB = 2**30
 # A backward pass costs two forward ones.
 BACKWARD = 3
-# float32 weights and gradients, Adam's two moments, and the moving average.
-TRAINING_BYTES = 20
-# What an eager training step holds beside what it keeps: one of FFHQ64 with 128 images a call held 48.3 GiB of an H200,
-# where weights and what is kept come to 40.9.
-MARGIN = 1.2
 # Of a training state on disk: weights, moments, average; the former one lies there until the new one is complete.
 STATE_BYTES = 2 * 16
 TOO_LONG_DAYS = 30.0
@@ -92,18 +88,6 @@ GPUS = {"a40": (149.7e12, 48.0), "a100": (312e12, 80.0), "h100": (989e12, 80.0)}
 
 
 @dataclass(frozen=True)
-class Step:
-    """A small training step of a network: the bytes that are kept of one image for the backward pass."""
-
-    config: DenoiserConfig
-    activation_bytes: float
-
-    def kept(self, config: DenoiserConfig) -> float:
-        """The same of another network, in float32, with `MARGIN`: as many more bytes as it has more arithmetic."""
-        return MARGIN * self.activation_bytes * forward_flops(config) / forward_flops(self.config)
-
-
-@dataclass(frozen=True)
 class Conditioning:
     """What the Gaussian posterior takes for one image. first, again: seconds of the first call on its measurement, and
     of each further one; memory: bytes."""
@@ -123,7 +107,8 @@ Count = Callable[[Params, str], int]
 
 @dataclass(frozen=True)
 class Line:
-    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of drawing operators;
+    """What one stage, or one method of it, takes: bytes of memory and disk. least_memory: where a GPU that lacks the
+    memory computes layers again, that of all of them; cpu_seconds: of drawing operators;
     gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where images are
     restored."""
 
@@ -135,10 +120,23 @@ class Line:
     disk: float
     calls: int | None = None
     gaussian_seconds: float = 0.0
+    least_memory: float | None = None
+
+    def recomputed(self, machine: Machine) -> float:
+        """The share of the layers that are computed again so that it fits."""
+        if self.least_memory is None or not machine.is_gpu:
+            return 0.0
+        return min(max((self.memory - machine.memory) / (self.memory - self.least_memory), 0.0), 1.0)
+
+    def held(self, machine: Machine) -> float:
+        """Bytes of memory there."""
+        freed = self.memory - (self.least_memory or 0.0)
+        return self.memory - self.recomputed(machine) * freed
 
     def seconds(self, machine: Machine) -> float:
         """With operators drawn in the background, the slower of both decides; the Gaussian is not computed there."""
-        return max(self.flops / machine.flops + self.gaussian(machine), self.cpu_seconds)
+        again = 1 + self.recomputed(machine) / BACKWARD
+        return max(again * self.flops / machine.flops + self.gaussian(machine), self.cpu_seconds)
 
     def gaussian(self, machine: Machine) -> float:
         """What of it is the Gaussian posterior's: as on this machine's CPU, or where a GPU runs a network, a share."""
@@ -149,24 +147,24 @@ class Line:
     def problems(self, machine: Machine) -> list[str]:
         """Why it does not fit."""
         found = []
-        if self.memory > machine.memory:
-            found.append(f"{self.memory / GIB:.0f} GiB of memory, {machine.memory / GIB:.0f} are there")
+        if (held := self.held(machine)) > machine.memory:
+            found.append(f"{held / GIB:.0f} GiB of memory, {machine.memory / GIB:.0f} are there")
         if (days := self.seconds(machine) / 86_400) > TOO_LONG_DAYS:
             gaussian = self.gaussian(machine) / 86_400
             found.append(f"{days:.0f} days" + (f", {gaussian:.0f} of them the Gaussian's" if gaussian >= 1 else ""))
         return found
 
 
-def account(params: Params, sizes: dict[str, int], step: Step) -> list[Line]:
+def account(params: Params, sizes: dict[str, int]) -> list[Line]:
     """All stages of a profile; sizes: parameters of each model with fresh weights."""
     known = {**sizes, **{name: sizes[start] for name, start in params.train.distilled.items()}}
     configs = {name: _config(params, name) for name in known}
-    lines = [_training(params, name, configs[name], known[name], step) for name in params.models]
+    lines = [_training(params, name, configs[name], known[name]) for name in params.models]
     plan = columns(params, params.models)
-    return [*lines, *evaluation(params, plan, configs, known, step)]
+    return [*lines, *evaluation(params, plan, configs, known)]
 
 
-def of_experiment(experiment: Experiment, params: Params, count: Count, step: Step) -> list[Line]:
+def of_experiment(experiment: Experiment, params: Params, count: Count) -> list[Line]:
     """All trainings and restorations of a table or figure, without the rows whose model cannot be made.
 
     params: as it changes them.
@@ -184,14 +182,14 @@ def of_experiment(experiment: Experiment, params: Params, count: Count, step: St
     configs = {model: _config(changed, name) for model, (name, changed) in trained.items()}
     sizes = {model: count(changed, name) for model, (name, changed) in trained.items()}
     trainings = [
-        replace(_training(changed, name, configs[model], sizes[model], step), what=model)
+        replace(_training(changed, name, configs[model], sizes[model]), what=model)
         for model, (name, changed) in trained.items()
     ]
-    return [*trainings, *evaluation(params, plan, configs, sizes, step)]
+    return [*trainings, *evaluation(params, plan, configs, sizes)]
 
 
 def evaluation(
-    params: Params, plan: Sequence[Column], configs: dict[str, DenoiserConfig], sizes: dict[str, int], step: Step
+    params: Params, plan: Sequence[Column], configs: dict[str, DenoiserConfig], sizes: dict[str, int]
 ) -> Iterator[Line]:
     """Every method on every family. Models stay in memory once they were used."""
     weights = 4.0 * sum(sizes[name] for name in {m.model for c in plan for m in c.methods if m.model})
@@ -202,7 +200,7 @@ def evaluation(
         yield Line("evaluate", f"{column.kind}: measurements", 0, n * drawn.seconds, 0, 2 * values)
         for method in column.methods:
             config = configs.get(method.model or "")
-            yield _restoring(params, column, method, config, drawn, weights, step)
+            yield _restoring(params, column, method, config, drawn, weights)
 
 
 def _reader(method: Method, config: DenoiserConfig | None) -> DenoiserConfig | Sampler | None:
@@ -210,11 +208,11 @@ def _reader(method: Method, config: DenoiserConfig | None) -> DenoiserConfig | S
     return method.sampler if method.sampler is not None and "prior" in method.sampler.requires else config
 
 
-def _working(method: Method, config: DenoiserConfig | None, step: Step) -> float:
+def _working(method: Method, config: DenoiserConfig | None) -> float:
     """Bytes for one image while it is restored: what a backward pass needs is kept where a method differentiates."""
     if config is None:
         return 0.0
-    return step.kept(config) if _differentiates(method) else 4.0 * activation_numbers(config)
+    return kept_by_shapes(config).of(1) if _differentiates(method) else 4.0 * activation_numbers(config)
 
 
 def _differentiates(method: Method) -> bool:
@@ -222,8 +220,7 @@ def _differentiates(method: Method) -> bool:
 
 
 def _restoring(
-    params: Params, column: Column, method: Method, config: DenoiserConfig | None, drawn: "Drawn", weights: float,
-    step: Step,
+    params: Params, column: Column, method: Method, config: DenoiserConfig | None, drawn: "Drawn", weights: float
 ) -> Line:  # fmt: skip
     n = _n_images(params, column)
     images = n + min(n, max(params.report.gallery_images, params.evaluate.calibration_images)) * method.extra_draws
@@ -232,7 +229,7 @@ def _restoring(
     flops = 0.0 if config is None else images * passes * forward_flops(config)
     told = None if method.withheld else column.family
     gaussian = _conditioning(params, _reader(method, config), told, params.evaluate.noise)
-    each = _working(method, config, step) + 4.0 * drawn.n_numbers + gaussian.memory
+    each = _working(method, config) + 4.0 * drawn.n_numbers + gaussian.memory
     return Line(
         "evaluate", f"{column.kind}: {method.name}", flops, images * drawn.seconds,
         weights + params.evaluate.batch_size * each, _kept_on_disk(params, column, method, config, images), calls,
@@ -286,27 +283,33 @@ class _StandIn:
         return self(x, sigma), x[:, None]
 
 
-def _training(params: Params, name: str, config: DenoiserConfig, size: int, step: Step) -> Line:
+def _training(params: Params, name: str, config: DenoiserConfig, size: int) -> Line:
     task = params.task(name)
     images, forward = task.config.total_images, forward_flops(config)
     recipe = params.recipe(name)
     n_calls = getattr(recipe, "n_steps", 1)
-    if params.runtime.activation_checkpointing:
-        forward = forward * 4 // 3
     members: Sequence[DegradationFamily | None] = [None] if task.degradation is None else members_of(task.degradation)
     weights = getattr(task.degradation, "weights", None) or [1.0] * len(members)
     draw = _average(weights, [_drawn(params, family).seconds for family in members])
     gaussian = [_conditioning(params, config, family, task.noise) for family in members]
     conditioning = _average(weights, [each.seconds(n_calls + recipe.target_calls) for each in gaussian])
-    kept = step.kept(config) * n_calls
-    if task.config.precision != "fp32":
-        kept /= 2
+    budget, passed = params.runtime.activation_budget, task.config.micro_batch_size * n_calls
+    kept = kept_by_shapes(config, DTYPES[task.config.precision])
+    recomputed = 0 if budget == "auto" else kept.fewest(passed, budget * GIB)
+
+    def held(recomputed: int) -> float:
+        """With so many layers computed again."""
+        conditioning = task.config.micro_batch_size * max(each.memory for each in gaussian)
+        return TRAINING_BYTES * size + kept.of(passed, recomputed) + conditioning
+
     return Line(
         stage="distill" if name in params.train.distilled else "train",
         what=name,
-        flops=images * (BACKWARD * forward * n_calls + recipe.target_calls * forward_flops(config)),
+        flops=images
+        * ((BACKWARD + kept.share(recomputed)) * forward * n_calls + recipe.target_calls * forward_flops(config)),
         cpu_seconds=images * draw / max(params.runtime.draw_threads, 1),
-        memory=TRAINING_BYTES * size + task.config.micro_batch_size * (kept + max(each.memory for each in gaussian)),
+        memory=held(recomputed),
+        least_memory=held(len(kept.layers)) if budget == "auto" else None,
         # The model's folder lies in DVC's cache too.
         disk=STATE_BYTES * size + 2 * 4 * size,
         gaussian_seconds=images * conditioning,
@@ -493,8 +496,10 @@ def _row(line: Line, machine: Machine) -> str:
     times = f"{duration(line.seconds(machine)):>9} {_gaussian_share(line.gaussian(machine)):>9}"
     text = (
         f"{line.stage + ' / ' + line.what:42} {calls:>6} {line.flops / 1e15:>10,.3g} "
-        f"{times} {line.memory / GIB:>5.1f} GiB {line.disk / GIB:>5.1f} GiB"
+        f"{times} {line.held(machine) / GIB:>5.1f} GiB {line.disk / GIB:>5.1f} GiB"
     )
+    if share := line.recomputed(machine):
+        text += f"   {share:.0%} of what layers keep is computed again"
     problems = line.problems(machine)
     return f"{text}   does not fit: {'; '.join(problems)}" if problems else text
 

@@ -268,7 +268,9 @@ class RuntimeConfig(Config):
     CPU as many as find a core and a micro-batch, since small networks gain more from processes than from threads.
     workers: processes that read images ahead; draw_threads: threads that draw operators ahead, 0 for none. compile: run
     networks through torch.compile, on a GPU layer by layer; "auto" does where a run is long enough to earn back the
-    time that compilation takes. activation_checkpointing: less memory in training, for about a third more arithmetic.
+    time that compilation takes. activation_budget: GiB that a process's micro-batch may keep for the backward pass;
+    layers beyond it are computed again, the finest first, for up to a third more arithmetic. "auto": on a GPU what is
+    free there, on a CPU all.
     """
 
     device: Annotated[str, AfterValidator(device_name)] = "auto"
@@ -277,7 +279,7 @@ class RuntimeConfig(Config):
     draw_threads: int = Field(default=1, ge=0)
     attention_backend: Literal["auto", "natten", "flex", "sdpa"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    activation_checkpointing: bool = False
+    activation_budget: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     mlflow_uri: str = "sqlite:///mlflow.db"
 
     @property

@@ -10,7 +10,8 @@ from benchmarks.records import Record, milliseconds, rounded
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved
 from invfusion.diffusion.guidance import GuidedDenoiser
-from invfusion.models import Denoiser, build_denoiser, checkpoint_activations
+from invfusion.models import Denoiser, build_denoiser, recompute
+from invfusion.models.activations import layers_of
 from invfusion.operators import Measurement
 from invfusion.training.ema import EMA
 
@@ -104,7 +105,7 @@ def _recomputed(setting: Setting) -> tuple[Call, Call]:
 
     def of(recomputes: bool) -> Call:
         denoiser = setting.denoiser("invfusion").train()
-        checkpoint_activations(denoiser, recomputes)
+        recompute(denoiser, layers_of(denoiser.net) if recomputes else ())
         return lambda: torch.autograd.backward(denoiser(x, sigma, seen).square().mean())
 
     return of(False), of(True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from components import account, cli
-from components.account import Line, Machine, Step
+from components.account import Line, Machine
 from components.params import Params, load_params
 from components.profiles import load_profile
 from components.reporting.experiments import experiment_names, load_experiment
@@ -59,16 +59,15 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = F
     x = randn(shape, generators(params.seed, "dry-run/x", range(batch_size))).clip(-1, 1)
     assert task.degradation is not None
     steps = [_one_step(task, denoiser, x, family) for family in members_of(task.degradation)]
-    speed = account.BACKWARD * forward_flops(denoiser.config) * batch_size / min(seconds for seconds, _ in steps)
+    speed = account.BACKWARD * forward_flops(denoiser.config) * batch_size / min(steps)
     machine = Machine.named(gpu) if gpu else Machine.this(speed, x.device)
-    step = Step(denoiser.config, max(kept for _, kept in steps) / batch_size)
-    lines = account.account(params, sizes, step)
-    for row in of_tables(params, step, machine, stand_in) if tables else account.table(lines, machine):
+    lines = account.account(params, sizes)
+    for row in of_tables(params, machine, stand_in) if tables else account.table(lines, machine):
         log.info(row)
     return lines
 
 
-def of_tables(params: Params, step: Step, machine: Machine, prior: GaussianPrior) -> Iterator[str]:
+def of_tables(params: Params, machine: Machine, prior: GaussianPrior) -> Iterator[str]:
     """What each table and figure takes, in a line; or why it cannot be made."""
 
     def count(changed: Params, name: str) -> int:
@@ -83,26 +82,16 @@ def of_tables(params: Params, step: Step, machine: Machine, prior: GaussianPrior
         except ConfigError as error:
             yield f"{name}: {error}"
         else:
-            lines = account.of_experiment(experiment, changed, count, step)
+            lines = account.of_experiment(experiment, changed, count)
             yield f"{name}: {account.summary(lines, machine)}"
 
 
-def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> tuple[float, float]:
-    """One step's seconds, drawing aside, and the bytes that it kept for the backward pass."""
+def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> float:
+    """One step's seconds, drawing aside."""
     streams = Streams("dry-run/operator", "dry-run/noise")
     measurement = measure_batch(x, family, task.noise, 0, task.seed, streams)
-    weights = {parameter.data_ptr() for parameter in denoiser.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = task.loss(denoiser, x, Condition(measurement), generator(task.seed, "dry-run/loss"))
+    output = task.loss(denoiser, x, Condition(measurement), generator(task.seed, "dry-run/loss"))
     loss = output.per_sample.mean()
     torch.autograd.backward(loss)
     seconds = time.perf_counter() - start
@@ -110,7 +99,7 @@ def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFami
         "one batch of %d: operator '%s', measurement %s, loss %.4g, %.1f s",
         len(x), measurement.operator.kind, tuple(measurement.y.shape), loss.item(), seconds,
     )  # fmt: skip
-    return seconds, float(sum(kept.values()))
+    return seconds
 
 
 def main() -> None:

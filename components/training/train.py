@@ -39,24 +39,30 @@ from invfusion.files import replacing
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import (
     Denoiser,
-    checkpoint_activations,
     compile_denoiser,
     compiles,
+    keep_within,
     load_denoiser,
     save_denoiser,
     set_attention_backend,
 )
 from invfusion.models.acceleration import TRAINING_PASSES
+from invfusion.models.activations import GIB, TRAINING_BYTES
 from invfusion.samplers import Sampler
+from invfusion.training.config import OptimisationConfig
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.history import History
 from invfusion.training.lock import exclusive
 from invfusion.training.loop import LOG
 from invfusion.training.loop import train as run_training
 from invfusion.training.recipes import RECIPES, Distillation
+from invfusion.training.step import DTYPES
 from invfusion.training.task import Task
 
 log = logging.getLogger(__name__)
+
+# The rest goes into gaps between what is allocated, and to the Gaussian posterior.
+OF_FREE_MEMORY = 0.9
 
 STATE = Path("state/train")
 # Launched processes may have to finish a batch and write a checkpoint.
@@ -124,7 +130,7 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     dataset = StagedDataset(STAGED, "train")
     facts = facts_of(params, name, denoiser, dataset, start)
     task = replace(params.task(name), fingerprint=facts["fingerprint"])
-    _accelerate(denoiser, params.runtime, device, task.config.total_images)
+    _accelerate(denoiser, params.runtime, device, task.config, getattr(params.recipe(name), "n_steps", 1))
     stop, parent = _Stop(), os.getppid()
     with ExitStack() as stack:
         group = stack.enter_context(processes(device))
@@ -146,11 +152,26 @@ def run(params: Params, name: str, denoiser: Denoiser, places: Places | None = N
     return places.model
 
 
-def _accelerate(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device, n_images: int) -> None:
+def _accelerate(
+    denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device, config: OptimisationConfig, n_calls: int
+) -> None:
+    """n_calls: of the network in one step, all of which the backward pass goes through."""
     set_attention_backend(denoiser, runtime.attention_backend)
-    checkpoint_activations(denoiser, runtime.activation_checkpointing)
-    if compiles(runtime.compile, device, TRAINING_PASSES * n_images):
+    if (budget := _activation_budget(denoiser, runtime, device)) is not None:
+        keep_within(denoiser, config.micro_batch_size * n_calls, budget, DTYPES[config.precision])
+    if compiles(runtime.compile, device, TRAINING_PASSES * config.total_images):
         compile_denoiser(denoiser, device)
+
+
+def _activation_budget(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device) -> float | None:
+    """Bytes that may be kept for the backward pass: what is free of a GPU beside weights and moments, or as configured;
+    None for all."""
+    if runtime.activation_budget != "auto":
+        return runtime.activation_budget * GIB
+    if device.type != "cuda":
+        return None
+    weights = TRAINING_BYTES * sum(p.numel() for p in denoiser.parameters())
+    return OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0] - weights
 
 
 def facts_of(

@@ -1,11 +1,13 @@
 """Denoisers: architecture, presets, checkpoints."""
 
-from invfusion.models.acceleration import checkpoint_activations as checkpoint_activations
 from invfusion.models.acceleration import compile_denoiser as compile_denoiser
 from invfusion.models.acceleration import compile_layers as compile_layers
 from invfusion.models.acceleration import compile_network as compile_network
 from invfusion.models.acceleration import compiles as compiles
 from invfusion.models.acceleration import lower_precision as lower_precision
+from invfusion.models.activations import keep_within as keep_within
+from invfusion.models.activations import kept_by_shapes as kept_by_shapes
+from invfusion.models.activations import recompute as recompute
 from invfusion.models.attention import available_backends as available_backends
 from invfusion.models.captured import CapturedDenoiser as CapturedDenoiser
 from invfusion.models.checkpoint import load_config as load_config

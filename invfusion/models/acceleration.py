@@ -13,7 +13,7 @@ from torch import nn
 from invfusion.models.attention import mark_constants
 from invfusion.models.denoiser import Denoiser
 from invfusion.models.feature_degradation import FeatureDegradation
-from invfusion.models.hdit import Layer, Level
+from invfusion.models.hdit import Layer
 
 # Graphs of one network: each kind of operator and stride has its own, in training and in sampling.
 MAX_GRAPHS = 64
@@ -92,13 +92,6 @@ def _prepare_compiler() -> None:
 def is_compiled(denoiser: Denoiser) -> bool:
     """Whether any part of it runs through torch.compile."""
     return any(module._compiled_call_impl is not None for module in denoiser.modules())
-
-
-def checkpoint_activations(denoiser: Denoiser, enabled: bool = True) -> None:
-    """In training, keep only the inputs of each layer and compute its activations again in the backward pass."""
-    for module in denoiser.modules():
-        if isinstance(module, Level):
-            module.checkpoints = enabled
 
 
 def lower_precision(denoiser: Denoiser, dtype: torch.dtype = torch.bfloat16) -> None:

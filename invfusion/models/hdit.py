@@ -177,6 +177,9 @@ class JointAttention(SelfAttention):
 class Layer(nn.Module):
     """An attention block, then a feed-forward block, on tokens (B, H, W, d)."""
 
+    # Whether the backward pass computes the activations again instead of keeping them: see `activations`.
+    recomputes = False
+
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__()
         attention = JointAttention if config.has_invfusion_blocks(index) else SelfAttention
@@ -200,14 +203,11 @@ class Level(nn.ModuleList):
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         super().__init__(Layer(config, index) for _ in range(config.levels[index].depth))
 
-    # Whether the backward pass computes a layer's activations again instead of keeping them.
-    checkpoints = False
-
     def forward(self, x: Tensor, cond: Tensor, measurement: Measurement | None) -> Tensor:
         # All layers of a level have the same frequencies, so one table serves them all.
         rotation = cast(Layer, self[0]).attention.rope((x.shape[1], x.shape[2]))
         for layer in self:
-            if self.checkpoints and self.training:
+            if layer.recomputes and self.training:
                 x = checkpoint(layer, x, cond, rotation, measurement, use_reentrant=False)
             else:
                 x = layer(x, cond, rotation, measurement)

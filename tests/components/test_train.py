@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ from components.training.train import LOGS, MODELS, STAGED, STATE, pick_device, 
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError, NonFiniteError
 from invfusion.gaussian import GaussianPrior
-from invfusion.models import Denoiser, load_denoiser, save_denoiser
+from invfusion.models import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from invfusion.models.activations import GIB, TRAINING_BYTES
 from invfusion.training.lock import exclusive
 
 
@@ -116,6 +118,28 @@ def test_other_parameters_start_afresh(runs: list[RecordingRun]) -> None:
     assert content(MODELS / "palette") != first
     train(make_params(), "palette")
     assert content(MODELS / "palette") == first
+
+
+def test_a_budget_for_activations_changes_no_weight(runs: list[RecordingRun], caplog: pytest.LogCaptureFixture) -> None:
+    params = make_params()
+    limited = params.model_copy(update={"runtime": params.runtime.model_copy(update={"activation_budget": 1e-4})})
+    before = content(train(params, "invfusion"))["model.safetensors"]
+    shutil.rmtree(MODELS)
+    shutil.rmtree(STATE)
+    with caplog.at_level(logging.INFO):
+        train(limited, "invfusion")
+    assert "computed again in the backward pass" in caplog.text
+    assert content(MODELS / "invfusion")["model.safetensors"] == before
+
+
+def test_a_gpu_keeps_what_is_free_there_beside_weights_and_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * GIB, 80 * GIB))
+    denoiser, runtime = build_denoiser("digits16"), make_params().runtime
+    weights = TRAINING_BYTES * sum(p.numel() for p in denoiser.parameters())
+    assert runtime.activation_budget == "auto"
+    budget = component._activation_budget(denoiser, runtime, torch.device("cuda"))
+    assert budget == pytest.approx(0.9 * 10 * GIB - weights)
+    assert component._activation_budget(denoiser, runtime, torch.device("cpu")) is None
 
 
 def test_other_code_starts_afresh(runs: list[RecordingRun], monkeypatch: pytest.MonkeyPatch) -> None:
