@@ -29,7 +29,7 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
 from invfusion.models import DenoiserConfig, kept_by_shapes
-from invfusion.models.activations import GIB, TRAINING_BYTES
+from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE
 from invfusion.models.flops import activation_numbers, forward_flops
 from invfusion.models.preconditioning import preconditioning_for
 from invfusion.noise import Noise
@@ -124,9 +124,10 @@ class Line:
 
     def recomputed(self, machine: Machine) -> float:
         """The share of the layers that are computed again so that it fits."""
-        if self.least_memory is None or not machine.is_gpu:
+        beyond = self.memory - USABLE * machine.memory
+        if self.least_memory is None or not machine.is_gpu or beyond <= 0 or self.memory <= self.least_memory:
             return 0.0
-        return min(max((self.memory - machine.memory) / (self.memory - self.least_memory), 0.0), 1.0)
+        return min(beyond / (self.memory - self.least_memory), 1.0)
 
     def held(self, machine: Machine) -> float:
         """Bytes of memory there."""
@@ -135,8 +136,11 @@ class Line:
 
     def seconds(self, machine: Machine) -> float:
         """With operators drawn in the background, the slower of both decides; the Gaussian is not computed there."""
-        again = 1 + self.recomputed(machine) / BACKWARD
-        return max(again * self.flops / machine.flops + self.gaussian(machine), self.cpu_seconds)
+        return max(self.computed(machine) / machine.flops + self.gaussian(machine), self.cpu_seconds)
+
+    def computed(self, machine: Machine) -> float:
+        """FLOPs there."""
+        return self.flops * (1 + self.recomputed(machine) / BACKWARD)
 
     def gaussian(self, machine: Machine) -> float:
         """What of it is the Gaussian posterior's: as on this machine's CPU, or where a GPU runs a network, a share."""
@@ -212,7 +216,7 @@ def _working(method: Method, config: DenoiserConfig | None) -> float:
     """Bytes for one image while it is restored: what a backward pass needs is kept where a method differentiates."""
     if config is None:
         return 0.0
-    return kept_by_shapes(config).of(1) if _differentiates(method) else 4.0 * activation_numbers(config)
+    return kept_by_shapes(config).image if _differentiates(method) else 4.0 * activation_numbers(config)
 
 
 def _differentiates(method: Method) -> bool:
@@ -293,14 +297,14 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int) -> L
     draw = _average(weights, [_drawn(params, family).seconds for family in members])
     gaussian = [_conditioning(params, config, family, task.noise) for family in members]
     conditioning = _average(weights, [each.seconds(n_calls + recipe.target_calls) for each in gaussian])
-    budget, passed = params.runtime.activation_budget, task.config.micro_batch_size * n_calls
+    budget, passed = params.runtime.activation_budget, task.config.micro_batch_size
     kept = kept_by_shapes(config, DTYPES[task.config.precision])
-    recomputed = 0 if budget == "auto" else kept.fewest(passed, budget * GIB)
+    recomputed = 0 if budget == "auto" else kept.fewest(passed, budget * GIB, n_calls)
 
     def held(recomputed: int) -> float:
         """With so many layers computed again."""
-        conditioning = task.config.micro_batch_size * max(each.memory for each in gaussian)
-        return TRAINING_BYTES * size + kept.of(passed, recomputed) + conditioning
+        conditioning = passed * max(each.memory for each in gaussian)
+        return TRAINING_BYTES * size + kept.of(passed, recomputed, n_calls) + conditioning
 
     return Line(
         stage="distill" if name in params.train.distilled else "train",
@@ -495,7 +499,7 @@ def _row(line: Line, machine: Machine) -> str:
     calls = "" if line.calls is None else line.calls
     times = f"{duration(line.seconds(machine)):>9} {_gaussian_share(line.gaussian(machine)):>9}"
     text = (
-        f"{line.stage + ' / ' + line.what:42} {calls:>6} {line.flops / 1e15:>10,.3g} "
+        f"{line.stage + ' / ' + line.what:42} {calls:>6} {line.computed(machine) / 1e15:>10,.3g} "
         f"{times} {line.held(machine) / GIB:>5.1f} GiB {line.disk / GIB:>5.1f} GiB"
     )
     if share := line.recomputed(machine):

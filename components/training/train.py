@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -47,7 +48,7 @@ from invfusion.models import (
     set_attention_backend,
 )
 from invfusion.models.acceleration import TRAINING_PASSES
-from invfusion.models.activations import GIB, TRAINING_BYTES
+from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE
 from invfusion.samplers import Sampler
 from invfusion.training.config import OptimisationConfig
 from invfusion.training.distributed import Processes, processes
@@ -61,10 +62,9 @@ from invfusion.training.task import Task
 
 log = logging.getLogger(__name__)
 
-# The rest goes into gaps between what is allocated, and to the Gaussian posterior.
-OF_FREE_MEMORY = 0.9
-
 STATE = Path("state/train")
+# Of a parameter, where processes share its gradient.
+BUCKET_BYTES = 4
 # Launched processes may have to finish a batch and write a checkpoint.
 STOP_S = 60
 
@@ -157,21 +157,23 @@ def _accelerate(
 ) -> None:
     """n_calls: of the network in one step, all of which the backward pass goes through."""
     set_attention_backend(denoiser, runtime.attention_backend)
-    if (budget := _activation_budget(denoiser, runtime, device)) is not None:
-        keep_within(denoiser, config.micro_batch_size * n_calls, budget, DTYPES[config.precision])
+    budget = _activation_budget(denoiser, runtime, device)
+    keep_within(denoiser, config.micro_batch_size, budget, DTYPES[config.precision], n_calls)
     if compiles(runtime.compile, device, TRAINING_PASSES * config.total_images):
         compile_denoiser(denoiser, device)
 
 
-def _activation_budget(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device) -> float | None:
-    """Bytes that may be kept for the backward pass: what is free of a GPU beside weights and moments, or as configured;
-    None for all."""
+def _activation_budget(denoiser: Denoiser, runtime: RuntimeConfig, device: torch.device) -> float:
+    """Bytes that may be kept for the backward pass: as configured, or what is free of a GPU beside weights and moments;
+    without one there is no limit."""
     if runtime.activation_budget != "auto":
         return runtime.activation_budget * GIB
     if device.type != "cuda":
-        return None
-    weights = TRAINING_BYTES * sum(p.numel() for p in denoiser.parameters())
-    return OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0] - weights
+        return math.inf
+    # What a training before this one in the process has left behind.
+    torch.cuda.empty_cache()
+    each = TRAINING_BYTES + (BUCKET_BYTES if runtime.n_devices > 1 else 0)
+    return USABLE * torch.cuda.mem_get_info(device)[0] - each * sum(p.numel() for p in denoiser.parameters())
 
 
 def facts_of(

@@ -2,6 +2,7 @@
 that is too much."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from invfusion.operators import Measurement, StridedConvolution
 GIB = 2**30
 # Of a parameter in training: weight and gradient, Adam's two moments, and the moving average, in float32.
 TRAINING_BYTES = 20
+# Of a GPU's memory: the rest goes into gaps between what is allocated, and to the Gaussian posterior.
+USABLE = 0.9
 
 
 log = logging.getLogger(__name__)
@@ -43,26 +46,27 @@ class Kept:
         """The layers, those first that keep most: the finest."""
         return sorted(self.layers, key=lambda name: -self.layers[name])
 
-    def of(self, n_images: int, n_recomputed: int = 0) -> int:
-        """Of a batch, with the first so many layers of `order` computed again: the backward pass holds one of these at
-        a time."""
+    def of(self, n_images: int, n_recomputed: int = 0, n_calls: int = 1) -> int:
+        """Of so many calls on a batch, with the first so many layers of `order` computed again: the backward pass holds
+        one of these at a time."""
         freed = [self.layers[name] for name in self.order[:n_recomputed]]
-        return self.fixed + n_images * (self.image - sum(freed) + max(freed, default=0))
+        return n_calls * (self.fixed + n_images * (self.image - sum(freed))) + n_images * max(freed, default=0)
 
     def share(self, n_recomputed: int) -> float:
         """Of what all layers keep, that of the first so many of `order`: about their share of the arithmetic."""
         return sum(self.layers[name] for name in self.order[:n_recomputed]) / sum(self.layers.values())
 
-    def fewest(self, n_images: int, budget: float) -> int:
-        """How many layers to compute again so that a batch keeps at most so many bytes: all where it cannot."""
+    def fewest(self, n_images: int, budget: float, n_calls: int = 1) -> int:
+        """How many layers to compute again so that at most so many bytes are kept: all where that is not enough."""
         counts = range(len(self.layers) + 1)
-        return next((n for n in counts if self.of(n_images, n) <= budget), counts[-1])
+        return next((n for n in counts if self.of(n_images, n, n_calls) <= budget), counts[-1])
 
 
 @cache
 def kept_by_shapes(config: DenoiserConfig, dtype: torch.dtype = torch.float32) -> Kept:
-    """What the network keeps under autocast to `dtype`, measured by a blur of stride 2; nothing is computed.
+    """What the network keeps under autocast to `dtype`; nothing is computed.
 
+    It is measured by a blur of stride 2, or of stride 1, with which it keeps up to a tenth more, where a side is odd.
     The Gaussian posterior that may surround the network is not counted.
     """
     # Whether there is noise is asked of values, which are not there; a network that is told keeps a few numbers more.
@@ -126,7 +130,8 @@ def layers_of(net: nn.Module) -> dict[str, Layer]:
 def _inputs(config: DenoiserConfig, n: int) -> tuple[Any, ...]:
     """What the raw network takes: n images, their noise levels, and blurred measurements of them."""
     shape = config.image_shape
-    operator = StridedConvolution(shape, torch.empty(n, *shape[1:]), stride=2).prepare()
+    stride = 1 if shape[1] % 2 or shape[2] % 2 else 2
+    operator = StridedConvolution(shape, torch.empty(n, *shape[1:]), stride=stride).prepare()
     measurement = Measurement(torch.empty(n, *operator.measurement_shape), operator)
     read = None if config.variant == "unconditional" else measurement
     return torch.empty(n, config.in_channels, *shape[1:]), torch.empty(n), read, None, None
@@ -143,18 +148,25 @@ def _shapes_alone() -> Iterator[None]:
         neighbourhood_mask.cache_clear()
 
 
-def keep_within(denoiser: Denoiser, n_images: int, budget: float, dtype: torch.dtype = torch.float32) -> None:
-    """Have a training step of so many images keep at most `budget` bytes, by shapes, and compute again what is beyond:
-    the layers of the finest level first. Where all are not enough, that is a warning."""
+def keep_within(
+    denoiser: Denoiser, n_images: int, budget: float, dtype: torch.dtype = torch.float32, n_calls: int = 1
+) -> None:
+    """Have a training step of so many calls on so many images keep at most `budget` bytes, by shapes, and compute again
+    what is beyond: the layers of the finest level first. Where all are not enough, that is a warning."""
+    if budget == math.inf:
+        # Counting takes seconds.
+        recompute(denoiser, ())
+        return
     kept = kept_by_shapes(denoiser.config, dtype)
-    n = kept.fewest(n_images, budget)
+    n = kept.fewest(n_images, budget, n_calls)
     recompute(denoiser, kept.order[:n])
     if n:
+        least, all_of_it = kept.of(n_images, n, n_calls), kept.of(n_images, 0, n_calls)
         log.log(
-            logging.INFO if kept.of(n_images, n) <= budget else logging.WARNING,
+            logging.INFO if least <= budget else logging.WARNING,
             "of %d layers %d are computed again in the backward pass: %d images keep %.1f GiB instead of %.1f, "
             "where there is room for %.1f",
-            len(kept.layers), n, n_images, kept.of(n_images, n) / GIB, kept.of(n_images) / GIB, budget / GIB,
+            len(kept.layers), n, n_images, least / GIB, all_of_it / GIB, budget / GIB,
         )  # fmt: skip
 
 

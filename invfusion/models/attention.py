@@ -105,7 +105,7 @@ def _sdpa_by_tiles(q: Tensor, k: Tensor, v: Tensor, window: Grid) -> Tensor:
     )
 
     def tile(row: slice, column: slice) -> Tensor:
-        seen_row, seen_column = _seen(keys_by_row[row]), _seen(keys_by_column[column])
+        seen_row, seen_column = _seen(row, q.shape[1], window[0]), _seen(column, q.shape[2], window[1])
         mask = torch.kron(keys_by_row[row, seen_row].int(), keys_by_column[column, seen_column].int()).bool()
         attention = partial(F.scaled_dot_product_attention, attn_mask=mask.repeat(1, k.shape[1]))
         keys, values = (t[:, :, seen_row, seen_column] for t in (k, v))
@@ -118,10 +118,10 @@ def _tiles(n: int, side: int) -> list[slice]:
     return [slice(start, min(start + side, n)) for start in range(0, n, side)]
 
 
-def _seen(mask: Tensor) -> slice:
-    """The keys of one axis that any of some queries (Q, n) sees: they lie next to each other."""
-    seen = mask.any(dim=0).nonzero()
-    return slice(int(seen[0]), int(seen[-1]) + 1)
+def _seen(queries: slice, n: int, side: int) -> slice:
+    """The keys of one axis of length n that any of some queries sees: they lie next to each other."""
+    first, last = (min(max(query - side // 2, 0), n - side) for query in (queries.start, queries.stop - 1))
+    return slice(first, last + side)
 
 
 def _dense_mask(grid: Grid, window: Grid, n_sets: int, device: torch.device) -> Tensor:

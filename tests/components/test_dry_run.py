@@ -79,7 +79,7 @@ def test_what_does_not_fit_says_why() -> None:
 def test_methods_that_differentiate_keep_what_a_backward_pass_needs() -> None:
     _, lines = of_the_paper(methods=["DDRM", "DPS"])
     memory = {line.what: line.memory for line in lines}
-    assert memory["matrix: DPS"] - memory["matrix: DDRM"] > 24e9, "64 images of 400 MB"
+    assert memory["matrix: DPS"] - memory["matrix: DDRM"] > 20e9, "64 images of 350 MB"
 
 
 def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
@@ -189,13 +189,13 @@ def test_conditioning_takes_memory() -> None:
 
 
 def test_a_gpu_computes_layers_again_where_it_lacks_memory() -> None:
-    """128 images of FFHQ64 keep 43 GiB beside 7 of weights and moments; a step of all layers computed again 14."""
+    """128 images of FFHQ64 keep 43 GiB beside 7 of weights and moments; nine tenths of a card are taken."""
     line = by_name(of_the_paper()[1])["invfusion"]
-    large, small, tiny = (Machine("gpu", 1e13, memory=n * GIB, disk=1e12, is_gpu=True) for n in (60, 40, 8))
+    large, small, tiny = (Machine("gpu", 1e13, memory=n * GIB, disk=1e12, is_gpu=True) for n in (60, 45, 8))
     assert line.memory / GIB == pytest.approx(50, abs=1)
     assert (line.recomputed(large), line.held(large)) == (0, line.memory)
     assert 0.2 < line.recomputed(small) < 0.4
-    assert line.held(small) == pytest.approx(small.memory)
+    assert line.held(small) == pytest.approx(0.9 * small.memory)
     assert line.seconds(small) / line.seconds(large) == pytest.approx(1 + line.recomputed(small) / 3, rel=0.01)
     (row,) = [row for row in table([line], small) if "invfusion" in row]
     assert "of what layers keep is computed again" in row
@@ -204,7 +204,14 @@ def test_a_gpu_computes_layers_again_where_it_lacks_memory() -> None:
     assert "GiB of memory, 8 are there" in line.problems(tiny)[0]
     cpu = replace(small, is_gpu=False)
     assert line.recomputed(cpu) == 0, "which keeps all"
-    assert "50 GiB of memory, 40 are there" in line.problems(cpu)[0]
+    assert "GiB of memory, 45 are there" in line.problems(cpu)[0]
+
+
+def test_a_network_of_one_layer_has_none_to_compute_again_for_less() -> None:
+    line = Line("train", "a", flops=1, cpu_seconds=0, memory=10 * GIB, disk=0, least_memory=10 * GIB)
+    small = Machine("gpu", 1e13, memory=5 * GIB, disk=1e12, is_gpu=True)
+    assert line.recomputed(small) == 0
+    assert "10 GiB of memory, 5 are there" in line.problems(small)[0]
 
 
 def test_a_budget_is_kept_to_on_every_machine() -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -139,7 +140,9 @@ def test_a_gpu_keeps_what_is_free_there_beside_weights_and_moments(monkeypatch: 
     assert runtime.activation_budget == "auto"
     budget = component._activation_budget(denoiser, runtime, torch.device("cuda"))
     assert budget == pytest.approx(0.9 * 10 * GIB - weights)
-    assert component._activation_budget(denoiser, runtime, torch.device("cpu")) is None
+    shared = runtime.model_copy(update={"processes": 2})
+    assert component._activation_budget(denoiser, shared, torch.device("cuda")) < budget, "buckets of gradients"
+    assert component._activation_budget(denoiser, runtime, torch.device("cpu")) == math.inf
 
 
 def test_other_code_starts_afresh(runs: list[RecordingRun], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """What a training step keeps, counted from shapes, is what it keeps; layers computed again change memory alone."""
 
 import logging
+import math
+from typing import Any
 
 import pytest
 import torch
 from model_helpers import TINY, normal, shaken
 
-from invfusion.models import PRESETS, Denoiser, build_denoiser, keep_within, kept_by_shapes, recompute
+from invfusion.models import PRESETS, Denoiser, DenoiserConfig, build_denoiser, keep_within, kept_by_shapes, recompute
 from invfusion.models.activations import GIB, TRAINING_BYTES, kept_bytes, layers_of
 from invfusion.operators import Measurement, StridedConvolution
 from invfusion.training.step import seeded_dropout
@@ -21,9 +23,12 @@ def measured(n: int) -> Measurement:
 
 
 def kept_in_a_call(denoiser: Denoiser, n: int) -> int:
-    net = denoiser.net
-    arguments = normal(n, denoiser.config.in_channels, SIZE, SIZE), normal(n, name="noise"), measured(n), None, None
-    return kept_bytes(net, lambda: net(*arguments))
+    arguments = inputs(denoiser.config, n)
+    return kept_bytes(denoiser.net, lambda: denoiser.net(*arguments))
+
+
+def inputs(config: DenoiserConfig, n: int) -> tuple[Any, ...]:
+    return normal(n, config.in_channels, SIZE, SIZE), normal(n, name="noise"), measured(n), None, None
 
 
 @pytest.mark.parametrize("variant", ["invfusion", "palette", "unconditional"])
@@ -75,6 +80,27 @@ def test_nothing_of_a_count_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.isfinite(build_denoiser(CONFIG)(torch.zeros(1, 3, SIZE, SIZE), torch.ones(1), measured(1))).all()
 
 
+@pytest.mark.parametrize("changes", [{"image_size": 9, "patch_size": 3, "levels": TINY.levels[:1]}, {"image_size": 72}])
+def test_shapes_of_any_grid_are_counted(changes: dict[str, Any]) -> None:
+    """An odd side; and so many tokens that attention goes by tiles."""
+    assert kept_by_shapes(DenoiserConfig.model_validate({**dict(CONFIG), **changes})).image > 0
+
+
+def test_each_of_several_calls_keeps_its_own_casts() -> None:
+    kept, denoiser, arguments = kept_by_shapes(CONFIG, torch.bfloat16), shaken(CONFIG).train(), inputs(CONFIG, 2)
+
+    def calls(n: int) -> int:
+        def run() -> None:
+            for _ in range(n):
+                with torch.autocast("cpu", torch.bfloat16):
+                    denoiser.net(*arguments)
+
+        return kept_bytes(denoiser.net, run)
+
+    assert kept.fixed > 0
+    assert calls(3) - calls(2) == pytest.approx(kept.of(2, n_calls=3) - kept.of(2, n_calls=2), rel=0.02)
+
+
 @pytest.mark.parametrize("n_recomputed", [1, 99])
 def test_no_bit_changes_even_with_dropout(n_recomputed: int) -> None:
     config = CONFIG.model_copy(update={"dropout": 0.3})
@@ -105,6 +131,8 @@ def test_a_budget_chooses_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].levelno == logging.INFO
     assert chosen(0.0) == len(kept.layers)
     assert caplog.records[0].levelno == logging.WARNING
+    assert chosen(math.inf) == 0, "whatever was chosen before"
+    assert not caplog.records
     assert chosen(kept.of(4)) == 0
     assert not caplog.records
 
