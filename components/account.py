@@ -436,8 +436,7 @@ def _conditioning_bytes(prior: GaussianPrior, measurement: Measurement | None) -
 
 
 def _config(params: Params, name: str) -> DenoiserConfig:
-    start = params.starts_from(name)
-    config = params.architecture(start if name in params.train.distilled and start else name)
+    config = params.architecture(params.first_of(name))
     return config.model_copy(update={"n_components": getattr(params.recipe(name), "n_components", 0)})
 
 

@@ -219,8 +219,7 @@ def _method(params: "Params", name: str, method: "MethodConfig") -> Iterator[str
 
 def is_conditional(params: "Params", model: str) -> bool:
     """Whether a network is given the measurement; one that starts from another is given what that one is."""
-    first = params.starts_from(model) or model
-    return bool(RECIPES[first].architecture.get("variant") != "unconditional")
+    return bool(RECIPES[params.first_of(model)].architecture.get("variant") != "unconditional")
 
 
 @dataclass(frozen=True)
@@ -238,8 +237,7 @@ def _lacks_components(_: "Params", model: str, sampler: Sampler) -> bool:
 
 
 def _lacks_prior(params: "Params", model: str, sampler: Sampler) -> bool:
-    first = params.starts_from(model) or model
-    return "prior" in sampler.requires and params.architecture(first).preconditioning != "gaussian"
+    return "prior" in sampler.requires and params.architecture(params.first_of(model)).preconditioning != "gaussian"
 
 
 def _reads_out_wrongly(params: "Params", model: str, sampler: Sampler) -> bool:
