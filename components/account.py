@@ -7,6 +7,7 @@ machine's CPU with a stand-in for the images' prior; on a GPU it is the share th
 """
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -29,7 +30,8 @@ from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
 from invfusion.models import DenoiserConfig, kept_by_shapes
-from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE
+from invfusion.models.acceleration import TRAINING_PASSES, is_to_compile
+from invfusion.models.activations import COMPILED, GIB, TRAINING_BYTES, USABLE
 from invfusion.models.flops import activation_numbers, forward_flops
 from invfusion.models.preconditioning import preconditioning_for
 from invfusion.noise import Noise
@@ -107,10 +109,10 @@ Count = Callable[[Params, str], int]
 
 @dataclass(frozen=True)
 class Line:
-    """What one stage, or one method of it, takes: bytes of memory and disk. least_memory: where a GPU that lacks the
-    memory computes layers again, that of all of them; cpu_seconds: of drawing operators;
+    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of drawing operators;
     gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where images are
-    restored."""
+    restored; kept: bytes of memory beside, for a backward pass, and how many are left where a GPU that lacks them has
+    all layers computed again; compiled: whether a GPU's layers are, which keep less."""
 
     stage: str
     what: str
@@ -120,19 +122,25 @@ class Line:
     disk: float
     calls: int | None = None
     gaussian_seconds: float = 0.0
-    least_memory: float | None = None
+    kept: tuple[float, float] = (0.0, 0.0)
+    compiled: bool = False
 
     def recomputed(self, machine: Machine) -> float:
         """The share of the layers that are computed again so that it fits."""
-        beyond = self.memory - USABLE * machine.memory
-        if self.least_memory is None or not machine.is_gpu or beyond <= 0 or self.memory <= self.least_memory:
+        most, least = self._kept(machine)
+        beyond = self.memory + most - USABLE * machine.memory
+        if not machine.is_gpu or beyond <= 0 or most <= least:
             return 0.0
-        return min(beyond / (self.memory - self.least_memory), 1.0)
+        return min(beyond / (most - least), 1.0)
 
     def held(self, machine: Machine) -> float:
         """Bytes of memory there."""
-        freed = self.memory - (self.least_memory or 0.0)
-        return self.memory - self.recomputed(machine) * freed
+        most, least = self._kept(machine)
+        return self.memory + most - self.recomputed(machine) * (most - least)
+
+    def _kept(self, machine: Machine) -> tuple[float, float]:
+        share = COMPILED if self.compiled and machine.is_gpu else 1.0
+        return share * self.kept[0], share * self.kept[1]
 
     def seconds(self, machine: Machine) -> float:
         """With operators drawn in the background, the slower of both decides; the Gaussian is not computed there."""
@@ -299,21 +307,18 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int) -> L
     conditioning = _average(weights, [each.seconds(n_calls + recipe.target_calls) for each in gaussian])
     budget, passed = params.runtime.activation_budget, task.config.micro_batch_size
     kept = kept_by_shapes(config, DTYPES[task.config.precision])
-    recomputed = 0 if budget == "auto" else kept.fewest(passed, budget * GIB, n_calls)
-
-    def held(recomputed: int) -> float:
-        """With so many layers computed again."""
-        conditioning = passed * max(each.memory for each in gaussian)
-        return TRAINING_BYTES * size + kept.of(passed, recomputed, n_calls) + conditioning
-
+    compiled = is_to_compile(params.runtime.compile, "cuda", TRAINING_PASSES * images)
+    room = math.inf if budget == "auto" else budget * GIB / (COMPILED if compiled else 1)
+    recomputed = kept.fewest(passed, room, n_calls)
+    at_most = len(kept.layers) if budget == "auto" else recomputed
     return Line(
         stage="distill" if name in params.train.distilled else "train",
         what=name,
-        flops=images
-        * ((BACKWARD + kept.share(recomputed)) * forward * n_calls + recipe.target_calls * forward_flops(config)),
+        flops=images * forward * ((BACKWARD + kept.share(recomputed)) * n_calls + recipe.target_calls),
         cpu_seconds=images * draw / max(params.runtime.draw_threads, 1),
-        memory=held(recomputed),
-        least_memory=held(len(kept.layers)) if budget == "auto" else None,
+        memory=TRAINING_BYTES * size + passed * max(each.memory for each in gaussian),
+        kept=(kept.of(passed, recomputed, n_calls), kept.of(passed, at_most, n_calls)),
+        compiled=compiled,
         # The model's folder lies in DVC's cache too.
         disk=STATE_BYTES * size + 2 * 4 * size,
         gaussian_seconds=images * conditioning,

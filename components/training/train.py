@@ -48,7 +48,7 @@ from invfusion.models import (
     set_attention_backend,
 )
 from invfusion.models.acceleration import TRAINING_PASSES
-from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE
+from invfusion.models.activations import COMPILED, GIB, TRAINING_BYTES, USABLE
 from invfusion.samplers import Sampler
 from invfusion.training.config import OptimisationConfig
 from invfusion.training.distributed import Processes, processes
@@ -157,9 +157,11 @@ def _accelerate(
 ) -> None:
     """n_calls: of the network in one step, all of which the backward pass goes through."""
     set_attention_backend(denoiser, runtime.attention_backend)
-    budget = _activation_budget(denoiser, runtime, device)
+    compiled = compiles(runtime.compile, device, TRAINING_PASSES * config.total_images)
+    # Of what is counted, which is an eager step's.
+    budget = _activation_budget(denoiser, runtime, device) / (COMPILED if compiled else 1)
     keep_within(denoiser, config.micro_batch_size, budget, DTYPES[config.precision], n_calls)
-    if compiles(runtime.compile, device, TRAINING_PASSES * config.total_images):
+    if compiled:
         compile_denoiser(denoiser, device)
 
 

@@ -44,11 +44,14 @@ def compiles(wanted: bool | Literal["auto"], device: torch.device, passes: int) 
     Without a compiler a network runs eager, which one line of the log says where compilation was asked for.
     """
     missing = missing_compiler(device.type)
-    if wanted == "auto":
-        return missing is None and passes >= PAYS_FROM.get(device.type, passes + 1)
-    if wanted and missing is not None:
+    if wanted is True and missing is not None:
         log.warning("networks run eager, since they cannot be compiled: %s", missing)
-    return wanted and missing is None
+    return missing is None and is_to_compile(wanted, device.type, passes)
+
+
+def is_to_compile(wanted: bool | Literal["auto"], device_type: str, passes: int) -> bool:
+    """The same of a machine that has a compiler."""
+    return passes >= PAYS_FROM.get(device_type, passes + 1) if wanted == "auto" else wanted
 
 
 def compile_denoiser(denoiser: Denoiser, device: torch.device) -> None:

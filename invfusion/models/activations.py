@@ -22,6 +22,9 @@ from invfusion.operators import Measurement, StridedConvolution
 GIB = 2**30
 # Of a parameter in training: weight and gradient, Adam's two moments, and the moving average, in float32.
 TRAINING_BYTES = 20
+# What compiled layers keep of what is counted: on an H200 0.64 of FFHQ64's and 0.63 of FFHQ256's, and a tenth more
+# (benchmarks/results/cuda.json).
+COMPILED = 0.7
 # Of a GPU's memory: the rest goes into gaps between what is allocated, and to the Gaussian posterior.
 USABLE = 0.9
 

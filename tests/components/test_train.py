@@ -133,6 +133,17 @@ def test_a_budget_for_activations_changes_no_weight(runs: list[RecordingRun], ca
     assert content(MODELS / "invfusion")["model.safetensors"] == before
 
 
+def test_compiled_layers_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(component, "keep_within", lambda _, n, budget, *rest: given.append(budget))
+    monkeypatch.setattr(component, "compile_denoiser", lambda *_: None)
+    params, denoiser = make_params(), build_denoiser("digits16")
+    for compiled in (False, True):
+        runtime = params.runtime.model_copy(update={"activation_budget": 7.0, "compile": compiled})
+        component._accelerate(denoiser, runtime, torch.device("cpu"), params.task("invfusion").config, 1)
+    assert given == pytest.approx([7 * GIB, 10 * GIB])
+
+
 def test_a_gpu_keeps_what_is_free_there_beside_weights_and_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * GIB, 80 * GIB))
     denoiser, runtime = build_denoiser("digits16"), make_params().runtime
