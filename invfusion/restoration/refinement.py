@@ -5,8 +5,10 @@ degradation layer of the paper (section 3, Figure 2); the trunk is a convolution
 """
 
 import math
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -122,16 +124,38 @@ class Refiner(nn.Module):
         seen = seen_by(measurement.operator)
         strength = strength_of(seen)
         x = F.pixel_unshuffle(padded(inputs(estimate, measurement, seen / strength, strength)), PATCH)
-        fine = self.down_fine(self.read(x.contiguous(memory_format=torch.channels_last)))
+        with nullcontext() if self.training else fast_products(x.device.type):
+            learned = self._convolved(x.contiguous(memory_format=torch.channels_last), measurement, strength).float()
+        learned = F.pixel_shuffle(learned, PATCH)[..., : estimate.shape[-2], : estimate.shape[-1]]
+        if estimate.shape[1] == 1:
+            learned = learned.mean(1, keepdim=True)
+        return estimate + left_open(learned, measurement)
+
+    def _convolved(self, x: Tensor, measurement: Measurement, strength: Tensor) -> Tensor:
+        fine = self.down_fine(self.read(x))
         middle = self.down_middle(self.merge_fine(fine))
         coarse = self.coarse(self.merge_middle(middle))
         middle = self.up_middle(middle + F.pixel_shuffle(self.split_middle(coarse), 2))
         fine = fine + F.pixel_shuffle(self.split_fine(middle), 2)
         fine = self.up_fine(fine + self.degradation(fine, measurement, strength))
-        learned = F.pixel_shuffle(self.write(fine).float(), PATCH)[..., : estimate.shape[-2], : estimate.shape[-1]]
-        if estimate.shape[1] == 1:
-            learned = learned.mean(1, keepdim=True)
-        return estimate + left_open(learned, measurement)
+        out: Tensor = self.write(fine)
+        return out
+
+
+def fast_products(device_type: str) -> torch.autocast:
+    """Convolutions in bfloat16 where the device has units for it: twice as fast there and many times slower elsewhere;
+    pictures differ by less than a grey level, typically by a sixteenth of one."""
+    return torch.autocast(device_type, torch.bfloat16, enabled=multiplies_bf16(device_type))
+
+
+@cache
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether the device has units for products in bfloat16."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # A processor's are known from torch 2.12 on.
+    units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
+    return any(units.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def inputs(estimate: Tensor, measurement: Measurement, seen: Tensor, strength: Tensor) -> Tensor:

@@ -118,3 +118,30 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"photos\.safetensors: cannot be read"):
         read_refiner(file)
+
+
+def test_products_in_bfloat16_move_no_pixel_by_a_grey_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = scene(64, 72)
+    for operator, sigma_y in operators((3, 64, 72)):
+        measurement, found = measured(x, operator, sigma_y), []
+        for low in (False, True):
+            monkeypatch.setattr(refinement, "multiplies_bf16", lambda _, low=low: low)
+            found.append(refined(load_photos().law_of(x.shape, measurement).gaussian_mean, measurement))
+        assert found[1].dtype == torch.float32
+        difference = (found[1] - found[0]).abs()
+        assert difference.max() < 2 / 255
+        assert 0 < difference.square().mean().sqrt() < 0.2 * 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)]
+)
+def test_bfloat16_is_for_processors_with_units_for_it(
+    units: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uncached = refinement.multiplies_bf16.__wrapped__
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert uncached("cpu") is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not uncached("cpu"), "an older torch does not say"
+    assert not uncached("mps")
