@@ -31,7 +31,7 @@ from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
 from invfusion.models import DenoiserConfig, kept_by_shapes
 from invfusion.models.acceleration import TRAINING_PASSES, is_to_compile
-from invfusion.models.activations import COMPILED, GIB, TRAINING_BYTES, USABLE
+from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE, Kept
 from invfusion.models.flops import activation_numbers, forward_flops
 from invfusion.models.preconditioning import preconditioning_for
 from invfusion.noise import Noise
@@ -108,11 +108,34 @@ Count = Callable[[Params, str], int]
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What a training step keeps for its backward pass, of so many calls on so many images.
+
+    budget: bytes of it that may be held, None for what a GPU has, or on a CPU all; flops: of all forward passes that a
+    backward pass goes through; compiled: whether a GPU's layers are.
+    """
+
+    kept: Kept
+    n_images: int
+    n_calls: int
+    budget: float | None
+    flops: float
+    compiled: bool
+
+    def on(self, machine: Machine, beside: float) -> tuple[float, float]:
+        """Bytes that a machine holds, with so many bytes beside, and the share of what layers keep that it computes
+        again."""
+        kept = self.kept.by_compiled_layers() if self.compiled and machine.is_gpu else self.kept
+        room = USABLE * machine.memory - beside if machine.is_gpu else math.inf
+        n = kept.fewest(self.n_images, room if self.budget is None else self.budget, self.n_calls)
+        return kept.of(self.n_images, n, self.n_calls), kept.share(n)
+
+
+@dataclass(frozen=True)
 class Line:
     """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of drawing operators;
     gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where images are
-    restored; kept: bytes of memory beside, for a backward pass, and how many are left where a GPU that lacks them has
-    all layers computed again; compiled: whether a GPU's layers are, which keep less."""
+    restored; activations: beside memory and flops, where something is trained."""
 
     stage: str
     what: str
@@ -122,33 +145,24 @@ class Line:
     disk: float
     calls: int | None = None
     gaussian_seconds: float = 0.0
-    kept: tuple[float, float] = (0.0, 0.0)
-    compiled: bool = False
+    activations: Activations | None = None
 
     def recomputed(self, machine: Machine) -> float:
-        """The share of the layers that are computed again so that it fits."""
-        most, least = self._kept(machine)
-        beyond = self.memory + most - USABLE * machine.memory
-        if not machine.is_gpu or beyond <= 0 or most <= least:
-            return 0.0
-        return min(beyond / (most - least), 1.0)
+        """The share of what layers keep that is computed again there, so that it fits."""
+        return 0.0 if self.activations is None else self.activations.on(machine, self.memory)[1]
 
     def held(self, machine: Machine) -> float:
         """Bytes of memory there."""
-        most, least = self._kept(machine)
-        return self.memory + most - self.recomputed(machine) * (most - least)
+        return self.memory + (0.0 if self.activations is None else self.activations.on(machine, self.memory)[0])
 
-    def _kept(self, machine: Machine) -> tuple[float, float]:
-        share = COMPILED if self.compiled and machine.is_gpu else 1.0
-        return share * self.kept[0], share * self.kept[1]
+    def computed(self, machine: Machine) -> float:
+        """FLOPs there."""
+        again = 0.0 if self.activations is None else self.activations.flops
+        return self.flops + self.recomputed(machine) * again
 
     def seconds(self, machine: Machine) -> float:
         """With operators drawn in the background, the slower of both decides; the Gaussian is not computed there."""
         return max(self.computed(machine) / machine.flops + self.gaussian(machine), self.cpu_seconds)
-
-    def computed(self, machine: Machine) -> float:
-        """FLOPs there."""
-        return self.flops * (1 + self.recomputed(machine) / BACKWARD)
 
     def gaussian(self, machine: Machine) -> float:
         """What of it is the Gaussian posterior's: as on this machine's CPU, or where a GPU runs a network, a share."""
@@ -306,19 +320,21 @@ def _training(params: Params, name: str, config: DenoiserConfig, size: int) -> L
     gaussian = [_conditioning(params, config, family, task.noise) for family in members]
     conditioning = _average(weights, [each.seconds(n_calls + recipe.target_calls) for each in gaussian])
     budget, passed = params.runtime.activation_budget, task.config.micro_batch_size
-    kept = kept_by_shapes(config, DTYPES[task.config.precision])
-    compiled = is_to_compile(params.runtime.compile, "cuda", TRAINING_PASSES * images)
-    room = math.inf if budget == "auto" else budget * GIB / (COMPILED if compiled else 1)
-    recomputed = kept.fewest(passed, room, n_calls)
-    at_most = len(kept.layers) if budget == "auto" else recomputed
+    activations = Activations(
+        kept_by_shapes(config, DTYPES[task.config.precision]),
+        passed,
+        n_calls,
+        budget=None if budget == "auto" else budget * GIB,
+        flops=images * forward * n_calls,
+        compiled=is_to_compile(params.runtime.compile, "cuda", TRAINING_PASSES * images),
+    )
     return Line(
         stage="distill" if name in params.train.distilled else "train",
         what=name,
-        flops=images * forward * ((BACKWARD + kept.share(recomputed)) * n_calls + recipe.target_calls),
+        flops=images * forward * (BACKWARD * n_calls + recipe.target_calls),
         cpu_seconds=images * draw / max(params.runtime.draw_threads, 1),
         memory=TRAINING_BYTES * size + passed * max(each.memory for each in gaussian),
-        kept=(kept.of(passed, recomputed, n_calls), kept.of(passed, at_most, n_calls)),
-        compiled=compiled,
+        activations=activations,
         # The model's folder lies in DVC's cache too.
         disk=STATE_BYTES * size + 2 * 4 * size,
         gaussian_seconds=images * conditioning,

@@ -48,7 +48,7 @@ from invfusion.models import (
     set_attention_backend,
 )
 from invfusion.models.acceleration import TRAINING_PASSES
-from invfusion.models.activations import COMPILED, GIB, TRAINING_BYTES, USABLE
+from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE
 from invfusion.samplers import Sampler
 from invfusion.training.config import OptimisationConfig
 from invfusion.training.distributed import Processes, processes
@@ -158,9 +158,8 @@ def _accelerate(
     """n_calls: of the network in one step, all of which the backward pass goes through."""
     set_attention_backend(denoiser, runtime.attention_backend)
     compiled = compiles(runtime.compile, device, TRAINING_PASSES * config.total_images)
-    # Of what is counted, which is an eager step's.
-    budget = _activation_budget(denoiser, runtime, device) / (COMPILED if compiled else 1)
-    keep_within(denoiser, config.micro_batch_size, budget, DTYPES[config.precision], n_calls)
+    budget, by_layers = _activation_budget(denoiser, runtime, device), compiled and device.type == "cuda"
+    keep_within(denoiser, config.micro_batch_size, budget, DTYPES[config.precision], n_calls, by_layers)
     if compiled:
         compile_denoiser(denoiser, device)
 
@@ -174,7 +173,7 @@ def _activation_budget(denoiser: Denoiser, runtime: RuntimeConfig, device: torch
         return math.inf
     # What a training before this one in the process has left behind.
     torch.cuda.empty_cache()
-    each = TRAINING_BYTES + (BUCKET_BYTES if runtime.n_devices > 1 else 0)
+    each = TRAINING_BYTES + (BUCKET_BYTES if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0)
     return USABLE * torch.cuda.mem_get_info(device)[0] - each * sum(p.numel() for p in denoiser.parameters())
 
 

@@ -22,8 +22,8 @@ from invfusion.operators import Measurement, StridedConvolution
 GIB = 2**30
 # Of a parameter in training: weight and gradient, Adam's two moments, and the moving average, in float32.
 TRAINING_BYTES = 20
-# What compiled layers keep of what is counted: on an H200 0.64 of FFHQ64's and 0.63 of FFHQ256's, and a tenth more
-# (benchmarks/results/cuda.json).
+# What layers that are compiled one by one keep of what eager ones do: on an H200 all that FFHQ64 and FFHQ256 keep fell
+# to 0.64 and 0.63 of what is counted (benchmarks/results/cuda.json); a tenth more is taken.
 COMPILED = 0.7
 # Of a GPU's memory: the rest goes into gaps between what is allocated, and to the Gaussian posterior.
 USABLE = 0.9
@@ -48,6 +48,11 @@ class Kept:
     def order(self) -> list[str]:
         """The layers, those first that keep most: the finest."""
         return sorted(self.layers, key=lambda name: -self.layers[name])
+
+    def by_compiled_layers(self) -> "Kept":
+        """The same where each layer is compiled by itself, as on a GPU."""
+        layers = {name: round(COMPILED * size) for name, size in self.layers.items()}
+        return Kept(self.fixed, self.image - sum(self.layers.values()) + sum(layers.values()), layers)
 
     def of(self, n_images: int, n_recomputed: int = 0, n_calls: int = 1) -> int:
         """Of so many calls on a batch, with the first so many layers of `order` computed again: the backward pass holds
@@ -152,15 +157,24 @@ def _shapes_alone() -> Iterator[None]:
 
 
 def keep_within(
-    denoiser: Denoiser, n_images: int, budget: float, dtype: torch.dtype = torch.float32, n_calls: int = 1
+    denoiser: Denoiser,
+    n_images: int,
+    budget: float,
+    dtype: torch.dtype = torch.float32,
+    n_calls: int = 1,
+    compiled: bool = False,
 ) -> None:
     """Have a training step of so many calls on so many images keep at most `budget` bytes, by shapes, and compute again
-    what is beyond: the layers of the finest level first. Where all are not enough, that is a warning."""
+    what is beyond: the layers of the finest level first. Where all are not enough, that is a warning.
+
+    compiled: whether each layer will be compiled by itself.
+    """
     if budget == math.inf:
         # Counting takes seconds.
         recompute(denoiser, ())
         return
     kept = kept_by_shapes(denoiser.config, dtype)
+    kept = kept.by_compiled_layers() if compiled else kept
     n = kept.fewest(n_images, budget, n_calls)
     recompute(denoiser, kept.order[:n])
     if n:

@@ -105,14 +105,16 @@ def test_each_of_several_calls_keeps_its_own_casts() -> None:
 def test_no_bit_changes_even_with_dropout(n_recomputed: int) -> None:
     config = CONFIG.model_copy(update={"dropout": 0.3})
     denoiser, x, seen = shaken(config).train(), normal(2, 3, SIZE, SIZE), measured(2)
-    order, results = kept_by_shapes(config).order, []
+    order, results, kept = kept_by_shapes(config).order, [], []
     for n in (0, n_recomputed):
         recompute(denoiser, order[:n])
         denoiser.zero_grad()
         with seeded_dropout(5, torch.device("cpu")):
             out = denoiser(x, torch.tensor([0.3, 4.0]), seen)
             (out * normal(*out.shape, name="g")).sum().backward()
+        kept.append(kept_in_a_call(denoiser, 2))
         results.append((out.detach(), [p.grad for p in denoiser.parameters() if p.grad is not None]))
+    assert kept[1] < kept[0]
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
@@ -131,6 +133,7 @@ def test_a_budget_chooses_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].levelno == logging.INFO
     assert chosen(0.0) == len(kept.layers)
     assert caplog.records[0].levelno == logging.WARNING
+    assert "where there is room for 0.0" in caplog.text
     assert chosen(math.inf) == 0, "whatever was chosen before"
     assert not caplog.records
     assert chosen(kept.of(4)) == 0
@@ -145,3 +148,15 @@ def test_the_published_network_keeps_what_a_card_held(dtype: torch.dtype, n_imag
         weights = TRAINING_BYTES * sum(p.numel() for p in build_denoiser(config).parameters())
     counted = (weights + kept_by_shapes(config, dtype).of(n_images)) / GIB
     assert held < counted < 1.06 * held
+
+
+def test_compiled_layers_keep_less_and_inputs_as_much() -> None:
+    eager = kept_by_shapes(CONFIG)
+    compiled, n = eager.by_compiled_layers(), len(eager.layers)
+    assert compiled.of(4) == pytest.approx(eager.of(4) - 0.3 * 4 * sum(eager.layers.values()), rel=1e-6)
+    one_layer = 0.3 * 4 * max(eager.layers.values())
+    assert compiled.of(4, n) == pytest.approx(eager.of(4, n) - one_layer, rel=1e-6)
+    denoiser, budget = shaken(CONFIG), compiled.of(4)
+    for by_layers, expected in ((True, 0), (False, eager.fewest(4, budget))):
+        keep_within(denoiser, 4, budget, compiled=by_layers)
+        assert sum(layer.recomputes for layer in layers_of(denoiser.net).values()) == expected
