@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from components.evaluation.calibration import LEVELS, curves_of_components, curves_of_draws, reliability
+from components.evaluation.calibration import (
+    LEVELS,
+    N_GROUPS,
+    curves_of_components,
+    curves_of_draws,
+    reliability,
+    tallied,
+)
 from invfusion.codec import encode
 from invfusion.metrics import METRICS, Restorations
 from invfusion.rng import generator
@@ -73,9 +80,26 @@ def test_pixels_without_anything_at_stake_are_left_out() -> None:
 
 def test_reliability_groups_by_prediction() -> None:
     predicted = torch.linspace(0.01, 1, 1200).double()
-    found = reliability(predicted, predicted, 4 * predicted)
+    found = reliability(tallied(torch.stack([predicted, torch.ones(1200), predicted, 4 * predicted])))
     torch.testing.assert_close(torch.tensor(found["actual"]), 2 * torch.tensor(found["predicted"]), rtol=1e-4, atol=0)
     assert found["predicted"] == sorted(found["predicted"])
+    by_hand = predicted.view(N_GROUPS, -1).mean(1).sqrt()
+    torch.testing.assert_close(torch.tensor(found["predicted"]).double(), by_hand)
+
+
+def test_pixels_of_equal_variance_share_what_they_have() -> None:
+    """Whatever the order in which they come, and however many images they come from."""
+    by, predicted = torch.tensor([1.0, 3.0]).double().repeat(600), torch.arange(1200).double()
+    whole = tallied(torch.stack([by, torch.ones(1200), predicted, predicted]))
+    assert whole.shape == (4, 2)
+    found = torch.tensor(reliability(whole)["predicted"]).double().square()
+    expected = torch.tensor([599.0] * 6 + [600.0] * 6).double()
+    torch.testing.assert_close(found, expected)
+    part = torch.stack([by, torch.ones(1200), predicted, predicted])[
+        :, torch.randperm(1200, generator=generator(0, "o"))
+    ]
+    again = tallied(torch.cat([tallied(part[:, :500]), part[:, 500:]], 1))
+    torch.testing.assert_close(again, whole)
 
 
 def test_components_are_averaged_over_images() -> None:
