@@ -252,10 +252,11 @@ def launch(params: Params, name: str, module: str, arguments: Sequence[str]) -> 
     command = [sys.executable, *torchrun, *words_for(module, arguments, params, name)]
     threads = {"OMP_NUM_THREADS": str(threads_each(n))}
     # What this process holds, such as a lease of GPUs, the others hold too (close_fds).
-    with child(command, os.environ | threads, STOP_S, close_fds=False) as started:
-        stop = _Stop(pass_on=started.send_signal)
-        with on_stop_signals(stop.ask):
-            code = started.wait()
+    stop = _Stop()
+    # Signals are minded before there is a child: one that comes as it starts must reach it, and not end this process.
+    with on_stop_signals(stop.ask), child(command, os.environ | threads, STOP_S, close_fds=False) as started:
+        stop.pass_to(started.send_signal)
+        code = started.wait()
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
     if code:
@@ -280,13 +281,21 @@ class _Stop:
 
     signal: int | None = None
     pass_on: Callable[[int], None] | None = None
+    is_passed: bool = False
 
     def ask(self, number: int) -> None:
         if self.signal == number:
             sys.exit(128 + number)
         self.signal = number
         if self.pass_on is not None:
+            self.is_passed = True
             self.pass_on(number)
+
+    def pass_to(self, receiver: Callable[[int], None]) -> None:
+        """From now on it is told of each signal, and at once of one that came before."""
+        self.pass_on = receiver
+        if self.signal is not None and not self.is_passed:
+            receiver(self.signal)
 
 
 def _is_orphan(parent: int) -> bool:

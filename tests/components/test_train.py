@@ -1,5 +1,6 @@
 """The training step of the pipeline, from staged data to a published model."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -262,6 +263,33 @@ class TestLaunch:
         monkeypatch.setattr(TestLaunch, "code", "raise SystemExit(3)")
         with pytest.raises(InvFusionError, match=r"components\.training\.train stopped with exit code 3"):
             train(self.params(), "palette")
+
+    @pytest.mark.parametrize("when", ["as it starts", "while it runs"])
+    def test_signals_are_passed_on_once(self, when: str) -> None:
+        stop, received = component._Stop(), list[int]()
+        if when == "as it starts":
+            stop.ask(signal.SIGTERM)
+        stop.pass_to(received.append)
+        if when == "while it runs":
+            stop.ask(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+
+    def test_a_signal_before_the_child_is_there_reaches_it(
+        self, runs: list[RecordingRun], child: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = children.child
+
+        @contextlib.contextmanager
+        def late(*arguments: Any, **options: Any) -> Iterator[Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            with started(*arguments, **options) as process:
+                yield process
+
+        monkeypatch.setattr(component, "child", late)
+        monkeypatch.setattr(TestLaunch, "code", "import time; time.sleep(30)")
+        with pytest.raises(SystemExit) as stopped:
+            train(self.params(), "palette")
+        assert stopped.value.code == 143
 
     def test_signals_are_passed_on(
         self, runs: list[RecordingRun], child: list[list[str]], monkeypatch: pytest.MonkeyPatch
