@@ -28,7 +28,6 @@ COMPILED = 0.7
 # Of a GPU's memory: the rest goes into gaps between what is allocated, and to the Gaussian posterior.
 USABLE = 0.9
 
-
 log = logging.getLogger(__name__)
 
 

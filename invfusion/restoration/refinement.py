@@ -153,7 +153,7 @@ def multiplies_bf16(device_type: str) -> bool:
     """Whether the device has units for products in bfloat16."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # A processor's are known from torch 2.12 on.
+    # An older torch does not say what a processor has.
     units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
     return any(units.get(name) for name in ("avx512_bf16", "amx_bf16"))
 

@@ -73,7 +73,7 @@ def test_low_precision_keeps_less() -> None:
     assert kept_by_shapes(CONFIG, torch.bfloat16).image < 0.8 * kept_by_shapes(CONFIG).image
 
 
-def test_nothing_of_a_count_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_count_stays() -> None:
     """Tables that are made once must not be without contents afterwards."""
     kept_by_shapes.cache_clear()
     kept_by_shapes(CONFIG)
@@ -101,10 +101,11 @@ def test_each_of_several_calls_keeps_its_own_casts() -> None:
     assert calls(3) - calls(2) == pytest.approx(kept.of(2, n_calls=3) - kept.of(2, n_calls=2), rel=0.02)
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
 @pytest.mark.parametrize("n_recomputed", [1, 99])
-def test_no_bit_changes_even_with_dropout(n_recomputed: int) -> None:
+def test_no_bit_changes_even_with_dropout(n_recomputed: int, is_measured: bool) -> None:
     config = CONFIG.model_copy(update={"dropout": 0.3})
-    denoiser, x, seen = shaken(config).train(), normal(2, 3, SIZE, SIZE), measured(2)
+    denoiser, x, seen = shaken(config).train(), normal(2, 3, SIZE, SIZE), measured(2) if is_measured else None
     order, results, kept = kept_by_shapes(config).order, [], []
     for n in (0, n_recomputed):
         recompute(denoiser, order[:n])
