@@ -30,15 +30,19 @@ log = logging.getLogger("benchmarks")
 
 
 def measure(names: list[str], device: torch.device, seconds: float, compiled: bool, output: Path) -> dict[str, Any]:
-    """The records of the named suites, which are in `output` as soon as a suite is done."""
+    """What `output` holds, where the records of each named suite stand in place of earlier ones as soon as it is done.
+
+    {"suites": {suite: the machine that measured it}, "records"}.
+    """
     start, facts = time.perf_counter(), machine(device)
-    records: list[Record] = []
-    result: dict[str, Any] = {"machine": facts, "records": records}
+    result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"suites": {}, "records": []}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(names, desc="benchmarks", unit="suite", disable=None) as progress:
         for name in progress:
             progress.set_postfix_str(name)
-            records += _suite(name, compiled)(device, seconds)
+            records = list(_suite(name, compiled)(device, seconds))
+            result["records"] = [r for r in result["records"] if r["suite"] != name] + records
+            result["suites"][name] = facts
             facts["seconds"] = rounded(time.perf_counter() - start)
             output.write_text(json.dumps(result, indent=1) + "\n")
     return result
@@ -61,7 +65,13 @@ def machine(device: torch.device) -> dict[str, Any]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES), help="some of the suites")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(SUITES),
+        default=list(SUITES),
+        help="some of the suites; of the others, earlier records stay",
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for which each comparison is repeated")
     parser.add_argument("--compile", action="store_true", help="also measure compiled networks (minutes more)")
     parser.add_argument(
@@ -84,8 +94,9 @@ def main() -> None:
     result = measure(arguments.only, device, arguments.seconds, arguments.compile, output)
     if not arguments.no_document:
         update(PERFORMANCE, RESULTS)
-    facts = result["machine"]
-    log.info("%d records of %s in %s, %.0f s", len(result["records"]), facts["device"], output, facts["seconds"])
+    facts = result["suites"][arguments.only[-1]]
+    measured = [r for r in result["records"] if r["suite"] in arguments.only]
+    log.info("%d records of %s in %s, %.0f s", len(measured), facts["device"], output, facts["seconds"])
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ def update(document: Path, results: Path) -> None:
 
 
 def render(text: str, results: Results) -> str:
-    """The document with all its tables made from `results`: {"cpu", "cuda_suites" or "cuda": {machine, records}}."""
+    """The document with all its tables made from `results`: {file: {machine, records}}.
+
+    Of "cpu" and "cuda_suites" each suite has a machine of its own: {suites: {suite: machine}, records}.
+    """
 
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{TABLES[match[2]](results)}\n<!-- end -->"
@@ -54,7 +57,7 @@ def render(text: str, results: Results) -> str:
 
 
 def _markdown(head: Row, rows: Sequence[Row]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [head, ["---"] * len(head), *(rows or [[NOT_MEASURED] * len(head)])]
     return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
 
 
@@ -67,14 +70,24 @@ def _x(value: float | None) -> str:
 
 
 def _machine(results: Results) -> str:
-    rows = [[name, *_facts(result)] for name, result in results.items() if result["machine"]]
+    rows = [row for name, result in results.items() for row in _runs(name, result)]
     rows += [["cuda", *[NOT_MEASURED] * 9]] * ("cuda" not in results)
     head = ["", "device", "cores", "threads", "load", "torch", "revision", "fp32 GFLOP/s", "bf16 GFLOP/s", "run, s"]
     return _markdown(head, rows)
 
 
-def _facts(result: dict[str, Any]) -> Row:
-    machine = result["machine"]
+def _runs(name: str, result: dict[str, Any]) -> Iterator[Row]:
+    """A row for the run of a file, or for each of several runs that its suites are of."""
+    if result.get("machine"):
+        yield [name, *_facts(result["machine"])]
+    suites: dict[str, list[str]] = {}
+    for suite, machine in result.get("suites", {}).items():
+        suites.setdefault(json.dumps(machine), []).append(suite)
+    for machine, of_it in suites.items():
+        yield [f"{name}: {', '.join(of_it)}", *_facts(json.loads(machine))]
+
+
+def _facts(machine: dict[str, Any]) -> Row:
     peaks = machine.get("matmul_gflops", {})
     # A lease times its cases one by one.
     seconds = machine["seconds"]

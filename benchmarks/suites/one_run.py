@@ -1,28 +1,36 @@
-"""One process of `benchmarks.suites.threads`: "training" or "sampling" of "ours", "compiled" or "plain", timed."""
+"""One process of `benchmarks.suites.threads`, timed: "training", "sampling" or "restoring" of one of WAYS."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_sample
+from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_sample
 from benchmarks.setting import MIXTURE, Setting
 from invfusion import rng
 from invfusion.data import Batch
-from invfusion.models import compile_network
-from invfusion.samplers import Heun
+from invfusion.models import Denoiser, compile_network, lower_precision
+from invfusion.operators import Measurement
+from invfusion.samplers import MMSE, Heun
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.ema import EMA
 from invfusion.training.step import Stepper
 
+# What runs: the plain reference, ours eager, ours compiled, and that with the trunk in bfloat16.
+WAYS = ("plain", "ours", "compiled", "compiled bf16")
 # A family of the mixture is drawn for each step, so that few steps say little; the first ones warm up, or compile.
 STEPS = 48
 WARM_UP = {"plain": 4, "ours": 4, "compiled": 24}
+# One-step estimates are made of so many batches of each family, operators drawn anew.
+ROUNDS = 4
 # The default sampler, and one that warms up.
 SAMPLER = Heun(n_steps=18)
 SHORT = Heun(n_steps=2)
@@ -34,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     setting = Setting("digits16", device)
     with processes(device) as group:
-        rate = {"training": _training, "sampling": _sampling}[job](setting, group, what)
+        rate = {"training": _training, "sampling": _sampling, "restoring": _restoring}[job](setting, group, what)
         if group.rank == 0:
             print(json.dumps({"images_per_second": rate}))
 
@@ -73,29 +81,66 @@ def _our_step(setting: Setting, group: Processes, size: int, compiled: bool) -> 
 
 def _sampling(setting: Setting, group: Processes, what: str) -> float:
     """Each process has a batch of its own, as in evaluation; the operators and their inverses are drawn in the time."""
-    denoiser, n = setting.denoiser("invfusion").eval(), setting.sampling_batch
-    plain = PlainDenoiser(denoiser)
-    if what == "compiled":
-        compile_network(denoiser)
-    noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
+    denoiser, n = _network(setting, what), setting.sampling_batch
+    plain, noise = PlainDenoiser(denoiser), _noise(setting)
 
-    def sample(kind: str, config: Heun) -> None:
-        measurement = setting.measurement(kind, n, group.rank)
+    def sample(kind: str, config: Heun, index: int) -> None:
+        measurement = setting.measurement(kind, n, index)
         if what == "plain":
             plain_sample(plain, measurement, noise, config)
         else:
-            generators = rng.generators(0, "benchmarks/way", range(n))
-            config.sample(denoiser, measurement, noise, generators=generators)
+            config.sample(denoiser, measurement, noise, generators=rng.generators(0, "benchmarks/way", range(n)))
 
+    return _rate(group, n, MIXTURE, partial(sample, config=SHORT), partial(sample, config=SAMPLER), rounds=1)
+
+
+def _restoring(setting: Setting, group: Processes, what: str) -> float:
+    """One-step estimates, each process of batches of its own; measuring stands in the time, as do the operators."""
+    denoiser, n, sampler = _network(setting, what), setting.sampling_batch, MMSE()
+    plain, noise, x = PlainDenoiser(denoiser), _noise(setting), setting.images(setting.sampling_batch)
+    sigma = torch.full((n,), sampler.sigma)
+
+    def restore(kind: str, index: int) -> None:
+        measurement = Measurement.of(x, setting.operator(kind, n, index))
+        if what == "plain":
+            plain(sampler.sigma * noise, sigma, plain_measurement(measurement))
+        else:
+            sampler.sample(denoiser, measurement, noise, generators=rng.generators(0, "benchmarks/way", range(n)))
+
+    return _rate(group, n, MIXTURE[:-1], restore, restore, ROUNDS)
+
+
+def _network(setting: Setting, what: str) -> Denoiser:
+    denoiser = setting.denoiser("invfusion").eval()
+    if what.endswith("bf16"):
+        lower_precision(denoiser)
+    if what.startswith("compiled"):
+        compile_network(denoiser)
+    return denoiser
+
+
+def _noise(setting: Setting) -> Tensor:
+    starts = rng.generators(0, "benchmarks/start", range(setting.sampling_batch))
+    return rng.randn(setting.config.image_shape, starts, setting.device)
+
+
+def _rate(
+    group: Processes, n: int, kinds: Sequence[str], warm: Callable[..., None], job: Callable[..., None], rounds: int
+) -> float:
+    """Images per second of all processes, each with `rounds` batches of n for each kind of operator.
+
+    All are done once before, since a compiled network has a graph for each stride.
+    """
+    indices = range(group.rank, group.world_size * rounds, group.world_size)
     with torch.inference_mode():
-        for kind in MIXTURE:
-            sample(kind, SHORT)
+        for kind, index in product(kinds, indices):
+            warm(kind, index=index)
         group.barrier()
         start = time.perf_counter()
-        for kind in MIXTURE:
-            sample(kind, SAMPLER)
+        for kind, index in product(kinds, indices):
+            job(kind, index=index)
         group.barrier()
-    return group.world_size * len(MIXTURE) * n / (time.perf_counter() - start)
+    return group.world_size * rounds * len(kinds) * n / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Two CPU cores on one job: the plain reference and ours, with threads within a process, or with processes.
 
-The default preset trains on the mixture, 32 images a step, and samples batches of 64 of each of its families. The cases
-run as processes of their own, in turn.
+The default preset trains on the mixture, 32 images a step, and samples batches of 64 of each of its families, or
+estimates them in one step. The cases run as processes of their own, in turn.
 """
 
 import json
@@ -22,16 +22,18 @@ CASES = {
     "ours, 2 processes, 1 thread each": ("ours", 2, 1),
 }
 COMPILED = {"ours, compiled, 2 processes, 1 thread each": ("compiled", 2, 1)}
+# In training, low precision gains nothing on a CPU (the table of steps).
+LOW = {"ours, compiled, bf16, 2 processes, 1 thread each": ("compiled bf16", 2, 1)}
 # job -> how often each case runs.
-ROUNDS = {"training": 2, "sampling": 1}
+ROUNDS = {"training": 2, "sampling": 1, "restoring": 2}
 
 
 def threads(device: torch.device, seconds: float, compiled: bool = False) -> Iterator[Record]:  # noqa: ARG001 - as all
     """Images per second in each case, and its speed over the plain one's; nothing on a GPU."""
     if device.type != "cpu":
         return
-    cases = CASES | (COMPILED if compiled else {})
     for job, rounds in ROUNDS.items():
+        cases = CASES | (COMPILED if compiled else {}) | (LOW if compiled and job != "training" else {})
         rates: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(rounds):
             for name, (what, n_processes, n_threads) in cases.items():

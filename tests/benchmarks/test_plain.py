@@ -1,14 +1,19 @@
 """The plain reference does equal work: its operators, networks, updates and samples are ours up to rounding."""
 
+import json
 import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import benchmarks.__main__ as command
 from benchmarks.arithmetic import matmul_flops
 from benchmarks.document import PERFORMANCE, TABLES, render
 from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_operator, plain_sample
+from benchmarks.records import Record
 from benchmarks.setting import BATCHES, MIXTURE, Setting
 from benchmarks.suites.breakdown import breakdown
 from benchmarks.suites.memory import capacity, memory
@@ -141,14 +146,38 @@ def test_tables_are_made_from_the_records() -> None:
     sampled = {"suite": "sample-ffhq64", "case": "blur", "images_per_s_at_63_calls": 101.6, "mfu": None}
     failed = {"suite": "learning", "case": "", "failed": "no such kernel"}
     lease = {"machine": facts, "records": [trained, sampled, failed]}
-    gpu = render(text, {"cuda": lease, "cuda_suites": {"machine": facts, "records": [step]}})
+    gpu = render(text, {"cuda": lease, "cuda_suites": {"suites": {"training": facts}, "records": [step]}})
     missing = "not measured | not measured"
     assert f"| training | ffhq64 | {missing} | 6400.0 (40.0%) | not measured | 3.00x | not measured |" in gpu
     assert f"| sampling | ffhq64 | {missing} | 101.6 | not measured |" in gpu
     assert "| learning | failed no such kernel |  |" in gpu
+    assert "| cuda_suites: training | d | 2 |" in gpu
     empty = render(gpu, {})
     assert "6400.0" not in empty
     assert render(empty, {}) == empty
+    assert "| not measured | not measured | not measured | not measured |" in empty
+
+
+def test_a_run_of_some_suites_keeps_what_others_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(value: int) -> Callable[..., Iterator[Record]]:
+        return lambda device, seconds: iter([{"suite": f"s{value % 10}", "value": value}])
+
+    output = tmp_path / "results" / "cpu.json"
+    for revision, values in (("first", (1, 2)), ("second", (12,))):
+        monkeypatch.setattr(command, "machine", lambda device, revision=revision: {"git_revision": revision})
+        suites = {f"s{value % 10}": found(value) for value in values}
+        monkeypatch.setattr(command, "SUITES", suites)
+        command.measure(list(suites), CPU, 0, False, output)
+    kept = json.loads(output.read_text())
+    assert kept["records"] == [{"suite": "s1", "value": 1}, {"suite": "s2", "value": 12}]
+    assert {suite: facts["git_revision"] for suite, facts in kept["suites"].items()} == {"s1": "first", "s2": "second"}
+
+
+def test_no_table_of_the_page_has_lost_its_rows() -> None:
+    """But those of a GPU's own suites."""
+    tables = re.findall(r"<!-- table ([a-z-]+) -->\n(.*?)<!-- end -->", PERFORMANCE.read_text(), re.DOTALL)
+    unmeasured = re.compile(r"\| not measured( \| not measured)+ \|")
+    assert [name for name, rows in tables if unmeasured.fullmatch(rows.splitlines()[2])] == []
 
 
 def test_the_smallest_suite_runs_and_interleaves() -> None:
