@@ -16,9 +16,12 @@ from torch import Tensor
 from components import account, cli
 from components.account import Line, Machine
 from components.params import Params, load_params
+from components.paths import STAGED
 from components.profiles import load_profile
 from components.reporting.experiments import experiment_names, load_experiment
 from components.training.train import network
+from invfusion.data import StagedDataset
+from invfusion.data.manifest import MANIFEST
 from invfusion.degradations import DegradationFamily, members_of
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import ConfigError
@@ -75,12 +78,15 @@ def of_tables(params: Params, machine: Machine, prior: GaussianPrior) -> Iterato
             return sum(p.numel() for p in network(changed, changed.first_of(name), prior=prior).parameters())
 
     yield f"on {machine.name}; Gaussian: {account.GAUSSIAN_SHARE}"
+    # Without data, a profile alone does not say whether they have classes.
+    staged = (STAGED / MANIFEST).is_file()
+    n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names) if staged else params.model.n_classes
     for name in experiment_names():
         experiment = load_experiment(name)
         try:
-            changed = experiment.applied(params, params.model.n_classes)
+            changed = experiment.applied(params, n_classes)
         except ConfigError as error:
-            yield f"{name}: {error}"
+            yield f"{name}: {error}" + ("" if staged else " (no data are staged that would say)")
         else:
             lines = account.of_experiment(experiment, changed, count)
             yield f"{name}: {account.summary(lines, machine)}"

@@ -100,7 +100,8 @@ class LowRank(Covariance):
         """
         shape, flat = deviations.shape[1:], deviations.flatten(1)
         check_rank(len(flat), flat.shape[1], rank)
-        values, vectors = _leading(flat, rank)
+        values, weights = _spectrum(flat)
+        values, vectors = values[:rank], _directions(flat, weights[:, :rank])
         bottom = left_out(deviations, values, floor)
         return cls(vectors.T.reshape(rank, *shape).permute(1, 2, 3, 0), (values - bottom).clamp(min=0), bottom)
 
@@ -169,13 +170,19 @@ class Coloured(LowRank):
         n, channels, h, w = deviations.shape
         check_rank(n, channels * h * w, rank)
         colours = colour_combinations(deviations) if colours is None else colours
-        turned = torch.einsum("kc,nchw->nkhw", colours, deviations)
-        found = [_leading(part.flatten(1), min(n - 1, h * w)) for part in turned.unbind(1)]
-        values = torch.cat([v for v, _ in found])
+        most = min(n - 1, h * w)
+        found = [_spectrum(_combined(deviations, colour)) for colour in colours]
+        values = torch.cat([v[:most] for v, _ in found])
         kept = values.argsort(descending=True)[:rank].sort().values
-        combination = torch.cat([torch.full_like(v, k, dtype=torch.long) for k, (v, _) in enumerate(found)])[kept]
+        combination, ranks = kept // most, (kept // most).bincount(minlength=len(colours)).tolist()
+        # The images of a combination are made anew, rather than kept beside those of the others.
+        bases = [
+            _directions(_combined(deviations, colour), weights[:, :its])
+            for colour, (_, weights), its in zip(colours, found, ranks, strict=True)
+            if its
+        ]
         bottom = left_out(deviations, values[kept], floor)
-        basis = torch.cat([u for _, u in found], 1)[:, kept].view(1, h, w, -1)
+        basis = torch.cat(bases, 1).view(1, h, w, -1)
         return cls(colours, basis, (values[kept] - bottom).clamp(min=0), combination, bottom)
 
 
@@ -195,9 +202,18 @@ def in_parts(apply: Callable[[slice], Tensor], n: int, each: int, device: torch.
 
 def colour_combinations(deviations: Tensor) -> Tensor:
     """The uncorrelated combinations of the channels of (N, C, H, W), (C, C), the one that varies most first."""
-    channels = deviations.transpose(0, 1).flatten(1)
-    combinations: Tensor = torch.linalg.eigh(channels @ channels.T)[1].T.flip(0)
+    channels = deviations.flatten(2)
+    combinations: Tensor = torch.linalg.eigh((channels @ channels.mT).sum(0))[1].T.flip(0)
     return combinations
+
+
+def _combined(deviations: Tensor, colour: Tensor) -> Tensor:
+    """One combination (C,) of the channels of (N, C, H, W), in rows (N, H*W)."""
+    # One after another: a product of all would first copy them in another order.
+    combined = torch.zeros_like(deviations[:, 0])
+    for weight, channel in zip(colour, deviations.unbind(1), strict=True):
+        combined.addcmul_(channel, weight)
+    return combined.flatten(1)
 
 
 def check_rank(n: int, size: int, rank: int) -> None:
@@ -212,22 +228,25 @@ def check_rank(n: int, size: int, rank: int) -> None:
 def left_out(deviations: Tensor, values: Tensor, floor: float) -> Tensor:
     """The variance (N, C, H, W) that leading eigenvalues leave to each other direction, at least `floor`."""
     size = deviations[0].numel()
-    left: Tensor = (deviations.square().sum() / len(deviations) - values.sum()).clamp(min=0) / max(
-        size - len(values), 1
-    )
+    whole = torch.linalg.vector_norm(deviations).square() / len(deviations)
+    left: Tensor = (whole - values.sum()).clamp(min=0) / max(size - len(values), 1)
     return left.clamp(min=floor)
 
 
-def _leading(flat: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (r,) of the covariance of rows (N, D), and unit eigenvectors in columns (D, r)."""
+def _spectrum(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of the covariance of rows (N, D), the largest first, with columns for `_directions`: with D > N
+    those of the rows' Gram matrix, (N, N), which are smaller than the eigenvectors."""
     n, size = flat.shape
-    if size <= n:
-        values, vectors = torch.linalg.eigh(flat.T @ flat / n)
-        return values.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    values, left = torch.linalg.eigh(flat @ flat.T / n)
-    values, left = values.flip(0)[:rank], left.flip(1)[:, :rank]
-    vectors, triangle = torch.linalg.qr(flat.T @ left)
-    return values.clamp(min=0), vectors * triangle.diagonal().sign()
+    values, vectors = torch.linalg.eigh((flat.T @ flat if size <= n else flat @ flat.T) / n)
+    return values.flip(0).clamp(min=0), vectors.flip(1)
+
+
+def _directions(flat: Tensor, weights: Tensor) -> Tensor:
+    """Unit eigenvectors (D, r) of the covariance of rows (N, D), of the leading columns (., r) of its `_spectrum`."""
+    if flat.shape[1] <= len(flat):
+        return weights
+    vectors, triangle = torch.linalg.qr(flat.T @ weights)
+    return vectors * triangle.diagonal().sign()
 
 
 class Stationary(Covariance):

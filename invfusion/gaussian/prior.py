@@ -93,22 +93,24 @@ class GaussianPrior(Prior):
             raise ConfigError(f"the floor of a prior's variances must be positive, got {floor}")
         if own_covariances and form != "full":
             raise ConfigError(f"clusters with covariances of their own have the form 'full', not '{form}'")
-        full = images.double()
+        if form == "stationary" and clusters > 1:
+            raise ConfigError("a stationary prior is the same everywhere and has no clusters; set clusters to 1")
+        # The one copy in float64, which for large images is most of the memory that a fit takes.
+        deviations = images.to(torch.float64, copy=True)
         if form == "stationary":
-            if clusters > 1:
-                raise ConfigError("a stationary prior is the same everywhere and has no clusters; set clusters to 1")
-            mean = full.mean((0, 2, 3), keepdim=True)[0].expand(full.shape[1:]).clone()
-            return cls(mean, Stationary.fit(full - mean, floor), data)
-        mean = full.mean(0)
+            mean = deviations.mean((0, 2, 3), keepdim=True)[0].expand(images.shape[1:]).clone()
+            return cls(mean, Stationary.fit(deviations.sub_(mean), floor), data)
+        mean = deviations.mean(0)
+        deviations -= mean
         if rank is None:
-            rank = min(len(full) - 1, mean.numel())
+            rank = min(len(images) - 1, mean.numel())
         kind = Coloured if form == "coloured" else LowRank
         found = None
         if clusters > 1 and own_covariances:
-            found = Clusters.fit_each(full, clusters, rank, floor)
+            found = Clusters.fit_each(images.double(), clusters, rank, floor)
         elif clusters > 1:
-            found = Clusters.fit(full, clusters, kind, rank, floor)
-        return cls(mean, kind.fit(full - mean, rank, floor), data, found)
+            found = Clusters.fit(images.double(), clusters, kind, rank, floor)
+        return cls(mean, kind.fit(deviations, rank, floor), data, found)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

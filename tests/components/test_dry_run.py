@@ -1,6 +1,8 @@
 import logging
 import re
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from components.account import Conditioning, Line, Machine, account, stand_in, s
 from components.params import Params, PriorFitConfig, params_from
 from components.profiles import load_profile, merged, profile_values
 from components.reporting.experiments import experiment_names
+from components.training import dry_run as component
 from components.training.dry_run import dry_run
+from invfusion.data.manifest import MANIFEST
 from invfusion.gaussian.covariance import Coloured
 from invfusion.models.activations import GIB
 
@@ -82,8 +86,11 @@ def test_methods_that_differentiate_keep_what_a_backward_pass_needs() -> None:
     assert memory["matrix: DPS"] - memory["matrix: DDRM"] > 20e9, "64 images of 350 MB"
 
 
-def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_table_has_its_account(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trainings, among them those of its own; a table that needs classes says so."""
+    monkeypatch.setattr(component, "STAGED", tmp_path)
     with caplog.at_level(logging.INFO):
         dry_run(cheap(load_profile()), gpu="a40", tables=True)
     said = {line.partition(":")[0]: line for line in caplog.messages}
@@ -91,6 +98,7 @@ def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
     assert "training" in said["table_01"]
     assert all(name in said["table_01"] for name in ("unconditional", "palette", "indi", "invfusion_g"))
     assert "has no class labels" in said["table_02"]
+    assert "(no data are staged that would say)" in said["table_02"]
     assert all(name in said["table_08"] for name in ("level_1 ", "levels_1_2 "))
     assert "levels_1_3" not in said["table_08"], "of an architecture with two"
     assert "palette_mmse" in said["table_07"]
@@ -98,6 +106,20 @@ def test_every_table_has_its_account(caplog: pytest.LogCaptureFixture) -> None:
     assert "this machine's CPU" in caplog.text
     assert ", Gaussian " in said["table_01"], "of InvFusion-G"
     assert ", Gaussian " not in said["figure_05"], "of InvFusion alone"
+
+
+def test_staged_data_say_whether_there_are_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(component, "STAGED", tmp_path)
+    monkeypatch.setattr(component, "experiment_names", lambda: ["table_10"])
+    params, machine = cheap(load_profile()), Machine("a40", flops=1e13, memory=1e12, disk=1e12)
+    prior = stand_in(PriorFitConfig(rank=8), (3, 16, 16))
+    (tmp_path / MANIFEST).touch()
+    for names, said in ((["cat", "dog"], "training"), ([], "has no class labels: choose one")):
+        staged = SimpleNamespace(class_names=names)
+        monkeypatch.setattr(component, "StagedDataset", lambda folder, split, staged=staged: staged)
+        *_, line = component.of_tables(params, machine, prior)
+        assert said in line
+        assert "would say" not in line
 
 
 def test_evaluation_grows_with_images_and_draws() -> None:
