@@ -17,6 +17,8 @@ from invfusion.models.hdit import Layer
 
 # Graphs of one network: each kind of operator and stride has its own, in training and in sampling.
 MAX_GRAPHS = 64
+# Operations on a number: a GELU has more, the sums and products of norms and rotations have less.
+STORED_FROM = 9
 # Images that must pass through a network, by kind of device, before compilation has paid: forward passes, of which a
 # training image counts as three. Measured with FFHQ64 on one H200 and the default preset on two CPU cores.
 PAYS_FROM = {"cuda": 100_000, "cpu": 1_000_000}
@@ -70,6 +72,7 @@ def compile_network(denoiser: Denoiser, backend: str = "inductor", fullgraph: bo
     The first batch of each operator kind and batch size waits for its compilation. Copies of the denoiser are eager.
     """
     _prepare_compiler()
+    _keep_what_is_dear()
     denoiser.net.compile(fullgraph=fullgraph, dynamic=False, backend=backend)
 
 
@@ -90,6 +93,14 @@ def compile_layers(denoiser: Denoiser, backend: str | Callable[..., Any] = "indu
 def _prepare_compiler() -> None:
     mark_constants()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+
+
+def _keep_what_is_dear() -> None:
+    """Values of more than so many operations are stored, where the compiler would compute them within each loop that
+    reads them: the GELU between H and H_pinv of a mask, read in another order, would not be vectorised there."""
+    from torch._inductor import config  # loads the compiler
+
+    config.realize_opcount_threshold = STORED_FROM
 
 
 def is_compiled(denoiser: Denoiser) -> bool:
