@@ -1,6 +1,6 @@
 """Measure everything, write JSON, and bring the tables of docs/performance.md up to date with it.
 
-`python -m benchmarks` takes about five minutes on two CPU cores, where the paper's networks run narrowed; on a GPU the
+`python -m benchmarks` takes some ten minutes on two CPU cores, where the paper's networks run narrowed; on a GPU the
 same command runs them whole. Every figure is a ratio of calls that ran in turn, so a busy machine does not favour one.
 """
 
@@ -35,16 +35,25 @@ def measure(names: list[str], device: torch.device, seconds: float, compiled: bo
     {"suites": {suite: the machine that measured it}, "records"}.
     """
     start, facts = time.perf_counter(), machine(device)
-    result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"suites": {}, "records": []}
+    result = _found_before(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(names, desc="benchmarks", unit="suite", disable=None) as progress:
         for name in progress:
             progress.set_postfix_str(name)
             records = list(_suite(name, compiled)(device, seconds))
             result["records"] = [r for r in result["records"] if r["suite"] != name] + records
-            result["suites"][name] = facts
+            # Some measure nothing on a GPU.
+            result["suites"] |= {name: facts} if records else {}
             facts["seconds"] = rounded(time.perf_counter() - start)
             output.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _found_before(output: Path) -> dict[str, Any]:
+    """What is in the file; earlier ones had one machine for all suites."""
+    result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"records": []}
+    machine = result.pop("machine", None)
+    result.setdefault("suites", {r["suite"]: machine for r in result["records"]})
     return result
 
 
@@ -94,9 +103,7 @@ def main() -> None:
     result = measure(arguments.only, device, arguments.seconds, arguments.compile, output)
     if not arguments.no_document:
         update(PERFORMANCE, RESULTS)
-    facts = result["suites"][arguments.only[-1]]
-    measured = [r for r in result["records"] if r["suite"] in arguments.only]
-    log.info("%d records of %s in %s, %.0f s", len(measured), facts["device"], output, facts["seconds"])
+    log.info("%s: %d records of %s", output, len(result["records"]), ", ".join(result["suites"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""One process of `benchmarks.suites.threads`, timed: "training", "sampling" or "restoring" of one of WAYS."""
+"""One process of `benchmarks.suites.threads`, timed: "training", "sampling" or "restoring" of "plain", "ours" or
+"compiled"; the last two of "compiled bf16" too, with the trunk in bfloat16."""
 
 import json
 import os
@@ -24,8 +25,6 @@ from invfusion.training.distributed import Processes, processes
 from invfusion.training.ema import EMA
 from invfusion.training.step import Stepper
 
-# What runs: the plain reference, ours eager, ours compiled, and that with the trunk in bfloat16.
-WAYS = ("plain", "ours", "compiled", "compiled bf16")
 # A family of the mixture is drawn for each step, so that few steps say little; the first ones warm up, or compile.
 STEPS = 48
 WARM_UP = {"plain": 4, "ours": 4, "compiled": 24}

@@ -20,8 +20,8 @@ from components.paths import STAGED
 from components.profiles import load_profile
 from components.reporting.experiments import experiment_names, load_experiment
 from components.training.train import network
-from invfusion.data import StagedDataset
 from invfusion.data.manifest import MANIFEST
+from invfusion.data.staged import StagedManifest
 from invfusion.degradations import DegradationFamily, members_of
 from invfusion.diffusion.losses import Condition
 from invfusion.errors import ConfigError
@@ -78,18 +78,27 @@ def of_tables(params: Params, machine: Machine, prior: GaussianPrior) -> Iterato
             return sum(p.numel() for p in network(changed, changed.first_of(name), prior=prior).parameters())
 
     yield f"on {machine.name}; Gaussian: {account.GAUSSIAN_SHARE}"
-    # Without data, a profile alone does not say whether they have classes.
-    staged = (STAGED / MANIFEST).is_file()
-    n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names) if staged else params.model.n_classes
+    n_classes = _staged_classes(params)
     for name in experiment_names():
         experiment = load_experiment(name)
         try:
-            changed = experiment.applied(params, n_classes)
+            changed = experiment.applied(params, params.model.n_classes if n_classes is None else n_classes)
         except ConfigError as error:
-            yield f"{name}: {error}" + ("" if staged else " (no data are staged that would say)")
+            unknown = experiment.class_conditional and n_classes is None
+            yield f"{name}: {error}" + (f" ('{params.data.name}' is not staged, which would say)" if unknown else "")
         else:
             lines = account.of_experiment(experiment, changed, count)
             yield f"{name}: {account.summary(lines, machine)}"
+
+
+def _staged_classes(params: Params) -> int | None:
+    """Of the profile's data, where they are staged: without them a profile does not say whether they have classes."""
+    try:
+        staged = StagedManifest.model_validate_json((STAGED / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    own = (params.data.name, params.data.image_size, params.data.channels)
+    return len(staged.class_names) if (staged.name, staged.image_size, staged.channels) == own else None
 
 
 def _one_step(task: Task, denoiser: Denoiser, x: Tensor, family: DegradationFamily) -> float:

@@ -246,7 +246,8 @@ def _directions(flat: Tensor, weights: Tensor) -> Tensor:
     if flat.shape[1] <= len(flat):
         return weights
     vectors, triangle = torch.linalg.qr(flat.T @ weights)
-    return vectors * triangle.diagonal().sign()
+    signed: Tensor = vectors * triangle.diagonal().sign()
+    return signed
 
 
 class Stationary(Covariance):

@@ -95,7 +95,7 @@ class GaussianPrior(Prior):
             raise ConfigError(f"clusters with covariances of their own have the form 'full', not '{form}'")
         if form == "stationary" and clusters > 1:
             raise ConfigError("a stationary prior is the same everywhere and has no clusters; set clusters to 1")
-        # The one copy in float64, which for large images is most of the memory that a fit takes.
+        # Without clusters the one copy in float64, which for large images is most of the memory that a fit takes.
         deviations = images.to(torch.float64, copy=True)
         if form == "stationary":
             mean = deviations.mean((0, 2, 3), keepdim=True)[0].expand(images.shape[1:]).clone()
@@ -105,12 +105,14 @@ class GaussianPrior(Prior):
         if rank is None:
             rank = min(len(images) - 1, mean.numel())
         kind = Coloured if form == "coloured" else LowRank
+        covariance = kind.fit(deviations, rank, floor)
+        del deviations
         found = None
         if clusters > 1 and own_covariances:
             found = Clusters.fit_each(images.double(), clusters, rank, floor)
         elif clusters > 1:
             found = Clusters.fit(images.double(), clusters, kind, rank, floor)
-        return cls(mean, kind.fit(deviations, rank, floor), data, found)
+        return cls(mean, covariance, data, found)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from components.reporting.experiments import experiment_names
 from components.training import dry_run as component
 from components.training.dry_run import dry_run
 from invfusion.data.manifest import MANIFEST
+from invfusion.data.staged import StagedManifest
 from invfusion.gaussian.covariance import Coloured
 from invfusion.models.activations import GIB
 
@@ -98,7 +98,7 @@ def test_every_table_has_its_account(
     assert "training" in said["table_01"]
     assert all(name in said["table_01"] for name in ("unconditional", "palette", "indi", "invfusion_g"))
     assert "has no class labels" in said["table_02"]
-    assert "(no data are staged that would say)" in said["table_02"]
+    assert "('digits16' is not staged, which would say)" in said["table_02"]
     assert all(name in said["table_08"] for name in ("level_1 ", "levels_1_2 "))
     assert "levels_1_3" not in said["table_08"], "of an architecture with two"
     assert "palette_mmse" in said["table_07"]
@@ -113,13 +113,20 @@ def test_staged_data_say_whether_there_are_classes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(component, "experiment_names", lambda: ["table_10"])
     params, machine = cheap(load_profile()), Machine("a40", flops=1e13, memory=1e12, disk=1e12)
     prior = stand_in(PriorFitConfig(rank=8), (3, 16, 16))
-    (tmp_path / MANIFEST).touch()
-    for names, said in ((["cat", "dog"], "training"), ([], "has no class labels: choose one")):
-        staged = SimpleNamespace(class_names=names)
-        monkeypatch.setattr(component, "StagedDataset", lambda folder, split, staged=staged: staged)
+    staged = StagedManifest(
+        name="digits16", image_size=16, channels=3, class_names=["cat", "dog"], n_samples={}, digests={}, shards={}
+    )
+    for changes, said in (
+        ({}, "training"),
+        ({"class_names": []}, "choose one that has, as folders named by class"),
+        ({"name": "pets"}, "('digits16' is not staged, which would say)"),
+    ):
+        (tmp_path / MANIFEST).write_text(staged.model_copy(update=changes).model_dump_json())
         *_, line = component.of_tables(params, machine, prior)
         assert said in line
-        assert "would say" not in line
+    (tmp_path / MANIFEST).write_text("damaged")
+    *_, line = component.of_tables(params, machine, prior)
+    assert "is not staged" in line
 
 
 def test_evaluation_grows_with_images_and_draws() -> None:
