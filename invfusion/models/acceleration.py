@@ -17,10 +17,6 @@ from invfusion.models.hdit import Layer
 
 # Graphs of one network: each kind of operator and stride has its own, in training and in sampling.
 MAX_GRAPHS = 64
-# On a CPU a value of so many operations is stored, where the compiler would compute it within each loop that reads it:
-# the GELU between H and H_pinv of a mask, read in another order, would not be vectorised there. Norms' and rotations'
-# sums and products are fewer.
-STORED_FROM = 9
 # Images that must pass through a network, by kind of device, before compilation has paid: forward passes, of which a
 # training image counts as three. Measured with FFHQ64 on one H200 and the default preset on two CPU cores.
 PAYS_FROM = {"cuda": 100_000, "cpu": 1_000_000}
@@ -74,11 +70,7 @@ def compile_network(denoiser: Denoiser, backend: str = "inductor", fullgraph: bo
     The first batch of each operator kind and batch size waits for its compilation. Copies of the denoiser are eager.
     """
     _prepare_compiler()
-    on_cpu = next(denoiser.parameters()).device.type == "cpu"
-    options: dict[str, Any] | None = (
-        {"realize_opcount_threshold": STORED_FROM} if on_cpu and backend == "inductor" else None
-    )
-    denoiser.net.compile(fullgraph=fullgraph, dynamic=False, backend=backend, options=options)
+    denoiser.net.compile(fullgraph=fullgraph, dynamic=False, backend=backend)
 
 
 def compile_layers(denoiser: Denoiser, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -55,9 +55,9 @@ def edit(folder: Path, change: Callable[[Any], Any]) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    # Two threads: trainings run side by side.
-    here = {"PATH": path, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "2"}
-    return os.environ | here
+    here = {"PATH": path, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder)}
+    # Two threads, whatever the caller has: trainings run side by side.
+    return os.environ | here | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 
 
 def run(folder: Path, *command: str, said: str = "") -> subprocess.CompletedProcess[str]:
