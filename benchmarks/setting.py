@@ -122,6 +122,10 @@ class Setting:
         """Some images (n, C, H, W) in [-1, 1]."""
         return rng.randn(self.config.image_shape, rng.generators(0, "benchmarks/x", range(n)), self.device).clip(-1, 1)
 
+    def starts(self, n: int) -> Tensor:
+        """Standard normal noise (n, C, H, W) that sampling starts from."""
+        return rng.randn(self.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), self.device)
+
     def measurement(self, kind: str, n: int, index: int = 0) -> Measurement:
         """What a drawn operator sees of n images."""
         return Measurement.of(self.images(n), self.operator(kind, n, index).prepare())

@@ -12,19 +12,20 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_measurement, plain_sample
+from benchmarks.plain import PlainDenoiser, PlainTrainer, plain_sample
 from benchmarks.setting import MIXTURE, Setting
+from benchmarks.suites.whole import restoring_runs
 from invfusion import rng
 from invfusion.data import Batch
 from invfusion.models import Denoiser, compile_network, lower_precision
-from invfusion.operators import Measurement
-from invfusion.samplers import MMSE, Heun
+from invfusion.samplers import Heun
 from invfusion.training.distributed import Processes, processes
 from invfusion.training.ema import EMA
 from invfusion.training.step import Stepper
 
+# Of a kind of operator and an index under which it is drawn.
+Job = Callable[[str, int], None]
 # A family of the mixture is drawn for each step, so that few steps say little; the first ones warm up, or compile.
 STEPS = 48
 WARM_UP = {"plain": 4, "ours": 4, "compiled": 24}
@@ -81,32 +82,23 @@ def _our_step(setting: Setting, group: Processes, size: int, compiled: bool) -> 
 def _sampling(setting: Setting, group: Processes, what: str) -> float:
     """Each process has a batch of its own, as in evaluation; the operators and their inverses are drawn in the time."""
     denoiser, n = _network(setting, what), setting.sampling_batch
-    plain, noise = PlainDenoiser(denoiser), _noise(setting)
+    plain, noise = PlainDenoiser(denoiser), setting.starts(n)
 
-    def sample(kind: str, config: Heun, index: int) -> None:
+    def sample(config: Heun, kind: str, index: int) -> None:
         measurement = setting.measurement(kind, n, index)
         if what == "plain":
             plain_sample(plain, measurement, noise, config)
         else:
             config.sample(denoiser, measurement, noise, generators=rng.generators(0, "benchmarks/way", range(n)))
 
-    return _rate(group, n, MIXTURE, partial(sample, config=SHORT), partial(sample, config=SAMPLER), rounds=1)
+    return _rate(group, n, MIXTURE, partial(sample, SHORT), partial(sample, SAMPLER), rounds=1)
 
 
 def _restoring(setting: Setting, group: Processes, what: str) -> float:
     """One-step estimates, each process of batches of its own; measuring stands in the time, as do the operators."""
-    denoiser, n, sampler = _network(setting, what), setting.sampling_batch, MMSE()
-    plain, noise, x = PlainDenoiser(denoiser), _noise(setting), setting.images(setting.sampling_batch)
-    sigma = torch.full((n,), sampler.sigma)
-
-    def restore(kind: str, index: int) -> None:
-        measurement = Measurement.of(x, setting.operator(kind, n, index))
-        if what == "plain":
-            plain(sampler.sigma * noise, sigma, plain_measurement(measurement))
-        else:
-            sampler.sample(denoiser, measurement, noise, generators=rng.generators(0, "benchmarks/way", range(n)))
-
-    return _rate(group, n, MIXTURE[:-1], restore, restore, ROUNDS)
+    denoiser = _network(setting, what)
+    restore = restoring_runs(setting, denoiser, denoiser)["plain" if what == "plain" else "ours"]
+    return _rate(group, setting.sampling_batch, MIXTURE[:-1], restore, restore, ROUNDS)
 
 
 def _network(setting: Setting, what: str) -> Denoiser:
@@ -118,14 +110,7 @@ def _network(setting: Setting, what: str) -> Denoiser:
     return denoiser
 
 
-def _noise(setting: Setting) -> Tensor:
-    starts = rng.generators(0, "benchmarks/start", range(setting.sampling_batch))
-    return rng.randn(setting.config.image_shape, starts, setting.device)
-
-
-def _rate(
-    group: Processes, n: int, kinds: Sequence[str], warm: Callable[..., None], job: Callable[..., None], rounds: int
-) -> float:
+def _rate(group: Processes, n: int, kinds: Sequence[str], warm: Job, job: Job, rounds: int) -> float:
     """Images per second of all processes, each with `rounds` batches of n for each kind of operator.
 
     All are done once before, since a compiled network has a graph for each stride.
@@ -133,11 +118,11 @@ def _rate(
     indices = range(group.rank, group.world_size * rounds, group.world_size)
     with torch.inference_mode():
         for kind, index in product(kinds, indices):
-            warm(kind, index=index)
+            warm(kind, index)
         group.barrier()
         start = time.perf_counter()
         for kind, index in product(kinds, indices):
-            job(kind, index=index)
+            job(kind, index)
         group.barrier()
     return group.world_size * rounds * len(kinds) * n / (time.perf_counter() - start)
 

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from invfusion.data import StagedDataset, TrainingStream
 from invfusion.data.build import BuildConfig, build_dataset
 from invfusion.data.sources.base import Listing, SourceImage
 from invfusion.data.staging import stage_dataset
+from invfusion.models import Denoiser
 from invfusion.operators import Measurement
 from invfusion.samplers import MMSE, Heun
 from invfusion.training.distributed import Processes
@@ -87,8 +89,10 @@ def _whole(setting: Setting, seconds: float) -> Iterator[Record]:
     times = interleaved(_sampling_runs(setting, n), seconds, setting.device, at_least=2)
     yield _rates(compared("whole", times, what=f"sampling, {2 * LEVELS - 1} calls", preset=setting.name, images=n), n)
     for model in RESTORERS:
+        runs = restoring_runs(setting, setting.denoiser(model).eval(), setting.denoiser(plain_of(model)).eval())
         for kind in MIXTURE[:-1]:
-            times = interleaved(_restoring_runs(setting, model, kind, n), seconds, setting.device, at_least=2)
+            of_kind = {name: partial(run, kind, 0) for name, run in runs.items()}
+            times = interleaved(of_kind, seconds, setting.device, at_least=2)
             what = f"one step, {model}, {kind}"
             yield _rates(compared("whole", times, what=what, preset=setting.name, images=n), n)
 
@@ -126,7 +130,7 @@ def _plain_run(setting: Setting, dataset: StagedDataset) -> Callable[[], Any]:
 
 def _sampling_runs(setting: Setting, n: int) -> dict[str, Callable[[], Any]]:
     denoiser, sampler = setting.denoiser("invfusion").eval(), Heun(n_steps=LEVELS)
-    noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
+    noise = setting.starts(n)
     # Blur is the family in the middle: dearer than masks, cheaper than matrices.
     measurement = setting.measurement("strided_motion_blur", n)
 
@@ -137,22 +141,22 @@ def _sampling_runs(setting: Setting, n: int) -> dict[str, Callable[[], Any]]:
     return {"ours": ours, "plain": lambda: plain_sample(PlainDenoiser(denoiser), measurement, noise, sampler)}
 
 
-def _restoring_runs(setting: Setting, model: Model, kind: str, n: int) -> dict[str, Callable[[], Any]]:
-    """From freshly drawn operators and what they see of n images to one-step estimates of these."""
-    denoiser, plain = setting.denoiser(model).eval(), PlainDenoiser(setting.denoiser(plain_of(model)).eval())
-    x, sampler = setting.images(n), MMSE()
-    noise = rng.randn(setting.config.image_shape, rng.generators(0, "benchmarks/start", range(n)), setting.device)
-    sigma = torch.full((n,), sampler.sigma, device=setting.device)
+def restoring_runs(setting: Setting, denoiser: Denoiser, plain: Denoiser) -> dict[str, Callable[[str, int], None]]:
+    """One-step estimates of a batch of images by a kind of operator, drawn under an index, and what it sees of them:
+    all of it within the call."""
+    network, n, sampler = PlainDenoiser(plain), setting.sampling_batch, MMSE()
+    x, noise, sigma = setting.images(n), setting.starts(n), torch.full((n,), sampler.sigma, device=setting.device)
 
-    def measured() -> Measurement:
-        return Measurement.of(x, setting.operator(kind, n))
+    def measured(kind: str, index: int) -> Measurement:
+        return Measurement.of(x, setting.operator(kind, n, index))
 
-    def ours() -> None:
+    def ours(kind: str, index: int) -> None:
+        ways = rng.generators(0, "benchmarks/way", range(n))
         with torch.inference_mode():
-            sampler.sample(denoiser, measured(), noise, generators=rng.generators(0, "benchmarks/way", range(n)))
+            sampler.sample(denoiser, measured(kind, index), noise, generators=ways)
 
-    def plainly() -> None:
+    def plainly(kind: str, index: int) -> None:
         with torch.inference_mode():
-            plain(sampler.sigma * noise, sigma, plain_measurement(measured()))
+            network(sampler.sigma * noise, sigma, plain_measurement(measured(kind, index)))
 
     return {"ours": ours, "plain": plainly}
