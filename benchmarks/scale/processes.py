@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from benchmarks.records import Record, rounded
-from benchmarks.suites.threads import run
+from benchmarks.suites.threads import Case, run
 
 PROCESSES = (1, 2, 4)
 
@@ -14,7 +14,7 @@ def shared(counts: Sequence[int]) -> Iterator[Record]:
     cores = os.cpu_count() or 1
     alone = 0.0
     for n in counts:
-        rate = run("training", "ours", n, 1)
+        rate = run("training", Case("ours", "ours", n, 1))
         alone = alone or rate / n
         yield {
             "suite": "scale",
