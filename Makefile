@@ -81,6 +81,8 @@ check: develop  ## format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Nothing is beside it, and threads that share a process are compared at their best.
+bench: export OMP_WAIT_POLICY = ACTIVE
 bench: setup  ## measure training, sampling and their parts; brings the tables of docs/performance.md up to date
 	@$(BIN)/python -m benchmarks $(BENCH)
 

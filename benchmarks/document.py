@@ -71,8 +71,10 @@ def _x(value: float | None) -> str:
 
 def _machine(results: Results) -> str:
     rows = [row for name, result in results.items() for row in _runs(name, result)]
-    rows += [["cuda", *[NOT_MEASURED] * 9]] * ("cuda" not in results)
-    head = ["", "device", "cores", "threads", "load", "torch", "revision", "fp32 GFLOP/s", "bf16 GFLOP/s", "run, s"]
+    rows += [["cuda", *[NOT_MEASURED] * 10]] * ("cuda" not in results)
+    head = [
+        "", "device", "cores", "threads", "waiting", "load", "torch", "revision", "fp32 GFLOP/s", "bf16 GFLOP/s", "run, s",
+    ]  # fmt: skip
     return _markdown(head, rows)
 
 
@@ -93,8 +95,9 @@ def _facts(machine: dict[str, Any]) -> Row:
     seconds = machine["seconds"]
     total = rounded(sum(seconds.values())) if isinstance(seconds, dict) else seconds
     return [
-        machine["device"], machine.get("cores"), machine["threads"], machine.get("load_average"), machine["torch"],
-        (machine["git_revision"] or "")[:7], peaks.get("float32"), peaks.get("bfloat16"), total,
+        machine["device"], machine.get("cores"), machine["threads"], machine.get("wait_policy"),
+        machine.get("load_average"), machine["torch"], (machine["git_revision"] or "")[:7], peaks.get("float32"),
+        peaks.get("bfloat16"), total,
     ]  # fmt: skip
 
 

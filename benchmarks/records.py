@@ -44,6 +44,7 @@ def machine_facts(device: torch.device) -> Record:
         "device": torch.cuda.get_device_name(device) if is_gpu else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "load_average": None if is_gpu else rounded(os.getloadavg()[0]),
         "torch": torch.__version__,
         "git_revision": revision(),

@@ -15,7 +15,7 @@ class Strips:
     """
 
     def __init__(self, precision: Tensor, size: tuple[int, int], end: tuple[int, int], n: tuple[int, int]) -> None:
-        """precision: (..., H, W // 2 + 1), positive, by frequency, of a grid of `size` = (H, W). end: the first row and
+        """precision: (..., C, H, W // 2 + 1), positive, by frequency, of a grid of `size` = (H, W). end: the first row and
         column beyond the picture; n: how many there are, the grid's first ones following its last.
         """
         self.precision, self.size = precision, size
@@ -32,13 +32,13 @@ class Strips:
         self._across_columns = _inverses(torch.fft.rfft(response[..., : n[1]], dim=-2))
 
     def inverse(self, r: Tensor) -> Tensor:
-        """Of r (B, ..., H, W), whose entries in the picture are not looked at; the result is zero there."""
+        """Of r (B, C, H, W), whose entries in the picture are not looked at; the result is zero there."""
         z = self._by_rows(r)
         z = z + self._by_columns(r - self.applied(z))
         return z + self._by_rows(r - self.applied(z))
 
     def applied(self, z: Tensor) -> Tensor:
-        """P z on the whole grid; z (B, ..., h, w) is zero beyond its own entries."""
+        """P z on the whole grid; z (B, C, h, w) is zero beyond its own entries."""
         filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(z, s=self.size) * self.precision, s=self.size)
         return filtered
 
@@ -58,8 +58,13 @@ class Strips:
 
 
 def _inverses(response: Tensor) -> Tensor:
-    """Inverses (..., n, n) of the Hermitian systems of n entries in a row; response: (..., n), by distance."""
-    n = response.shape[-1]
+    """Inverses (..., C, M, n, n) of M Hermitian systems of n entries in a row; response: (..., C, M, n), by distance."""
     both = torch.cat([response[..., 1:].flip(-1).conj(), response], -1)
-    systems = both.unfold(-1, n, 1).flip(-1)
-    return torch.cholesky_inverse(torch.linalg.cholesky(systems)).to(torch.complex64)
+    systems = both.unfold(-1, response.shape[-1], 1)
+    # One channel at a time: in double precision all of them would be the most that a large picture takes.
+    inverses = [_inverse(some) for some in systems.flatten(end_dim=-4)]
+    return torch.stack(inverses).view(systems.shape)
+
+
+def _inverse(systems: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(systems.flip(-1))).to(torch.complex64)

@@ -15,15 +15,15 @@ SIZE, END, BEYOND = (12, 15), (9, 10), (5, 6)
 
 def strips() -> Strips:
     """Of a spectrum that is not even in either frequency alone, as those of blurs along a diagonal."""
-    kernel = torch.zeros(SIZE)
-    kernel[0, 0], kernel[1, 1], kernel[2, 3] = 1, 0.5, 0.3
+    kernel = torch.zeros(1, *SIZE)
+    kernel[0, 0, 0], kernel[0, 1, 1], kernel[0, 2, 3] = 1, 0.5, 0.3
     return Strips(1 / (torch.fft.rfft2(kernel).abs().square() + 0.1), SIZE, END, BEYOND)
 
 
 def matrix(found: Strips, function: object) -> Tensor:
     """Of a map of the entries beyond the picture."""
     beyond = found.beyond.flatten().bool()
-    basis = torch.eye(len(beyond))[beyond].view(-1, *SIZE)
+    basis = torch.eye(len(beyond))[beyond].view(-1, 1, *SIZE)
     return function(basis).flatten(1)[:, beyond].T.double()  # type: ignore[operator]
 
 
@@ -44,9 +44,9 @@ def test_the_inverse_is_symmetric_and_nearly_that_of_the_precision() -> None:
 
 
 def test_nothing_of_the_picture_is_looked_at() -> None:
-    found, r = strips(), torch.randn(2, *SIZE, generator=generator(0, "r"))
+    found, r = strips(), torch.randn(2, 1, *SIZE, generator=generator(0, "r"))
     torch.testing.assert_close(found.inverse(r), found.inverse(r * found.beyond))
-    assert bool((found.inverse(r)[:, ~found.beyond.bool()] == 0).all())
+    assert bool((found.inverse(r)[..., ~found.beyond.bool()] == 0).all())
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, 0.02, torch.tensor([0.02, 0.3])], ids=["exact", "noisy", "of two levels"])
