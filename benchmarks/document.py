@@ -73,7 +73,8 @@ def _machine(results: Results) -> str:
     rows = [row for name, result in results.items() for row in _runs(name, result)]
     rows += [["cuda", *[NOT_MEASURED] * 10]] * ("cuda" not in results)
     head = [
-        "", "device", "cores", "threads", "waiting", "load", "torch", "revision", "fp32 GFLOP/s", "bf16 GFLOP/s", "run, s",
+        "", "device", "cores", "threads", "waiting", "load", "torch", "revision",
+        "fp32 GFLOP/s", "bf16 GFLOP/s", "run, s",
     ]  # fmt: skip
     return _markdown(head, rows)
 
