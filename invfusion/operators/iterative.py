@@ -39,15 +39,16 @@ def conjugate_gradients(
     max_iterations: int,
     precondition: Map | None = None,
     tolerance: float | None = None,
+    start: Tensor | None = None,
 ) -> Solution:
     """Solve A z = b for symmetric positive definite A on the last `n_axes` axes of b, (B, *K, *M).
 
     precondition: a symmetric positive definite approximation of the inverse of A. tolerance: the relative residual at
-    which a system is solved, by default that of its precision (`TOLERANCES`).
+    which a system is solved, by default that of its precision (`TOLERANCES`). start: z to begin with, by default zero.
     Source: Hestenes & Stiefel 1952; preconditioned as in Golub & Van Loan, Algorithm 11.5.1.
     """
     inner, spread = _inner_product(n_axes), _spread(n_axes)
-    z, r = torch.zeros_like(b), b
+    z, r = (torch.zeros_like(b), b) if start is None else (start, b - apply(start))
     w = r if precondition is None else precondition(r)
     p, rho, size = w, inner(r, w), inner(b, b)
     bound, n = (tolerance or _tolerance(b)) ** 2 * size, 0

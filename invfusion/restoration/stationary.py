@@ -51,8 +51,7 @@ class Stationary:
 
     def contrast(self, x: Tensor, known: Tensor | None) -> Tensor:
         """The local deviation of middle frequencies in x (B, C, H, W) over the law's; known: weights (B, 1, H, W)."""
-        f = torch.hypot(torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])[None])
-        fine, coarse, around = (torch.exp(-2 * (torch.pi * n * f.to(x.device)) ** 2) for n in BAND_AND_AROUND)
+        fine, coarse, around = (self._bell(n) for n in BAND_AND_AROUND)
         band = fine - coarse
         expected = torch.fft.irfft2(self.spectrum[0] * band**2, s=self.size)[0, 0]
         known = torch.ones_like(x[:, :1]) if known is None else known.to(x)
@@ -60,6 +59,19 @@ class Stationary:
         near = self._convolved(known, around).clamp(min=1e-6)
         share: Tensor = self._convolved(found * known, around) / near / expected
         return share.clamp(min=LEAST_CONTRAST**2).sqrt()
+
+    def interpolated(self, x: Tensor, known: Tensor, deviation: float) -> Tensor:
+        """Means of the known pixels around each, weighted by a bell: (B, C, H, W) on the grid, x zero where known is.
+
+        Source: Knutsson & Westin 1993, normalized convolution.
+        """
+        bell = self._bell(deviation)
+        return self._convolved(x, bell) / self._convolved(known, bell).clamp(min=1e-4)
+
+    def _bell(self, deviation: float) -> Tensor:
+        """The transform of a Gaussian of this deviation, in pixels."""
+        f = torch.hypot(torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])[None])
+        return torch.exp(-2 * (torch.pi * deviation * f.to(self.spectrum.device)) ** 2)
 
     def _convolved(self, planes: Tensor, transfer: Tensor) -> Tensor:
         wide: Tensor = torch.fft.irfft2(torch.fft.rfft2(planes, s=self.size) * transfer, s=self.size)

@@ -15,8 +15,8 @@ class Strips:
     """
 
     def __init__(self, precision: Tensor, size: tuple[int, int], end: tuple[int, int], n: tuple[int, int]) -> None:
-        """precision: (..., C, H, W // 2 + 1), positive, by frequency, of a grid of `size` = (H, W). end: the first row and
-        column beyond the picture; n: how many there are, the grid's first ones following its last.
+        """precision: (..., C, H, W // 2 + 1), positive, by frequency, of a grid of `size` = (H, W). end: the first row
+        and column beyond the picture; n: how many there are, the grid's first ones following its last.
         """
         self.precision, self.size = precision, size
         self.rows, self.columns = (
@@ -58,7 +58,7 @@ class Strips:
 
 
 def _inverses(response: Tensor) -> Tensor:
-    """Inverses (..., C, M, n, n) of M Hermitian systems of n entries in a row; response: (..., C, M, n), by distance."""
+    """Of M Hermitian systems of n entries in a row, (..., C, M, n, n); response: (..., C, M, n), by distance."""
     both = torch.cat([response[..., 1:].flip(-1).conj(), response], -1)
     systems = both.unfold(-1, response.shape[-1], 1)
     # One channel at a time: in double precision all of them would be the most that a large picture takes.

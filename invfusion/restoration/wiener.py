@@ -19,6 +19,8 @@ EXACT = 1e-5
 LEAST_POWER = 1e-10
 # Missing pixels this far, on the average, from the nearest known one make holes.
 FAR = 2.0
+# Deviation in pixels of the bell by which missing pixels that lie one by one are interpolated to begin with.
+NEAR = 1.5
 
 
 def explained(law: Stationary, measurement: Measurement, gap: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def explained(law: Stationary, measurement: Measurement, gap: Tensor) -> Tensor:
     if isinstance(operator, Downsampling):
         u = _solved(system, gap, n_axes, _coarse_inverse(law, operator, noise), EXACT)
     else:
-        u = _solved(system, gap, n_axes, _stationary_inverse(law, measurement, system))
+        u = _solved(system, gap, n_axes, _stationary_inverse(law, measurement, system), TOLERANCE)
     return law.filtered(operator.H_adjoint(u))
 
 
@@ -140,7 +142,9 @@ def _completed(law: Stationary, power: Tensor, measured: Tensor, unknown: Tensor
         return unknown * law.filtered(r, lambda _: power / (1 + stiffness * power))
 
     b = -unknown * law.filtered(measured, lambda _: 1 / power)
-    return measured + _solved(system, b, 3, precondition)
+    # Holes are too wide for means of what lies around.
+    start = unknown * law.interpolated(measured, 1 - unknown, NEAR) if stiffness else None
+    return measured + _solved(system, b, 3, precondition, TOLERANCE, start)
 
 
 def _continued(law: Stationary, power: Tensor, measured: Tensor, end: tuple[int, int], n: tuple[int, int]) -> Tensor:
@@ -181,9 +185,16 @@ def _coarse_inverse(law: Stationary, operator: Downsampling, noise: Tensor) -> M
     return inverse
 
 
-def _solved(system: Map, b: Tensor, n_axes: int, precondition: Map | None, tolerance: float = TOLERANCE) -> Tensor:
+def _solved(
+    system: Map,
+    b: Tensor,
+    n_axes: int,
+    precondition: Map | None,
+    tolerance: float,
+    start: Tensor | None = None,
+) -> Tensor:
     return conjugate_gradients(
-        system, b, n_axes, max_iterations=MAX_ITERATIONS, precondition=precondition, tolerance=tolerance
+        system, b, n_axes, max_iterations=MAX_ITERATIONS, precondition=precondition, tolerance=tolerance, start=start
     ).value
 
 

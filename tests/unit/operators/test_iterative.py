@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from invfusion.errors import OperatorError, ShapeError
 from invfusion.operators import LinearOperator, MatrixOperator, Measurement
+from invfusion.operators.iterative import conjugate_gradients
 
 SHAPE = (1, 6, 5)
 
@@ -47,6 +48,16 @@ def test_everything_equals_linear_algebra() -> None:
         for level, v in zip(lam, y.flatten(1), strict=True)
     ]
     torch.testing.assert_close(op.damped_inverse(y, lam).flatten(1), torch.stack(expected))
+
+
+def test_a_start_saves_steps_and_changes_nothing() -> None:
+    root = normal(9, 9)
+    A, b = root @ root.mT + torch.eye(9).double(), normal(2, 9, seed=1)
+    expected = torch.linalg.solve(A, b.mT).mT
+    for start, most in ((normal(2, 9, seed=2), 30), (expected + 1e-14, 0)):
+        found = conjugate_gradients(lambda z: z @ A, b, 1, max_iterations=30, start=start)
+        torch.testing.assert_close(found.value, expected)
+        assert found.n_iterations <= most
 
 
 def test_a_rank_that_is_lacking_or_a_measurement_that_cannot_be_is_no_obstacle() -> None:

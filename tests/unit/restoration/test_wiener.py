@@ -1,0 +1,80 @@
+"""The Wiener filter of photographs: how few steps it takes, and that they are enough."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from invfusion.operators import Blur, Downsampling, Inpainting, LinearOperator, Measurement
+from invfusion.restoration import wiener
+from invfusion.restoration.photos import load_photos
+from invfusion.rng import generator
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many conjugate gradients took, time by time."""
+    taken: list[int] = []
+    solve = wiener.conjugate_gradients
+
+    def counted(*args: object, **settings: object) -> object:
+        solution = solve(*args, **settings)  # type: ignore[arg-type]
+        taken.append(solution.n_iterations)
+        return solution
+
+    monkeypatch.setattr(wiener, "conjugate_gradients", counted)
+    return taken
+
+
+def measured(operator: LinearOperator, sigma_y: float | Tensor) -> Measurement:
+    x = load_photos().law_of((2, *operator.image_shape)).sample([generator(0, "x", i) for i in range(2)])
+    y = operator.H(x)
+    return Measurement(
+        y + torch.as_tensor(sigma_y).view(-1, 1, 1, 1) * torch.randn(y.shape, generator=generator(0, "n")),
+        operator,
+        sigma_y,
+    )
+
+
+def estimate(measurement: Measurement) -> Tensor:
+    return load_photos().law_of((2, *measurement.operator.image_shape), measurement).gaussian_mean
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.02, torch.tensor([0.02, 0.3])], ids=["exact", "noisy", "of two levels"])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Inpainting((3, 60, 84), torch.zeros(60, 84)),
+        Blur((3, 60, 84), torch.rand(5, 7, generator=generator(0, "kernel")) / 17, "valid"),
+        *(Downsampling((3, 60, 84), 3, kind) for kind in ("bicubic", "area", "lanczos", "nearest")),  # type: ignore[arg-type]
+        Downsampling((1, 60, 84), 2),
+    ],
+    ids=lambda value: f"{value.kind} {getattr(value, 'filter', '')}",
+)
+def test_few_steps_reach_the_filter_where_nothing_is_missing_within(
+    operator: LinearOperator, sigma_y: float | Tensor, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurement = measured(operator, sigma_y)
+    found = estimate(measurement)
+    assert len(steps) == 1
+    assert steps[0] <= 8
+    monkeypatch.setattr(wiener, "EXACT", 1e-7)
+    exact = estimate(measurement)
+    assert (found - exact).abs().max() < 0.02
+    assert (found - exact).square().mean().sqrt() < 2e-4
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_scattered_pixels_are_interpolated_to_begin_with(
+    share: float, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = (torch.rand(60, 84, generator=generator(0, "mask")) < share).float()
+    measurement = measured(Inpainting((3, 60, 84), missing), 0.0)
+    found = estimate(measurement)
+    monkeypatch.setattr(wiener, "MAX_ITERATIONS", 2000)
+    monkeypatch.setattr(wiener, "TOLERANCE", 1e-6)
+    exact = estimate(measurement)
+    monkeypatch.setattr(wiener, "NEAR", 0.01)
+    monkeypatch.setattr(wiener, "TOLERANCE", 3e-3)
+    from_zero = estimate(measurement)
+    assert steps[0] < steps[2]
+    assert (found - exact).square().mean() < 0.8 * (from_zero - exact).square().mean()
