@@ -285,7 +285,7 @@ def _threads(results: Results) -> str:
         [r["job"], r["case"], r["wait_policy"], r["images_per_second"], _x(r["ratio"])]
         for r in _records(results, "threads")
     ]
-    return _markdown(["", "", "OMP_WAIT_POLICY", "images/s", "speed over the plain process at its best"], rows)
+    return _markdown(["", "", "OMP_WAIT_POLICY", "images/s", "speed over the plain one at its best"], rows)
 
 
 def _changes(results: Results) -> str:

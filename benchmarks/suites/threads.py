@@ -46,7 +46,7 @@ ROUNDS = {"training": 2, "sampling": 1, "restoring": 2}
 
 
 def threads(device: torch.device, seconds: float, compiled: bool = False) -> Iterator[Record]:  # noqa: ARG001 - as all
-    """Images per second in each case, and its speed over the plain process at its best; nothing on a GPU."""
+    """Images per second in each case, and its speed over the plain one's at its best; nothing on a GPU."""
     if device.type != "cpu":
         return
     for job, rounds in ROUNDS.items():
@@ -54,7 +54,7 @@ def threads(device: torch.device, seconds: float, compiled: bool = False) -> Ite
         seen = [[run(job, case) for case in cases] for _ in range(rounds)]
         rates = [median(of_case) for of_case in zip(*seen, strict=True)]
         pairs = list(zip(cases, rates, strict=True))
-        plain = max(rate for case, rate in pairs if case.what == "plain" and case.n_processes == 1)
+        plain = max(rate for case, rate in pairs if case.what == "plain")
         for case, rate in pairs:
             yield {
                 "suite": "threads",

@@ -14,22 +14,25 @@ class Strips:
     chapter 2.
     """
 
-    def __init__(self, precision: Tensor, size: tuple[int, int], end: tuple[int, int], n: tuple[int, int]) -> None:
-        """precision: (..., C, H, W // 2 + 1), positive, by frequency, of a grid of `size` = (H, W). end: the first row
-        and column beyond the picture; n: how many there are, the grid's first ones following its last.
+    def __init__(self, precision: Tensor, size: tuple[int, int], end: tuple[int, int], beyond: tuple[int, int]) -> None:
+        """precision: (..., C, H, W // 2 + 1), the positive half spectrum of a grid of `size` = (H, W). end: the first
+        row and column beyond the picture; beyond: how many there are, the grid's first ones following its last.
         """
         self.precision, self.size = precision, size
-        self.rows, self.columns = (
-            torch.arange(first, first + many, device=precision.device) % of
-            for first, many, of in zip(end, n, size, strict=True)
+        self.rows, self.columns = (_following(*line) for line in zip(size, end, beyond, strict=True))
+        self.around = around(size, end, beyond).to(precision)
+        # One channel at a time: in double precision all of them would be the most that a large picture takes.
+        channels = [_inverses(some, size, beyond) for some in precision.flatten(end_dim=-3)]
+        self._across_rows, self._across_columns = (
+            torch.stack(inverses).view(*precision.shape[:-2], *inverses[0].shape)
+            for inverses in zip(*channels, strict=True)
         )
-        # 1 beyond the picture, 0 in it: N.
-        self.beyond = torch.zeros(size, device=precision.device)
-        self.beyond[self.rows] = 1
-        self.beyond[:, self.columns] = 1
-        response = torch.fft.irfft2(precision.double(), s=size)
-        self._across_rows = _inverses(torch.fft.rfft(response[..., : n[0], :], dim=-1).transpose(-2, -1))
-        self._across_columns = _inverses(torch.fft.rfft(response[..., : n[1]], dim=-2))
+
+    @staticmethod
+    def entries(precision: Tensor, size: tuple[int, int], beyond: tuple[int, int]) -> int:
+        """How many numbers the inverses of all small systems have."""
+        half = (size[1] // 2 + 1) * beyond[0] ** 2 + (size[0] // 2 + 1) * beyond[1] ** 2
+        return half * precision.shape[:-2].numel()
 
     def inverse(self, r: Tensor) -> Tensor:
         """Of r (B, C, H, W), whose entries in the picture are not looked at; the result is zero there."""
@@ -57,14 +60,29 @@ class Strips:
         return solved
 
 
-def _inverses(response: Tensor) -> Tensor:
-    """Of M Hermitian systems of n entries in a row, (..., C, M, n, n); response: (..., C, M, n), by distance."""
-    both = torch.cat([response[..., 1:].flip(-1).conj(), response], -1)
-    systems = both.unfold(-1, response.shape[-1], 1)
-    # One channel at a time: in double precision all of them would be the most that a large picture takes.
-    inverses = [_inverse(some) for some in systems.flatten(end_dim=-4)]
-    return torch.stack(inverses).view(systems.shape)
+def around(size: tuple[int, int], end: tuple[int, int], beyond: tuple[int, int]) -> Tensor:
+    """N, (H, W): 1 beyond a picture, 0 in it; arguments as those of `Strips`."""
+    mask = torch.zeros(size)
+    mask[_following(size[0], end[0], beyond[0])] = 1
+    mask[:, _following(size[1], end[1], beyond[1])] = 1
+    return mask
 
 
-def _inverse(systems: Tensor) -> Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(systems.flip(-1))).to(torch.complex64)
+def _following(side: int, first: int, n: int) -> Tensor:
+    """n places from the first on, around the torus."""
+    return torch.arange(first, first + n) % side
+
+
+def _inverses(precision: Tensor, size: tuple[int, int], beyond: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Those across the rows and across the columns, for one channel's precision (H, W // 2 + 1)."""
+    response = torch.fft.irfft2(precision.double(), s=size)
+    of_rows = torch.fft.rfft(response[: beyond[0]], dim=-1).T
+    of_columns = torch.fft.rfft(response[:, : beyond[1]], dim=-2)
+    return _inverse(of_rows, precision.dtype.to_complex()), _inverse(of_columns, precision.dtype.to_complex())
+
+
+def _inverse(response: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of M Hermitian systems of n entries in a row, (M, n, n); response: (M, n), by distance, in double precision."""
+    both = torch.cat([response[:, 1:].flip(-1).conj(), response], -1)
+    systems = both.unfold(-1, response.shape[-1], 1).flip(-1)
+    return torch.cholesky_inverse(torch.linalg.cholesky(systems)).to(dtype)

@@ -63,7 +63,7 @@ def factor_of(measurement: Measurement) -> int:
     """Pixels on whose multiples the windows of an operator must begin."""
     if isinstance(measurement.operator, Bayer):
         return 2
-    return int(getattr(measurement.operator, "factor", 1))
+    return measurement.operator.factor if isinstance(measurement.operator, Downsampling) else 1
 
 
 def evenly(tile: int, multiple: int, image: tuple[int, int], overlap: int) -> tuple[int, int]:

@@ -8,13 +8,18 @@ from invfusion.operators import Bayer, Blur, Downsampling, MaskOperator, Measure
 from invfusion.operators.iterative import Map, conjugate_gradients
 from invfusion.restoration.refinement import LEAST_NOISE, NO_NOISE
 from invfusion.restoration.stationary import Stationary
-from invfusion.restoration.strips import Strips
+from invfusion.restoration.strips import Strips, around
 
+# Of conjugate gradients, and the relative residuals from which on the images stay as they are.
 MAX_ITERATIONS = 120
-# Of the systems: relative residuals from which on the images stay as they are.
 TOLERANCE = 3e-3
 # The same where the preconditioner is nearly the inverse, so that each step counts.
-EXACT = 1e-5
+FINE_TOLERANCE = 1e-5
+# Power below which a spectrum is inverted in double precision, which takes twice as long: in single precision wide
+# blurs with next to no noise did not converge.
+LEAST_SINGLE = 4e-6
+# Numbers of the strips' systems up to which these are worth their memory (0.8 GB) and time.
+MOST_ENTRIES = 100_000_000
 # Of the largest power: rounding has the smallest ones.
 LEAST_POWER = 1e-10
 # Missing pixels this far, on the average, from the nearest known one make holes.
@@ -36,21 +41,25 @@ def explained(law: Stationary, measurement: Measurement, gap: Tensor) -> Tensor:
     def system(u: Tensor) -> Tensor:
         return operator.H(law.filtered(operator.H_adjoint(u))) + noise * u
 
+    precondition, tolerance = _stationary_inverse(law, measurement, system), TOLERANCE
     if isinstance(operator, Downsampling):
-        u = _solved(system, gap, n_axes, _coarse_inverse(law, operator, noise), EXACT)
-    else:
-        u = _solved(system, gap, n_axes, _stationary_inverse(law, measurement, system), TOLERANCE)
+        precondition, tolerance = _coarse_inverse(law, operator, noise), FINE_TOLERANCE
+    u = _solved(system, gap, n_axes, precondition, tolerance)
     return law.filtered(operator.H_adjoint(u))
 
 
 def _variances(sigma_y: Tensor, n_axes: int = 3) -> Tensor:
-    """sigma_y^2 with n_axes more axes; of one entry where the whole batch has the same, so that systems are shared."""
-    sigma_y = sigma_y[:1] if bool((sigma_y == sigma_y[0]).all()) else sigma_y
-    return sigma_y.square().view(-1, *[1] * n_axes)
+    """sigma_y^2 with n_axes more axes."""
+    return _one_or_all(sigma_y).square().view(-1, *[1] * n_axes)
+
+
+def _one_or_all(batch: Tensor) -> Tensor:
+    """The first entry of a batch whose entries are all the same, so that systems are shared, else the batch."""
+    return batch[:1] if bool((batch == batch[:1]).all()) else batch
 
 
 def _stationary_inverse(law: Stationary, measurement: Measurement, system: Map) -> Map | None:
-    """An approximate inverse of a system that is the same at every place.
+    """An approximate inverse of a system that is the same at every place, as of a blur that differs between channels.
 
     Its response to one bright entry in the middle is its spectrum, but for the borders. None where measurements are no
     pictures of the image's channels.
@@ -89,15 +98,18 @@ def _filled_in(law: Stationary, mask: Tensor, sigma_y: Tensor, gap: Tensor) -> T
     missing pixels, those beyond the image too, are what was not measured.
     """
     height, width = gap.shape[-2:]
-    beyond = (0, law.size[1] - width, 0, law.size[0] - height)
-    seen, measured = nn.functional.pad(mask, beyond), nn.functional.pad(gap, beyond)
     exact = bool((sigma_y < NO_NOISE).all())
+    if exact and bool(mask.all()):
+        return gap
+    beyond = (0, law.size[1] - width, 0, law.size[0] - height)
+    measured = nn.functional.pad(gap, beyond)
     noise = _variances(sigma_y.clamp(min=NO_NOISE)) * (not exact)
     power = law.spectrum + noise
     if bool(mask.all()):
         completed = _continued(law, power, measured, (height, width), (height, width))
     else:
-        completed = _completed(law, power, measured, 1 - seen, _stiffness(law, mask))
+        unknown = 1 - nn.functional.pad(mask, beyond)
+        completed = _completed(law, power, measured, unknown, _stiffness(law, mask))
     if not exact:
         completed = law.filtered(completed, lambda S: S / (S + noise))
     return completed[..., :height, :width]
@@ -114,7 +126,7 @@ def _deblurred(law: Stationary, operator: Blur, sigma_y: Tensor, gap: Tensor) ->
     (h, w), circular = operator.kernel.shape[-2:], operator.boundary == "circular"
     if circular:
         law = law.on(height, width)
-    transfer = torch.fft.rfft2(operator.kernel, s=law.size)
+    transfer = torch.fft.rfft2(_one_or_all(operator.kernel.float()), s=law.size)
     power = transfer.abs().square() * law.spectrum + noise
     if circular:
         measured = gap.roll((h // 2, w // 2), dims=(-2, -1))
@@ -128,7 +140,7 @@ def _deblurred(law: Stationary, operator: Blur, sigma_y: Tensor, gap: Tensor) ->
     return law.filtered(measured, lambda _: wiener)[..., :height, :width]
 
 
-def _completed(law: Stationary, power: Tensor, measured: Tensor, unknown: Tensor, stiffness: float) -> Tensor:
+def _completed(law: Stationary, power: Tensor, measured: Tensor, unknown: Tensor, stiffness: Tensor) -> Tensor:
     """Measurements on the whole grid, which are zero where they are unknown (1), as the law K of measurements with this
     power spectrum continues them: z there solves N K^-1 N z = -N K^-1 measured, N keeping what is unknown.
 
@@ -143,19 +155,25 @@ def _completed(law: Stationary, power: Tensor, measured: Tensor, unknown: Tensor
 
     b = -unknown * law.filtered(measured, lambda _: 1 / power)
     # Holes are too wide for means of what lies around.
-    start = unknown * law.interpolated(measured, 1 - unknown, NEAR) if stiffness else None
+    start = unknown * (stiffness > 0) * law.interpolated(measured, 1 - unknown, NEAR)
     return measured + _solved(system, b, 3, precondition, TOLERANCE, start)
 
 
 def _continued(law: Stationary, power: Tensor, measured: Tensor, end: tuple[int, int], n: tuple[int, int]) -> Tensor:
     """`_completed` where n = (rows, columns) are measured, all in a picture that `end` follows, and nothing beyond."""
-    strips = Strips(1 / power, law.size, end, (law.size[0] - n[0], law.size[1] - n[1]))
+    beyond = (law.size[0] - n[0], law.size[1] - n[1])
+    if Strips.entries(power, law.size, beyond) > MOST_ENTRIES:
+        return _completed(law, power, measured, around(law.size, end, beyond).to(power), power.new_zeros(1, 1, 1, 1))
+    known = law.planes(measured)
+    if bool(power.amin() < LEAST_SINGLE):
+        power, known = power.double(), known.double()
+    strips = Strips(1 / power, law.size, end, beyond)
 
     def system(z: Tensor) -> Tensor:
-        return strips.beyond * strips.applied(z)
+        return strips.around * strips.applied(z)
 
-    z = _solved(system, -system(law.planes(measured)), 3, strips.inverse, EXACT)
-    return measured + law.images(z)
+    z = _solved(system, -system(known), 3, strips.inverse, FINE_TOLERANCE)
+    return measured + law.images(z.to(measured.dtype))
 
 
 def _coarse_inverse(law: Stationary, operator: Downsampling, noise: Tensor) -> Map:
@@ -174,7 +192,7 @@ def _coarse_inverse(law: Stationary, operator: Downsampling, noise: Tensor) -> M
     filtered = law.spectrum * rows[:, None] * columns[: law.size[1] // 2 + 1]
     covariance = torch.fft.irfft2(filtered.double(), s=law.size)[..., ::factor, ::factor]
     power = (torch.fft.rfft2(covariance).real + noise).float()
-    power = power.clamp(min=LEAST_POWER * float(power.max()))
+    power = power.clamp(min=LEAST_POWER * power.amax((-3, -2, -1), keepdim=True))
     strips = Strips(1 / power, (height, width), (shape[0], shape[1]), (height - shape[0], width - shape[1]))
 
     def inverse(r: Tensor) -> Tensor:
@@ -198,12 +216,16 @@ def _solved(
     ).value
 
 
-def _stiffness(law: Stationary, mask: Tensor) -> float:
+def _stiffness(law: Stationary, mask: Tensor) -> Tensor:
     """What known pixels add to the precision of the missing ones around them, where these lie one by one: that of the
     waves that fit in between, four times as long as the distance to the nearest known pixel. Holes feel nothing of it.
+
+    mask: (1 or B, 1 or C, H, W), of which the first channel is looked at; returns (1 or B, 1, 1, 1).
     """
-    distances = distance_transform_edt((mask[0, 0] == 0).cpu().numpy())
-    distance = float(distances[distances > 0].mean()) if bool((distances > 0).any()) else FAR
-    if distance >= FAR:
-        return 0.0
-    return float(1 / law.spectrum[0, min(round(law.size[0] / (4 * distance)), law.size[0] // 2), 0])
+    found = []
+    for of_one in mask[:, 0]:
+        distances = distance_transform_edt((of_one == 0).cpu().numpy())
+        distance = float(distances[distances > 0].mean()) if bool((distances > 0).any()) else FAR
+        wave = min(round(law.size[0] / (4 * distance)), law.size[0] // 2)
+        found.append(float(1 / law.spectrum[0, wave, 0]) if distance < FAR else 0.0)
+    return law.spectrum.new_tensor(found).view(-1, 1, 1, 1)

@@ -29,6 +29,7 @@ def holes() -> Tensor:
         (Bayer(SHAPE), 0.05),
         (Grayscale(SHAPE), 0.05),
         (Blur(SHAPE, torch.ones(3, 4) / 12, "valid"), 0.02),
+        (Blur(SHAPE, torch.rand(1, 3, 3, 4, generator=generator(0, "kernels")) / 6, "valid"), 0.02),
         (Downsampling(SHAPE, 2), 0.02),
     ],
     ids=lambda value: getattr(value, "kind", str(value)),

@@ -18,13 +18,13 @@ def strips() -> Strips:
 
 def matrix(found: Strips, function: object) -> Tensor:
     """Of a map of the entries beyond the picture."""
-    beyond = found.beyond.flatten().bool()
+    beyond = found.around.flatten().bool()
     basis = torch.eye(len(beyond))[beyond].view(-1, 1, *SIZE)
     return function(basis).flatten(1)[:, beyond].T.double()  # type: ignore[operator]
 
 
 def test_the_strips_follow_the_picture_around_the_torus() -> None:
-    rows, columns = strips().beyond.bool().all(1), strips().beyond.bool().all(0)
+    rows, columns = strips().around.bool().all(1), strips().around.bool().all(0)
     assert rows.nonzero().flatten().tolist() == [0, 1, 9, 10, 11]
     assert columns.nonzero().flatten().tolist() == [0, 10, 11, 12, 13, 14]
 
@@ -41,5 +41,5 @@ def test_the_inverse_is_symmetric_and_nearly_that_of_the_precision() -> None:
 
 def test_nothing_of_the_picture_is_looked_at() -> None:
     found, r = strips(), torch.randn(2, 1, *SIZE, generator=generator(0, "r"))
-    torch.testing.assert_close(found.inverse(r), found.inverse(r * found.beyond))
-    assert bool((found.inverse(r)[..., ~found.beyond.bool()] == 0).all())
+    torch.testing.assert_close(found.inverse(r), found.inverse(r * found.around))
+    assert bool((found.inverse(r)[..., ~found.around.bool()] == 0).all())
