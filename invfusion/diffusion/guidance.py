@@ -8,9 +8,13 @@ from invfusion.errors import ConfigError
 from invfusion.operators.base import Measurement
 
 
+# Bytes of a batch's operators beyond which these are not copied to double it.
+LARGE = 2**28
+
+
 class GuidedDenoiser:
     """D_null + guidance * (D_class - D_null), (B, C, H, W): both from one denoiser and the same measurement, as one
-    batch of twice the size.
+    batch of twice the size, or one after the other where the operators are large matrices.
 
     guidance = 1 is the denoiser itself; `calls_per_evaluation` counts how often one evaluation runs the network on each
     image.
@@ -37,7 +41,11 @@ class GuidedDenoiser:
             return self.denoiser(x, sigma, measurement, class_labels)
         if class_labels is None:
             raise ConfigError(f"guidance {self.guidance} needs class labels; hand them in, or set guidance to 1")
-        labels = torch.cat((class_labels, torch.full_like(class_labels, self.n_classes)))
+        none = torch.full_like(class_labels, self.n_classes)
+        if _is_large(measurement):
+            conditional, reference = (self.denoiser(x, sigma, measurement, labels) for labels in (class_labels, none))
+            return torch.lerp(reference, conditional, self.guidance)
+        labels = torch.cat((class_labels, none))
         levels = sigma.expand(len(x)).repeat(2)
         both = self.denoiser(x.repeat(2, 1, 1, 1), levels, self._doubled(measurement), labels)
         conditional, reference = both.chunk(2)
@@ -51,3 +59,7 @@ class GuidedDenoiser:
             rows = list(range(len(measurement.y)))
             self._twice = measurement, measurement.select(rows + rows)
         return self._twice[1]
+
+
+def _is_large(measurement: Measurement | None) -> bool:
+    return measurement is not None and sum(t.nbytes for t in measurement.operator.tensors().values()) > LARGE

@@ -30,7 +30,7 @@ class Strips:
 
     @staticmethod
     def entries(precision: Tensor, size: tuple[int, int], beyond: tuple[int, int]) -> int:
-        """How many numbers the inverses of all small systems have."""
+        """How many numbers the inverses of all small systems have; precision: (..., C, H, W // 2 + 1)."""
         half = (size[1] // 2 + 1) * beyond[0] ** 2 + (size[0] // 2 + 1) * beyond[1] ** 2
         return half * precision.shape[:-2].numel()
 

@@ -59,6 +59,16 @@ def test_both_passes_are_one_batch_with_one_doubled_measurement() -> None:
     assert torch.equal(seen.operator.H(x.repeat(2, 1, 1, 1)), seen.y)
 
 
+def test_large_operators_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("invfusion.diffusion.guidance.LARGE", 10)
+    inner = LabelDenoiser()
+    measurement = Measurement.of(X, MaskOperator((3, 4, 4), torch.ones(2, 1, 4, 4)))
+    out = GuidedDenoiser(inner, 2.0)(X, torch.tensor(1.0), measurement, LABELS)[:, 0, 0, 0]
+    torch.testing.assert_close(out, 10 + 2 * (LABELS.float() - 10))
+    assert len(inner.seen) == 2
+    assert all(seen is measurement for seen in inner.seen)
+
+
 @pytest.mark.parametrize("kind", ["strided_motion_blur", "matrix", None])
 def test_one_batch_gives_what_two_calls_give(kind: str | None) -> None:
     denoiser = build_denoiser(
