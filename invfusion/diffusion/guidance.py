@@ -7,7 +7,6 @@ from invfusion.diffusion.protocols import ClassConditional
 from invfusion.errors import ConfigError
 from invfusion.operators.base import Measurement
 
-
 # Bytes of a batch's operators beyond which these are not copied to double it.
 LARGE = 2**28
 

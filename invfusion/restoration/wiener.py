@@ -41,10 +41,10 @@ def explained(law: Stationary, measurement: Measurement, gap: Tensor) -> Tensor:
     def system(u: Tensor) -> Tensor:
         return operator.H(law.filtered(operator.H_adjoint(u))) + noise * u
 
-    precondition, tolerance = _stationary_inverse(law, measurement, system), TOLERANCE
     if isinstance(operator, Downsampling):
-        precondition, tolerance = _coarse_inverse(law, operator, noise), FINE_TOLERANCE
-    u = _solved(system, gap, n_axes, precondition, tolerance)
+        u = _solved(system, gap, n_axes, _coarse_inverse(law, operator, noise), FINE_TOLERANCE)
+    else:
+        u = _solved(system, gap, n_axes, _stationary_inverse(law, measurement, system), TOLERANCE)
     return law.filtered(operator.H_adjoint(u))
 
 
