@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=10, help="so many, evenly spaced")
     parser.add_argument("--methods", nargs="*", default=[], help="these alone, such as photos biharmonic TV")
-    parser.add_argument("--out", type=Path, default=Path("photographs.json"))
+    parser.add_argument("--out", type=Path, default=Path("reports/photographs.json"))
     options = parser.parse_args()
     files = sorted(p for p in options.folder.iterdir() if p.suffix in (".jpg", ".png"))
     chosen = [files[i] for i in torch.linspace(0, len(files) - 1, options.pictures).round().long().tolist()]
@@ -209,6 +209,7 @@ def main() -> None:
         for case, method, value, seconds in judge(image, options.methods):
             found.setdefault(case, {}).setdefault(method, []).append((value, seconds))
             print(f"{path.name}  {case:14} {method:16} {value:6.2f} dB {seconds:6.1f} s", flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(summary(found, n), indent=1) + "\n")
 
 
