@@ -253,7 +253,7 @@ class Restorer:
 
 
 def _bytes_of(measurement: Measurement) -> int:
-    return measurement.y.nbytes + sum(tensor.nbytes for tensor in measurement.operator.tensors().values())
+    return measurement.y.nbytes + measurement.operator.nbytes
 
 
 def _jobs(batch: Batch, name: str) -> list[tuple[int, int]]:

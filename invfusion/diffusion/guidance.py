@@ -41,7 +41,7 @@ class GuidedDenoiser:
         if class_labels is None:
             raise ConfigError(f"guidance {self.guidance} needs class labels; hand them in, or set guidance to 1")
         none = torch.full_like(class_labels, self.n_classes)
-        if _is_large(measurement):
+        if measurement is not None and measurement.operator.nbytes > LARGE:
             conditional, reference = (self.denoiser(x, sigma, measurement, labels) for labels in (class_labels, none))
             return torch.lerp(reference, conditional, self.guidance)
         labels = torch.cat((class_labels, none))
@@ -58,7 +58,3 @@ class GuidedDenoiser:
             rows = list(range(len(measurement.y)))
             self._twice = measurement, measurement.select(rows + rows)
         return self._twice[1]
-
-
-def _is_large(measurement: Measurement | None) -> bool:
-    return measurement is not None and sum(t.nbytes for t in measurement.operator.tensors().values()) > LARGE

@@ -139,6 +139,11 @@ class LinearOperator(nn.Module, ABC):
         own = {name: t for name, t in self.named_buffers(recurse=False) if name != "placeholder"}
         return own or {"placeholder": self.placeholder}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these tensors, of all B operators."""
+        return sum(t.nbytes for t in self.tensors().values())
+
     def attributes(self) -> dict[str, Any]:
         """JSON-able facts beside the tensors that all B operators share (a stride, say)."""
         return {}

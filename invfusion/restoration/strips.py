@@ -19,7 +19,10 @@ class Strips:
         row and column beyond the picture; beyond: how many there are, the grid's first ones following its last.
         """
         self.precision, self.size = precision, size
-        self.rows, self.columns = (_following(*line) for line in zip(size, end, beyond, strict=True))
+        # On the device: an index that is moved there each time would be waited for.
+        self.rows, self.columns = (
+            _following(*line).to(precision.device) for line in zip(size, end, beyond, strict=True)
+        )
         self.around = around(size, end, beyond).to(precision)
         # One channel at a time: in double precision all of them would be the most that a large picture takes.
         channels = [_inverses(some, size, beyond) for some in precision.flatten(end_dim=-3)]

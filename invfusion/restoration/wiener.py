@@ -98,14 +98,14 @@ def _filled_in(law: Stationary, mask: Tensor, sigma_y: Tensor, gap: Tensor) -> T
     missing pixels, those beyond the image too, are what was not measured.
     """
     height, width = gap.shape[-2:]
-    exact = bool((sigma_y < NO_NOISE).all())
-    if exact and bool(mask.all()):
+    exact, whole = bool((sigma_y < NO_NOISE).all()), bool(mask.all())
+    if exact and whole:
         return gap
     beyond = (0, law.size[1] - width, 0, law.size[0] - height)
     measured = nn.functional.pad(gap, beyond)
     noise = _variances(sigma_y.clamp(min=NO_NOISE)) * (not exact)
     power = law.spectrum + noise
-    if bool(mask.all()):
+    if whole:
         completed = _continued(law, power, measured, (height, width), (height, width))
     else:
         unknown = 1 - nn.functional.pad(mask, beyond)
@@ -155,7 +155,8 @@ def _completed(law: Stationary, power: Tensor, measured: Tensor, unknown: Tensor
 
     b = -unknown * law.filtered(measured, lambda _: 1 / power)
     # Holes are too wide for means of what lies around.
-    start = unknown * (stiffness > 0) * law.interpolated(measured, 1 - unknown, NEAR)
+    is_near = stiffness > 0
+    start = unknown * is_near * law.interpolated(measured, 1 - unknown, NEAR) if bool(is_near.any()) else None
     return measured + _solved(system, b, 3, precondition, TOLERANCE, start)
 
 

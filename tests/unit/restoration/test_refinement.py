@@ -74,11 +74,10 @@ def test_the_shipped_network_is_nearer_than_the_gaussian(shape: tuple[int, int, 
     operator, sigma_y = operators(shape)[i]
     if isinstance(operator, Grayscale):
         pytest.skip("discs have any colour")
-    if isinstance(operator, Bayer):
-        pytest.skip("the Gaussian is as good on a mosaic without noise")
     law = load_photos().law_of(x.shape, measured(x, operator, sigma_y))
     before, after = ((estimate - x).square().mean() for estimate in (law.gaussian_mean, law.mean))
-    assert after < 0.9 * before
+    # The Gaussian alone is as good on a mosaic without noise.
+    assert after < (1.15 if isinstance(operator, Bayer) else 0.9) * before
 
 
 def test_known_pixels_stay_as_they_are() -> None:
