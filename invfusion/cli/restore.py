@@ -17,9 +17,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +30,10 @@ from invfusion.restoration.pictures import (
     FORMATS,
     Picture,
     check_format,
+    check_sides,
     encoded,
     load_picture,
+    read_array,
     read_file,
     save_image,
     write_atomically,
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
     sources = list(expanded(options.inputs))
     targets = [target_for(source, options.output, len(sources)) for source in sources]
-    check_targets(sources, targets, options.std)
+    check_targets(sources, targets, options.samples, options.std)
     task, request = task_from(options), request_from(options)
     if options.model == PHOTOS and not options.quiet:
         say("model 'photos': a Gaussian model of photographs, refined by a network")
@@ -97,10 +99,6 @@ def request_from(options: argparse.Namespace) -> Request:
         sigma_y = options.sigma if options.sigma == "estimate" else float(options.sigma)
     except ValueError:
         raise ConfigError(f"--sigma is a number or 'estimate', got '{options.sigma}'") from None
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"--device {options.device} is not available here") from None
     model = load_model(options.model, options.device)
     return Request(
         model=model,
@@ -111,6 +109,7 @@ def request_from(options: argparse.Namespace) -> Request:
         seed=options.seed,
         tile=options.tile,
         progress=not options.quiet,
+        device=options.device,
     )
 
 
@@ -140,37 +139,55 @@ def target_for(source: Path, output: str, n_sources: int) -> Path:
     return out / (source.name if source.suffix.lower() in FORMATS else f"{source.stem}.png")
 
 
-def check_targets(sources: list[Path], targets: list[Path], std: str | None) -> None:
+def check_targets(sources: list[Path], targets: list[Path], n_samples: int, std: str | None) -> None:
     """Raise `ConfigError` where an output would take the place of an input or of another output."""
-    taken = {source.resolve() for source in sources}
-    for target in targets:
-        if target.resolve() in taken:
-            raise ConfigError(
-                f"{target} would take the place of an input or of another output; choose another --output"
-            )
-        taken.add(target.resolve())
     if std is not None:
         check_format(std)
         if len(sources) > 1:
             raise ConfigError("--std names one picture, so it goes with one input")
+    taken = {source.resolve() for source in sources}
+    outputs = [*chain.from_iterable(outputs_of(target, n_samples) for target in targets)]
+    for output in outputs if std is None else [*outputs, Path(std)]:
+        if output.resolve() in taken:
+            raise ConfigError(
+                f"{output} would take the place of an input or of another output; choose another --output"
+            )
+        taken.add(output.resolve())
+
+
+def outputs_of(target: Path, n_samples: int) -> list[Path]:
+    """The files that belong to one restored picture: itself, its record, and its samples where there are several."""
+    samples = [sample_of(target, number) for number in range(1, n_samples + 1)] if n_samples > 1 else []
+    return [target, record_of(target), *samples]
+
+
+def sample_of(target: Path, number: int) -> Path:
+    return target.with_stem(f"{target.stem}-{number}")
+
+
+def record_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
 
 
 def restore_file(source: Path, target: Path, task: Task, request: Request, std: str | None) -> Restored:
     """Restore one file and write all that belongs to it."""
     y, picture = load_measurement(source)
+    if y is None:
+        height, width = picture.image.shape[2:]
+        check_sides(target, (height * task.factor, width * task.factor))
     restored = restore_picture(picture, task, request, y)
     if std is not None and restored.std is None:
         raise ConfigError("--std needs several --samples, or the method nppc")
     record = {"input": str(source), "input_sha256": hashlib.sha256(read_file(source)).hexdigest(), **restored.record}
     for number, sample in enumerate(restored.samples, 1):
-        save_image(sample.image, target.with_stem(f"{target.stem}-{number}"), like=sample)
+        save_image(sample.image, sample_of(target, number), like=sample)
     if std is not None and restored.std is not None:
         white = max(float(restored.std.max()), 1e-12)
         shown = Picture(restored.std / white * 2 - 1, bits=picture.bits)
         write_atomically(std, encoded(shown, FORMATS[Path(std).suffix.lower()]))
         record["std_white"] = white
     save_image(restored.mean.image, target, like=restored.mean)
-    write_atomically(f"{target}.json", (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(record_of(target), (json.dumps(record, indent=2) + "\n").encode())
     return replace(restored, record=record)
 
 
@@ -179,8 +196,8 @@ def load_measurement(source: Path) -> tuple[Tensor | None, Picture]:
     if source.suffix.lower() != ".npy":
         return None, load_picture(source)
     try:
-        y = torch.from_numpy(np.load(source, allow_pickle=False).astype(np.float32))
-    except (OSError, ValueError, EOFError) as error:
+        y = torch.from_numpy(read_array(read_file(source)))
+    except (ValueError, EOFError) as error:
         raise DataError(f"{source}: not an array of numbers ({error})") from error
     # Numbers are not rounded to the steps of a file of 8 bits.
     return y[None], Picture(torch.zeros(1, 3, 1, 1), bits=16)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from invfusion.errors import ConfigError, OperatorError
+from invfusion.errors import ConfigError, InvFusionError, OperatorError
 from invfusion.operators import LinearOperator, operator_from_spec, spec_from_json
 from invfusion.restoration import tasks
 from invfusion.restoration.pictures import load_kernel, load_mask, read_file
@@ -95,19 +95,28 @@ def _image_shape(shape: tuple[int, ...], size: tuple[int, ...] | None) -> tuple[
 def _made(found: Any, shape: tuple[int, ...], source: str) -> Any:
     try:
         return found(shape)
+    except InvFusionError:
+        raise
     except TypeError as error:
         raise OperatorError(f"{source} must be callable with the image shape (C, H, W) alone: {error}") from error
+    except Exception as error:
+        raise OperatorError(f"{source} fails for images {shape}: {type(error).__name__}: {error}") from error
 
 
 def load_module(path: Path) -> ModuleType:
-    """A Python file as a module. Raises `ConfigError` where it is missing or fails."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """A Python file as a module. Raises `ConfigError` where it is missing or fails.
+
+    Its name is no one else's, lest a file `operator.py` take the place of Python's own module.
+    """
+    name = f"own_operators_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise ConfigError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
     return module

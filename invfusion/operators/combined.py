@@ -25,11 +25,15 @@ class Combined(LinearOperator):
     def __init__(
         self, members: Sequence[LinearOperator], image_shape: Sequence[int], measurement_shape: Sequence[int]
     ) -> None:
-        if not 1 <= len(members) <= MAX_MEMBERS:
-            raise OperatorError(f"operator '{self.kind}' needs 1 to {MAX_MEMBERS} members, got {len(members)}")
         n = max(member.batch_size for member in members)
         super().__init__(n, image_shape, measurement_shape)
         self.members = torch.nn.ModuleList(member.expand(n) for member in members)
+
+    @classmethod
+    def check_number(cls, members: Sequence[LinearOperator]) -> None:
+        """Raise `OperatorError` where there are none, or too many."""
+        if not 1 <= len(members) <= MAX_MEMBERS:
+            raise OperatorError(f"operator '{cls.kind}' needs 1 to {MAX_MEMBERS} members, got {len(members)}")
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{i}.{name}": t for i, member in enumerate(self.operators) for name, t in member.tensors().items()}
@@ -87,6 +91,7 @@ class Composition(Combined):
     kind: ClassVar[str] = "composition"
 
     def __init__(self, members: Sequence[LinearOperator]) -> None:
+        self.check_number(members)
         for before, after in pairwise(members):
             if before.measurement_shape != after.image_shape:
                 raise ShapeError(
@@ -115,6 +120,7 @@ class Stack(Combined):
     kind: ClassVar[str] = "stack"
 
     def __init__(self, members: Sequence[LinearOperator]) -> None:
+        self.check_number(members)
         shapes = {member.image_shape for member in members}
         if len(shapes) > 1:
             raise ShapeError(f"stacked operators must take images of one shape, got {sorted(shapes)}")

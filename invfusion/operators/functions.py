@@ -28,15 +28,23 @@ class FunctionOperator(LinearOperator):
         shape = checked_image_shape(image_shape)
         super().__init__(1, shape, _measurement_shape(H, shape, device))
         self.function, self.adjoint_function = H, H_adjoint
+        self.works_in_double = _works_in_double(H, shape, device) and (
+            H_adjoint is None or _works_in_double(H_adjoint, self.measurement_shape, device)
+        )
         self.to(device)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return _over_stack(self.function, x, 3)
+        return self._called(self.function, x, 3)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if self.adjoint_function is None:
             return super()._adjoint(y)
-        return _over_stack(self.adjoint_function, y, len(self.measurement_shape))
+        return self._called(self.adjoint_function, y, len(self.measurement_shape))
+
+    def _called(self, function: Function, value: Tensor, n_axes: int) -> Tensor:
+        """In single precision where the functions know no other, as with a kernel of their own."""
+        known = value if self.works_in_double else value.float()
+        return _over_stack(function, known, n_axes).to(value.dtype)
 
     def to_spec(self) -> dict[str, Any]:
         raise OperatorError(
@@ -63,6 +71,14 @@ def _over_stack(function: Function, value: Tensor, n_axes: int) -> Tensor:
     lead = value.shape[: value.ndim - n_axes]
     result = function(value.reshape(-1, *value.shape[len(lead) :]))
     return result.reshape(*lead, *result.shape[1:])
+
+
+def _works_in_double(function: Function, shape: Sequence[int], device: torch.device | str) -> bool:
+    try:
+        with torch.no_grad():
+            return function(torch.zeros(1, *shape, dtype=torch.float64, device=device)).dtype == torch.float64
+    except Exception:  # noqa: BLE001 - whatever the user's function makes of them
+        return False
 
 
 def _measurement_shape(H: Function, shape: tuple[int, int, int], device: torch.device | str) -> tuple[int, ...]:

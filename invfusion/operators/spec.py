@@ -62,7 +62,7 @@ def spec_from_json(text: str) -> dict[str, Any]:
         raise OperatorError(f"an operator spec may have at most {2 * MAX_BYTES} characters, got {len(text)}")
     try:
         spec = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise OperatorError(f"the operator spec is not valid JSON: {error}") from error
     _check_keys(spec)
     tensors = spec["tensors"]
@@ -105,7 +105,7 @@ def _check_tensors(tensors: Any) -> None:
 def _from_lists(name: str, value: Any) -> Tensor:
     try:
         return torch.tensor(value, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise OperatorError(f"tensor '{name[:80]}' must be nested lists of numbers of equal lengths: {error}") from None
 
 

@@ -5,8 +5,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.errors import CheckpointError
+from invfusion.errors import CheckpointError, ConfigError
 from invfusion.models import load_denoiser
 from invfusion.models.checkpoint import WEIGHTS
 from invfusion.restoration.photos import PHOTOS_FILE, Photos, load_photos
@@ -20,8 +22,12 @@ PHOTOS = "photos"
 def load_model(name: str | Path, device: str = "cpu") -> DenoiserLike:
     """The denoiser of a name: "photos", the path of a checkpoint folder, or an address such as "models:/name@alias".
 
-    Raises `CheckpointError` where there is none.
+    Raises `CheckpointError` where there is none, `ConfigError` where the device is not there.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"the device '{device}' is not available here; name another one, such as cpu") from None
     return load_photos() if str(name) == PHOTOS else load_denoiser(model_folder(name), device)
 
 

@@ -86,9 +86,11 @@ class PhotosPosterior:
     @cached_property
     def mean(self) -> Tensor:
         """The Gaussian's, refined by the network where it knows such measurements."""
-        if self.measurement is None or not knows(self.measurement):
+        known = None if self.measurement is None else knows(self.measurement)
+        if self.measurement is None or known is None or not bool(known.any()):
             return self.gaussian_mean
-        return refined(self.gaussian_mean, self.measurement)
+        better = refined(self.gaussian_mean, self.measurement)
+        return torch.where(known.view(-1, 1, 1, 1), better, self.gaussian_mean)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_sigma, y] for x_sigma (B, C, H, W) of one noise level or of levels (B,), positive."""
@@ -127,11 +129,16 @@ class PhotosPosterior:
         estimate, by that of the known pixels around a hole, it has not. Ones where noise is all that happened: noise,
         not contrast, then says what remains open. Source: Portilla, Strela, Wainwright & Simoncelli 2003.
         """
-        operator = None if self.measurement is None else self.measurement.operator
-        if operator is None or (isinstance(operator, MaskOperator) and bool(operator.mask.bool().all())):
+        if self.measurement is None:
             return self.law.mean.new_ones(())
-        known = operator.mask.amax(1, keepdim=True) if isinstance(operator, MaskOperator) else None
-        return self.law.contrast(self.mean, known)
+        operator = self.measurement.operator
+        if not isinstance(operator, MaskOperator):
+            return self.law.contrast(self.mean, None)
+        is_whole = operator.mask.bool().flatten(1).all(1).view(-1, 1, 1, 1)
+        if bool(is_whole.all()):
+            return self.law.mean.new_ones(())
+        found = self.law.contrast(self.mean, operator.mask.amax(1, keepdim=True))
+        return torch.where(is_whole, torch.ones_like(found), found)
 
     def _moved(self, x: Tensor, law: Stationary, noise: Tensor | float = 0.0) -> Tensor:
         """x and what the measurement says beyond H x + noise."""

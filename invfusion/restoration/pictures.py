@@ -35,6 +35,8 @@ FORMATS = {
     **{".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"},
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"},
 }
+# Rows or columns that a format has at most.
+MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 KERNEL_FILES = (".npy", ".txt", ".csv")
 
 
@@ -53,8 +55,11 @@ class Picture:
     exif: bytes | None = None
 
     def with_image(self, image: Tensor) -> "Picture":
-        """The same file with another image, (1, C, H, W); its opacity is enlarged to fit."""
-        return replace(self, image=image, alpha=None if self.alpha is None else _fitted(self.alpha, image.shape[-2:]))
+        """The same file with another image, (1, C, H, W); its opacity is enlarged to fit. A profile of grey values says
+        nothing of colours, nor the other way round."""
+        profile = self.icc_profile if image.shape[1] == self.image.shape[1] else None
+        alpha = None if self.alpha is None else _fitted(self.alpha, image.shape[-2:])
+        return replace(self, image=image, icc_profile=profile, alpha=alpha)
 
 
 def load_image(path: Path | str) -> Tensor:
@@ -112,11 +117,13 @@ def _kept_exif(exif: Image.Exif) -> bytes | None:
     kept = Image.Exif()
     for tag in KEPT_TAGS & set(exif):
         kept[tag] = exif[tag]
+    has_parts = False
     for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
         content = exif.get_ifd(part)
         if content:
             kept.get_ifd(part).update(content)
-    return kept.tobytes() if len(kept) else None
+            has_parts = True
+    return kept.tobytes() if has_parts or len(kept) else None
 
 
 def _pixels(opened: Image.Image, content: bytes, origin: str) -> tuple[NDArray[Any], bool]:
@@ -158,6 +165,8 @@ def _deep_tiff_pixels(content: bytes, origin: str) -> tuple[NDArray[np.uint16], 
                 return None
             if page.imagewidth * page.imagelength > MAX_PIXELS:
                 raise DataError(f"{origin}: more than {MAX_PIXELS} pixels")
+            if page.photometric not in (1, 2):
+                raise DataError(f"{origin}: a TIFF of 16 bits must be RGB, or grey with black as 0; convert it")
             pixels = page.asarray()
             if page.planarconfig == 2 and pixels.ndim == 3:
                 pixels = pixels.transpose(1, 2, 0)
@@ -210,6 +219,7 @@ def save_image(image: Tensor, path: Path | str, like: Picture | None = None) -> 
         raise ShapeError(f"{path}: the image holds infinite or not-a-number values and was not written")
     picture = (like or Picture(image)).with_image(image)
     check_format(path)
+    check_sides(path, (image.shape[-2], image.shape[-1]))
     write_atomically(path, encoded(picture, FORMATS[Path(path).suffix.lower()]))
 
 
@@ -217,6 +227,13 @@ def check_format(path: Path | str) -> None:
     """Raise `DataError` unless the suffix names a format that can be written."""
     if Path(path).suffix.lower() not in FORMATS:
         raise DataError(f"{path}: the suffix names no format that can be written; use {', '.join(FORMATS)}")
+
+
+def check_sides(path: Path | str, sides: tuple[int, int]) -> None:
+    """Raise `DataError` where the format that the suffix names holds no picture of so many rows or columns."""
+    most = MOST_SIDE.get(FORMATS.get(Path(path).suffix.lower(), ""), max(sides))
+    if max(sides) > most:
+        raise DataError(f"{path}: {sides[0]}x{sides[1]} pixels do not fit into this format ({most} a side); take .png")
 
 
 def write_atomically(path: Path | str, content: bytes) -> None:
@@ -332,11 +349,19 @@ def read_kernel(content: bytes, origin: str) -> Tensor:
 def _read_numbers(path: Path | str) -> Tensor:
     try:
         if Path(path).suffix.lower() == ".npy":
-            return torch.from_numpy(np.load(io.BytesIO(read_file(path)), allow_pickle=False).astype(np.float32))
+            return torch.from_numpy(read_array(read_file(path)))
         text = read_file(path).decode().replace(",", " ")
         return torch.from_numpy(np.loadtxt(io.StringIO(text), dtype=np.float32, ndmin=2))
     except (ValueError, EOFError) as error:
         raise DataError(f"{path}: not a table of numbers ({error})") from error
+
+
+def read_array(content: bytes) -> NDArray[np.float32]:
+    """The numbers of a .npy file. Raises `ValueError` or `EOFError` where it holds no array."""
+    found = np.load(io.BytesIO(content), allow_pickle=False)
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+        raise ValueError("an archive, or an array of other things than real numbers")
+    return found.astype(np.float32)
 
 
 def _checked_kernel(kernel: Tensor, origin: str) -> Tensor:

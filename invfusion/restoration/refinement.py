@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from invfusion.errors import CheckpointError
 from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, LinearOperator, MaskOperator, Measurement
-from invfusion.restoration.tiles import TILE, Window, blended, evenly, factor_of, local_rule
+from invfusion.restoration.tiles import TILE, Window, blended, evenly, factor_of, least_tile, local_rule
 
 FILE = Path(__file__).with_name("photos.safetensors")
 COLOURS = 3
@@ -192,12 +192,12 @@ def padded(x: Tensor) -> Tensor:
     return F.pad(x, (0, -x.shape[-1] % MULTIPLE, 0, -x.shape[-2] % MULTIPLE), mode="replicate")
 
 
-def knows(measurement: Measurement) -> bool:
-    """Whether measurements of this kind were learned from: the operator, its factor, and the noise's level."""
+def knows(measurement: Measurement) -> Tensor:
+    """Whether measurements of this kind were learned from, (B,): the operator, its factor, and the noise's level."""
     operator = measurement.operator
     reduced = getattr(operator, "factor", 1)
     kinds = MaskOperator, Blur, Downsampling, Bayer, Grayscale
-    return isinstance(operator, kinds) and reduced <= MOST_REDUCED and bool((measurement.sigma_y <= MOST_NOISE).all())
+    return (measurement.sigma_y <= MOST_NOISE) & (isinstance(operator, kinds) and reduced <= MOST_REDUCED)
 
 
 def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
@@ -205,8 +205,9 @@ def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
     network, rule = load_refiner().to(estimate.device), local_rule(measurement)
     image = (estimate.shape[-2], estimate.shape[-1])
     multiple = math.lcm(MULTIPLE, factor_of(measurement))
-    is_small = image[0] * image[1] <= TILE**2
-    tile = image if rule is None or is_small else evenly(TILE, multiple, image, SHARED)
+    side = max(TILE, least_tile(measurement))
+    is_small = image[0] * image[1] <= side**2
+    tile = image if rule is None or is_small else evenly(side, multiple, image, SHARED)
 
     def of_tile(tile: Tensor, window: Window) -> Tensor:
         assert rule is not None

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from pydantic import Field
 
 from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.errors import DataError, InvFusionError, ShapeError
+from invfusion.errors import ConfigError, DataError, InvFusionError, ShapeError
 from invfusion.restoration import tasks
 from invfusion.restoration.pictures import Picture, encoded, read_kernel, read_mask, read_picture
 from invfusion.schema import Config
@@ -18,10 +19,11 @@ from invfusion.schema import Config
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one request may ask for: pixels as restored, and draws."""
+    """What one request may ask for: pixels as restored, draws, and methods, or None for all."""
 
     max_pixels: int = 4_000_000
     max_samples: int = 8
+    methods: tuple[str, ...] | None = None
 
 
 class TooLargeError(InvFusionError):
@@ -67,11 +69,16 @@ class PictureRequest(Options):
 
 
 def answer(
-    content: bytes, options: Options, model: DenoiserLike, facts: Mapping[str, str], bounds: Bounds
+    content: bytes,
+    options: Options,
+    model: DenoiserLike,
+    facts: Mapping[str, str],
+    bounds: Bounds,
+    device: str = "cpu",
 ) -> tasks.Restored:
     """Restore the picture in these bytes. Raises `TooLargeError`, and `InvFusionError` where the request is wrong."""
-    picture = read_picture(content, "the picture")
-    _check_size(picture, options, bounds)
+    picture, task = read_picture(content, "the picture"), options.task()
+    _check_bounds(picture, task, options, bounds)
     request = tasks.Request(
         model=model,
         model_facts=facts,
@@ -80,12 +87,15 @@ def answer(
         n_samples=options.samples,
         seed=options.seed,
         progress=False,
+        device=device,
     )
-    return tasks.restore_picture(picture, options.task(), request)
+    return tasks.restore_picture(picture, task, request)
 
 
-def _check_size(picture: Picture, options: Options, bounds: Bounds) -> None:
-    pixels = picture.image[0, 0].numel() * (options.scale or 1) ** 2
+def _check_bounds(picture: Picture, task: tasks.Task, options: Options, bounds: Bounds) -> None:
+    if bounds.methods is not None and options.method not in bounds.methods:
+        raise ConfigError(f"the method '{options.method}' is not offered here; choose {', '.join(bounds.methods)}")
+    pixels = math.prod(task.restored_sides(tuple(picture.image.shape[1:])))  # type: ignore[arg-type]
     if pixels > bounds.max_pixels:
         raise TooLargeError(f"{pixels} pixels, as restored, are more than the {bounds.max_pixels} allowed here")
     if options.samples > bounds.max_samples:

@@ -90,8 +90,8 @@ def restore(
         ShapeError: y, operator, sigma_y and model do not fit together, or y holds NaN.
         OperatorError: the operator lacks what the method needs, or sigma_y is negative or not finite.
     """
-    denoiser = load_model(model) if isinstance(model, str | Path) else model
     measurement = _measurement(y, operator, sigma_y)
+    denoiser = load_model(model, str(measurement.y.device)) if isinstance(model, str | Path) else model
     _check_settings(n_samples, tile, project)
     _check_channels(denoiser, operator)
     sampler = choose_sampler(method, denoiser)
@@ -252,12 +252,19 @@ def _measurement(y: Tensor, operator: LinearOperator, sigma_y: float | Tensor | 
         )
     if not bool(y.isfinite().all()):
         raise ShapeError(f"y holds {int((~y.isfinite()).sum())} infinite or not-a-number values")
-    operator = operator.to(y.device)
+    operator = _in_float32(operator, y.device)
     if isinstance(sigma_y, str):
         if sigma_y != "estimate":
             raise ConfigError(f"sigma_y is a number, one for each image, or 'estimate', got {sigma_y!r}")
         sigma_y = estimate_noise(y, operator)
-    return Measurement(y, operator, sigma_y)
+    return Measurement(y, operator, sigma_y.float() if isinstance(sigma_y, Tensor) else sigma_y)
+
+
+def _in_float32(operator: LinearOperator, device: torch.device) -> LinearOperator:
+    """The operator on a device, in single precision; the caller's own stays as it is, and keeps what it has derived."""
+    own = operator.tensors()
+    moved = {name: t.to(device, torch.float32 if t.dtype == torch.float64 else t.dtype) for name, t in own.items()}
+    return operator if all(moved[name] is own[name] for name in own) else operator.with_tensors(moved)
 
 
 def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:

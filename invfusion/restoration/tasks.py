@@ -24,7 +24,7 @@ class Task:
     """How pictures were measured.
 
     description: in words, for the record. operator_for: from the shape (C, h, w) of a measured picture to the operator.
-    image_for: from the shape of a clean picture to the shape that the operator is made for (`degrade`). margins: rows
+    takes_pictures: whether it is for pictures alone. margins: rows
     above and below and columns left and right of the restored image that the measured picture does not show.
     is_exact: whether measured values stand in the file as they are; else its rounding counts as noise.
     """
@@ -34,12 +34,19 @@ class Task:
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)
     factor: int = 1
     is_exact: bool = False
+    takes_pictures: bool = True
 
     def measured_shape(self, image: Shape) -> Shape:
         """The shape of the picture that is measured of a clean one, of which a factor's remainder is cut off."""
         above, below, left, right = self.margins
         channels, height, width = image
         return channels, (height - above - below) // self.factor, (width - left - right) // self.factor
+
+    def restored_sides(self, measured: Shape) -> tuple[int, int]:
+        """Rows and columns that are solved for where a picture (C, h, w) was measured, `margins` included."""
+        above, below, left, right = self.margins
+        _, height, width = measured
+        return height * self.factor + above + below, width * self.factor + left + right
 
     def framed(self, image: Tensor) -> Tensor:
         """The part of a restored image (B, C, H, W) that the measured picture shows."""
@@ -97,12 +104,13 @@ def enlarging(factor: int, filter: str) -> Task:
 
 def by_operator(make: Callable[[Shape], LinearOperator], source: str) -> Task:
     """An operator of the user's own."""
-    return Task({"kind": "operator", "operator": source}, make)
+    return Task({"kind": "operator", "operator": source}, make, takes_pictures=False)
 
 
 @dataclass(frozen=True)
 class Request:
-    """How to restore; the fields are those of `restore`. sigma_y may be "estimate"."""
+    """How to restore; the fields are those of `restore`. sigma_y may be "estimate". device: where y and H lie, which is
+    where a model without weights of its own works."""
 
     model: DenoiserLike
     model_facts: Mapping[str, str] = field(default_factory=dict)
@@ -112,6 +120,7 @@ class Request:
     seed: int = 0
     tile: int | None = None
     progress: bool = True
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,16 @@ def restore_picture(picture: Picture, task: Task, request: Request, y: Tensor | 
     """
     started = time.perf_counter()
     y = picture.image if y is None else y
-    is_grey = y.ndim == 4 and y.shape[1] == 1
+    if task.takes_pictures and y.ndim != 4:
+        kind = task.description["kind"]
+        raise ShapeError(f"'{kind}' is of pictures (C, H, W), got an array {tuple(y.shape[1:])}; state its --operator")
+    y = y.to(request.device)
+    operator = task.operator_for(tuple(y.shape[1:]))  # type: ignore[arg-type]
+    # Not where a grey measurement is of a picture with colours.
+    is_grey = y.ndim == 4 and y.shape[1] == operator.image_shape[0] == 1
     if is_grey and _channels(request.model) == 3:
         y = y.expand(-1, 3, -1, -1)
-    operator = task.operator_for(tuple(y.shape[1:]))  # type: ignore[arg-type]
+        operator = task.operator_for(tuple(y.shape[1:]))  # type: ignore[arg-type]
     sigma_y = _noise_level(request.sigma_y, task, picture, y, operator)
     restoration = restore(
         y,
@@ -151,8 +166,8 @@ def restore_picture(picture: Picture, task: Task, request: Request, y: Tensor | 
         tile=request.tile,
         progress=request.progress,
     )
-    mean, images = restoration.mean, restoration.images.reshape(-1, *restoration.mean.shape[1:])
-    std = restoration.std
+    mean, images = restoration.mean.cpu(), restoration.images.reshape(-1, *restoration.mean.shape[1:]).cpu()
+    std = None if restoration.std is None else restoration.std.cpu()
     if is_grey:
         mean, images = mean.mean(1, keepdim=True), images.mean(1, keepdim=True)
         std = None if std is None else std.mean(1, keepdim=True)

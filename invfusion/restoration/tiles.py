@@ -47,7 +47,11 @@ def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measureme
         own: tuple[int, int] = config.image_shape[1:]
         return None if own == (height, width) else own
     if tile is None:
-        tile = TILE if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False) else 0
+        tile = (
+            max(TILE, least_tile(measurement))
+            if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False)
+            else 0
+        )
     multiple = math.lcm(getattr(config, "coarsest_patch", 1), factor_of(measurement))
     sides = fitted(tile, multiple, (height, width))
     return None if sides in ((0, 0), (height, width)) else sides
@@ -64,6 +68,11 @@ def factor_of(measurement: Measurement) -> int:
     if isinstance(measurement.operator, Bayer):
         return 2
     return measurement.operator.factor if isinstance(measurement.operator, Downsampling) else 1
+
+
+def least_tile(measurement: Measurement) -> int:
+    """Side of the smallest tiles that an operator's windows are worth: a few times as far as a blur reaches."""
+    return 4 * max(measurement.operator.kernel.shape[-2:]) if isinstance(measurement.operator, Blur) else 0
 
 
 def evenly(tile: int, multiple: int, image: tuple[int, int], overlap: int) -> tuple[int, int]:
@@ -221,12 +230,16 @@ def _coarse_pixels(measurement: Measurement, window: Window) -> Measurement:
 
 
 def _same_sensor(measurement: Measurement, window: Window) -> Measurement:
-    """A sensor's pixels, whose pattern of colours begins anew at every window."""
+    """A sensor's pixels; a window of an odd place, as the last of an odd side, sees the pattern shifted."""
     operator = measurement.operator
     rows, columns = window.area
     shape = (operator.image_shape[0], window.bottom - window.top, window.right - window.left)
     y = measurement.y[..., rows, columns]
     if isinstance(operator, Bayer):
-        return Measurement(y, Bayer(shape, operator.pattern, operator.batch_size), measurement.sigma_y)
+        rows_on, columns_on = window.top % 2, window.left % 2
+        pattern = "".join(
+            operator.pattern[2 * ((i + rows_on) % 2) + (j + columns_on) % 2] for i in (0, 1) for j in (0, 1)
+        )
+        return Measurement(y, Bayer(shape, pattern, operator.batch_size), measurement.sigma_y)
     assert isinstance(operator, Grayscale)
     return Measurement(y, Grayscale(shape, operator.weights, operator.batch_size), measurement.sigma_y)

@@ -97,8 +97,21 @@ def _filled_in(law: Stationary, mask: Tensor, sigma_y: Tensor, gap: Tensor) -> T
     """`explained` for masks (1 or B, 1 or C, H, W), and gaps (B, C, H, W) that are zero where nothing is seen: the
     missing pixels, those beyond the image too, are what was not measured.
     """
+    exact, whole = sigma_y < NO_NOISE, mask.bool().flatten(1).all(1).expand(len(gap))
+    kinds = 2 * exact.int() + whole.int()
+    found = torch.empty_like(gap)
+    for kind in sorted(set(kinds.tolist())):
+        rows = kinds == kind
+        masks = mask if len(mask) == 1 else mask[rows]
+        found[rows] = _filled_in_alike(law, masks, sigma_y[rows], gap[rows], exact=kind >= 2, whole=kind % 2 == 1)
+    return found
+
+
+def _filled_in_alike(
+    law: Stationary, mask: Tensor, sigma_y: Tensor, gap: Tensor, *, exact: bool, whole: bool
+) -> Tensor:
+    """`_filled_in` where all of (B, C, H, W) are without noise, or none is, and see every pixel, or none does."""
     height, width = gap.shape[-2:]
-    exact, whole = bool((sigma_y < NO_NOISE).all()), bool(mask.all())
     if exact and whole:
         return gap
     beyond = (0, law.size[1] - width, 0, law.size[0] - height)

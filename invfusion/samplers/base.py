@@ -95,8 +95,10 @@ class Sampler(Config, ABC):
     mean, an approximation of the posterior, or nothing where its network is no denoiser. invfusion.oracle holds each
     sampler to it.
     tunable: the fields worth tuning on validation images, each with the values to try.
+    keeps_graph: whether gradients can be taken through the images, as training through a sampler does.
     """
 
+    keeps_graph: ClassVar[bool] = False
     requires: ClassVar[frozenset[str]] = frozenset()
     requires_if_noisy: ClassVar[frozenset[str]] = frozenset()
     uses_denoiser: ClassVar[bool] = True
@@ -132,7 +134,8 @@ class Sampler(Config, ABC):
         noise, generators = _drawn(measurement, noise, generators, seed)
         _check_batch(denoiser, measurement, noise, generators, class_labels)
         if "grad" not in self.requires:
-            return self._sample(denoiser, measurement, noise, generators, class_labels)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.keeps_graph):
+                return self._sample(denoiser, measurement, noise, generators, class_labels)
         # Tensors that were made in inference mode cannot take part in a backward pass; copies made outside of it can.
         with torch.inference_mode(False), torch.no_grad():
             measurement = None if measurement is None else measurement.select(slice(None))

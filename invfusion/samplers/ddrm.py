@@ -94,6 +94,8 @@ class DDRM(_DDRM):
 class UnrolledDDRM(_DDRM):
     """DDRM in a few steps, for a network that was trained through all of them at once (paper, appendix D.5)."""
 
+    keeps_graph: ClassVar[bool] = True
+
     kind: Literal["unrolled_ddrm"] = "unrolled_ddrm"
     n_steps: int = Field(default=10, ge=1)
 

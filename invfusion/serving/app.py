@@ -30,14 +30,17 @@ from invfusion.restoration.requests import Bounds, Options, PictureRequest, TooL
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_WAITING = 4
+QUICK = ("sample", "mmse", "nppc", "deis", "dpmpp_2m", "heun", "ddnm", "ddrm", "pigdm", "diffpir")
 # Bytes of base64 text for a byte, and room for the rest of a request.
 OVERHEAD = 1.4
 
 
 @dataclass(frozen=True)
 class Limits(Bounds):
-    """And the seconds that it may take, and the bytes of its body."""
+    """And the seconds that it may take, and the bytes of its body. One worker serves all: no method of thousands of
+    network calls is offered."""
 
+    methods: tuple[str, ...] | None = QUICK
     max_seconds: float = 120.0
     max_bytes: int = 32_000_000
 
@@ -49,21 +52,26 @@ class Service:
     model: DenoiserLike
     facts: dict[str, str]
     limits: Limits
+    device: str
     worker: ThreadPoolExecutor
     n_inside: int = 0
 
     def restore(self, content: bytes, options: Options) -> tasks.Restored:
         """In the worker thread."""
-        return answer(content, options, self.model, self.facts, self.limits)
+        return answer(content, options, self.model, self.facts, self.limits, self.device)
 
     async def answer(self, content: bytes, options: Options) -> tasks.Restored:
         """One restoration at a time; others wait their turn, a few of them."""
         if self.n_inside > MAX_WAITING:
             raise BusyError(f"{self.n_inside} requests are waiting already; try again later")
         self.n_inside += 1
-        job = asyncio.get_running_loop().run_in_executor(self.worker, self.restore, content, options)
+        work = self.worker.submit(self.restore, content, options)
+        job = asyncio.wrap_future(work)
         job.add_done_callback(self._left)
-        return await asyncio.wait_for(asyncio.shield(job), self.limits.max_seconds)
+        try:
+            return await asyncio.wait_for(asyncio.shield(job), self.limits.max_seconds)
+        finally:
+            work.cancel()  # what has begun goes on to its end; what nobody waits for any more never begins
 
     def _left(self, job: "asyncio.Future[tasks.Restored]") -> None:
         self.n_inside -= 1
@@ -75,10 +83,12 @@ class BusyError(InvFusionError):
     """Too many requests at once."""
 
 
-def create_app(model: DenoiserLike, facts: dict[str, str] | None = None, limits: Limits = Limits()) -> FastAPI:
-    """The application for a loaded model; facts: its name and hash, for the records."""
+def create_app(
+    model: DenoiserLike, facts: dict[str, str] | None = None, limits: Limits = Limits(), device: str = "cpu"
+) -> FastAPI:
+    """The application for a loaded model; facts: its name and hash, for the records; device: where it works."""
     app = FastAPI(title="InvFusion", version=__version__, docs_url=None, redoc_url=None)
-    service = Service(model, facts or {}, limits, ThreadPoolExecutor(1))
+    service = Service(model, facts or {}, limits, device, ThreadPoolExecutor(1))
     _add_guards(app, limits)
 
     @app.get("/", response_class=HTMLResponse)
@@ -94,7 +104,7 @@ def create_app(model: DenoiserLike, facts: dict[str, str] | None = None, limits:
         return {"status": "ready", "model": service.facts, "waiting": service.n_inside}
 
     @app.get("/limits")
-    def allowed() -> dict[str, float]:
+    def allowed() -> dict[str, Any]:
         return vars(limits).copy()
 
     @app.post("/restore")

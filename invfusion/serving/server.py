@@ -22,7 +22,7 @@ def serve(options: argparse.Namespace) -> None:
     listener = bound(options.host, options.port)
     model = load_model(options.model, options.device)
     limits = Limits(max_pixels=int(options.max_megapixels * 1e6), max_seconds=options.max_seconds)
-    app = create_app(model, describe_model(options.model, model), limits)
+    app = create_app(model, describe_model(options.model, model), limits, options.device)
     address = f"http://{options.host}:{listener.getsockname()[1]}/"
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     print(f"invfusion: {address} (model '{options.model}'); Ctrl-C ends it", flush=True)  # noqa: T201

@@ -1,6 +1,7 @@
 """The command `invfusion`, run in this process."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,21 @@ from PIL import Image
 
 import invfusion
 from invfusion.cli.main import INTERRUPTED, main
+from invfusion.operators import Bayer, spec_to_json
 from invfusion.restoration.photos import load_photos
 from invfusion.rng import generator
 
 SIZE = (40, 36)
+OWN_OPERATORS = """
+from invfusion.operators import MaskOperator
+import torch
+
+def Known(shape):
+    return MaskOperator(shape, torch.ones(1, 1, *shape[1:]))
+
+def Broken(shape):
+    raise ValueError("no luck")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +45,11 @@ def place(tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -
     kernel = np.zeros((5, 5), np.uint8)
     kernel[2, :] = 100
     Image.fromarray(kernel).save("kernel.png")
+    np.save("flat.npy", np.zeros(SIZE))
+    with (tmp_path / "archive.npy").open("wb") as archive:
+        np.savez(archive, a=np.zeros(3))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "operator.py").write_text(OWN_OPERATORS)
     return tmp_path
 
 
@@ -161,6 +178,13 @@ def test_models_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["clean.png", "-o", "o.png", "--std", "s.png"], "--std needs"),
         (["clean.png", "-o", "o.png", "--operator", "nowhere.py:A"], "no such Python file"),
         (["clean.png", "-o", "o.png", "--device", "cuda:99"], "not available"),
+        (["flat.npy", "-o", "o.png", "--mask", "mask.png"], "is of pictures (C, H, W)"),
+        (["clean.png", "-o", "o.png", "--blur", "archive.npy"], "an archive"),
+        (["archive.npy", "-o", "o.png"], "an archive"),
+        (["clean.png", "-o", "o.webp", "--scale", "500"], "do not fit into this format"),
+        (["clean.png", "-o", "mask.png", "--samples", "2", "--std", "clean.png"], "clean.png would take the place"),
+        (["o-1.png", "-o", "o.png", "--samples", "2"], "o-1.png would take the place"),
+        (["clean.png", "-o", "o.png", "--operator", "own/operator.py:Broken"], "no luck"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -200,3 +224,20 @@ def test_a_checkpoint_restores(place: Path) -> None:
     known = read("mask.png") == 0
     assert np.array_equal(read("out.png")[known], read("clean.png")[known])
     assert invfusion.load_image("out.png").dtype == torch.float32
+
+
+def test_a_mosaic_comes_back_in_colours(place: Path, pixels: np.ndarray) -> None:
+    (place / "bayer.json").write_text(spec_to_json(Bayer((3, *SIZE)).to_spec()))
+    assert main(["degrade", "clean.png", "-o", "mosaic.png", "--operator", "bayer.json"]) == 0
+    assert read("mosaic.png").shape == SIZE
+    assert main(["restore", "mosaic.png", "-o", "out.png", "--operator", "bayer.json", "--quiet"]) == 0
+    assert psnr(read("out.png"), pixels) > 30
+    # A grey picture stays one.
+    assert main(["restore", "mosaic.png", "-o", "grey.png", "--sigma", "0.1", "--quiet"]) == 0
+    assert read("grey.png").shape == SIZE
+
+
+def test_a_file_named_as_one_of_pythons_own_takes_no_ones_place(place: Path) -> None:
+    before = sys.modules["operator"]
+    assert main(["restore", "clean.png", "-o", "o.png", "--operator", "own/operator.py:Known", "--quiet"]) == 0
+    assert sys.modules["operator"] is before

@@ -193,3 +193,13 @@ def test_one_noise_level_stands_for_all() -> None:
     for level in (0.25, torch.tensor(0.25), torch.tensor([0.25]), torch.full((3,), 0.25)):
         assert torch.equal(Measurement(torch.zeros(3, 4), matrix(), level).sigma_y, torch.full((3,), 0.25))
     assert torch.equal(Measurement(torch.zeros(3, 4), matrix()).sigma_y, torch.zeros(3))
+
+
+def test_functions_of_single_precision_serve_in_double() -> None:
+    """A Gaussian prior asks for products in double precision; a kernel of the user's own has none."""
+    kernel = torch.ones(1, 1, 3, 3) / 9
+    operator = LinearOperator.from_functions(lambda x: F.conv2d(x, kernel, padding=1), image_shape=(1, 6, 7))
+    twin = operator.with_tensors({name: t.double() for name, t in operator.tensors().items()})
+    x = torch.randn(1, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert twin.H(x).dtype == twin.H_adjoint(twin.H(x)).dtype == torch.float64
+    torch.testing.assert_close(twin.H(x).float(), operator.H(x.float()))

@@ -106,6 +106,8 @@ def test_a_tensor_that_does_not_fit_the_image_is_refused(mask: torch.Tensor) -> 
         (as_json(base64.b64encode(b"nothing of the kind").decode()), "not a safetensors file in base64"),
         (as_json(in_base64({"mask": torch.ones(1, 1, 2, 2)})[:-8]), "not a safetensors file in base64"),
         (as_json({"mask": [[1, 2], [3]]}), "tensor 'mask' must be nested lists of numbers"),
+        (as_json({"mask": [10**400]}), "tensor 'mask' must be nested lists of numbers"),
+        ("9" * 5000, "not valid JSON"),
         (as_json({"mask": "text"}), "tensor 'mask' must be nested lists of numbers"),
         (as_json({"mask": {"a": 1}}), "tensor 'mask' must be nested lists of numbers"),
     ],

@@ -184,3 +184,15 @@ def test_bad_input_is_named(arguments: dict[str, object], error: type[Exception]
     y = arguments.pop("y", operator.H(smooth()))
     with pytest.raises(error, match=message):
         invfusion.restore(y, operator, **arguments)  # type: ignore[arg-type]
+
+
+def test_numbers_in_double_precision_are_as_good_and_the_callers_operator_stays_its_own() -> None:
+    x = smooth()
+    mask = holes().mask.double()
+    given = MaskOperator(SHAPE, mask)
+    sigma_y = torch.tensor([0.05], dtype=torch.float64)
+    found = invfusion.restore(given.H(x), given, sigma_y=sigma_y, method="mmse")
+    single = invfusion.restore(given.H(x), MaskOperator(SHAPE, mask.float()), sigma_y=0.05, method="mmse")
+    torch.testing.assert_close(found.images, single.images)
+    assert found.sigma_y.dtype == found.images.dtype == torch.float32
+    assert given.mask.dtype == torch.float64

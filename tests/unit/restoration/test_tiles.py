@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import invfusion
-from invfusion.operators import Blur, Downsampling, Inpainting, LinearOperator, Measurement
-from invfusion.restoration.tiles import TiledDenoiser, evenly, local_rule, windows
+from invfusion.operators import Bayer, Blur, Downsampling, Inpainting, LinearOperator, Measurement
+from invfusion.restoration.tiles import TiledDenoiser, Window, chosen_tile, evenly, least_tile, local_rule, windows
 from invfusion.rng import generator
 
 SHAPE = (1, 48, 40)
@@ -114,3 +114,21 @@ def test_windows_see_only_bounded_tiles() -> None:
         operator.H(normal(1, *SHAPE)), operator, invfusion.as_denoiser(record), tile=16, method="ddnm", progress=False
     )
     assert max(seen) <= 16 * 16
+
+
+def test_a_window_of_an_odd_place_sees_the_sensor_shifted() -> None:
+    x = normal(1, 3, 21, 23)
+    measurement = Measurement(Bayer((3, 21, 23), "GRBG").H(x), Bayer((3, 21, 23), "GRBG"), 0.05)
+    rule = local_rule(measurement)
+    assert rule is not None
+    for top, left in itertools.product((0, 5, 6), (0, 7, 8)):
+        part = rule(measurement, Window(top, top + 9, left, left + 10))
+        torch.testing.assert_close(part.operator.H(x[..., top : top + 9, left : left + 10]), part.y)
+
+
+def test_tiles_are_larger_than_what_a_wide_blur_reaches() -> None:
+    operator = Blur((3, 1200, 1000), torch.ones(301, 3) / 903, "valid")
+    measurement = Measurement(torch.zeros(1, *operator.measurement_shape), operator, 0.1)
+    assert chosen_tile(lambda x, *_: x, None, measurement) is None or least_tile(measurement) == 1204
+    tile = chosen_tile(lambda x, *_: x, None, measurement)
+    assert tile is None or min(tile) > 301

@@ -119,3 +119,22 @@ def test_values_of_any_unit_are_no_factor_of_reduction() -> None:
     for factor in (0.5, -1.0, 255.0):
         operator = scaled(Inpainting((3, 20, 24), torch.zeros(20, 24)), factor)
         assert estimate(measured(operator, 0.05)).shape == (2, 3, 20, 24)
+
+
+def test_rows_of_different_kinds_are_each_as_if_alone() -> None:
+    """With noise and without, with a hole and without, of a noise that the network knows and of one beyond it."""
+    shape = (3, 40, 52)
+    masks = torch.ones(3, 1, 40, 52)
+    masks[1, :, 10:30, 10:40] = 0
+    operator, levels = MaskOperator(shape, masks), torch.tensor([0.05, 0.0, 0.5])
+    x = load_photos().law_of((3, *shape)).sample([generator(0, "x", i) for i in range(3)])
+    noise = torch.randn(x.shape, generator=generator(0, "n"))
+    measurement = Measurement.of(x, operator, levels, noise)
+    together = load_photos().law_of((3, *shape), measurement)
+    draws = together.sample([generator(0, "draw", i) for i in range(3)])
+    for i in range(3):
+        alone = load_photos().law_of((1, *shape), measurement.select([i]))
+        torch.testing.assert_close(together.gaussian_mean[i], alone.gaussian_mean[0], rtol=0, atol=1e-4)
+        # The network's products of low precision may differ with the batch.
+        torch.testing.assert_close(together.mean[i], alone.mean[0], rtol=0, atol=4e-3)
+        torch.testing.assert_close(draws[i], alone.sample([generator(0, "draw", i)])[0], rtol=0, atol=4e-3)

@@ -9,6 +9,7 @@ from gaussian import SHAPE, measured, noise, way
 from invfusion.errors import OperatorError
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, load_denoiser, save_denoiser
 from invfusion.samplers import DPS, Heun
+from invfusion.samplers.ddrm import UnrolledDDRM
 
 
 def test_a_model_loaded_and_used_in_inference_mode_can_be_differentiated(tmp_path: Path) -> None:
@@ -35,3 +36,10 @@ def test_a_denoiser_without_gradients_is_refused_at_its_first_call() -> None:
     _, measurement = measured(2)
     with pytest.raises(OperatorError, match="autograd cannot differentiate function"):
         DPS(n_steps=3).sample(lambda x, *_: x.detach() / 2, measurement, noise(2), generators=way(2))
+
+
+def test_images_carry_no_graph_but_for_training_through_a_sampler() -> None:
+    denoiser = build_denoiser("digits16", "unconditional", image_size=SHAPE[1])
+    measurement = measured(2)[1]
+    assert not Heun(n_steps=2).sample(denoiser, None, noise(2), generators=way(2)).x.requires_grad
+    assert UnrolledDDRM(n_steps=2).sample(denoiser, measurement, noise(2), generators=way(2)).x.requires_grad

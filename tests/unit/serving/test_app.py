@@ -107,7 +107,9 @@ def test_other_tasks(client: TestClient, options: dict[str, object]) -> None:
         ({"mask": text(mask()[:5])}, 422, "the mask is"),
         ({"mask": text(mask() * 0)}, 422, "mask is empty"),
         ({"mask": text(mask()), "scale": 2}, 422, "state one of"),
-        ({"method": "magic"}, 422, "unknown method"),
+        ({"method": "magic"}, 422, "not offered here; choose sample, mmse"),
+        ({"method": "aseq_dip"}, 422, "not offered here"),
+        ({"blur": text(np.full((61, 61), 200, np.uint8))}, 413, "pixels, as restored"),
         ({"samples": 5}, 413, "more than the 4"),
         ({"scale": 4}, 413, "more than the 2000"),
         ({"sigma": -1}, 422, "sigma_y"),
@@ -145,12 +147,11 @@ def test_slow_and_crowded(monkeypatch: pytest.MonkeyPatch) -> None:
         go.wait(10)
 
     monkeypatch.setattr("invfusion.restoration.tasks.restore_picture", wait)
-    monkeypatch.setattr(application, "MAX_WAITING", 1)
+    monkeypatch.setattr(application, "MAX_WAITING", 0)
     limits = Limits(max_seconds=0.3)
     with TestClient(create_app(load_photos(), {}, limits)) as client:
         first = client.post("/restore.png", content=png(PIXELS))
         assert (first.status_code, "not done after 0.3 seconds" in first.text) == (504, True)
-        assert client.post("/restore.png", content=png(PIXELS)).status_code == 504
         crowded = client.post("/restore.png", content=png(PIXELS))
         assert (crowded.status_code, "waiting already" in crowded.text) == (503, True)
         go.set()
@@ -179,3 +180,19 @@ def test_a_port_in_use_is_named() -> None:
         )
         with pytest.raises(ServiceError, match=f"127.0.0.1:{port} .*choose another --port"):
             serve(options)
+
+
+def test_what_nobody_waits_for_any_more_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slow(self: application.Service, content: bytes, options: object) -> None:
+        begun.append(content)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(application.Service, "restore", slow)
+    with TestClient(create_app(load_photos(), {}, Limits(max_seconds=0.1))) as client:
+        answers = [client.post("/restore.png", content=png(PIXELS)).status_code for _ in range(3)]
+        time.sleep(0.6)
+        assert client.get("/ready").json()["waiting"] == 0
+    assert answers == [504, 504, 504]
+    assert len(begun) == 1
