@@ -30,7 +30,7 @@ from components.evaluation.costs import resident
 from components.evaluation.methods import columns
 from components.params import Params
 from components.paths import MODELS, STAGED
-from components.profiles import load_profile
+from components.profiles import load_profile, profile_names
 from invfusion.data.manifest import MANIFEST
 from invfusion.data.staged import StagedManifest, StagedShard
 from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_denoiser
@@ -51,7 +51,7 @@ log = logging.getLogger("benchmarks")
 
 def tiny(params: Params, n_images: int | None, methods: Sequence[str]) -> Params:
     """The profile with one step per image, those of its methods, and at most so many images."""
-    n = n_images or params.evaluate.n_images
+    n = params.evaluate.n_images if n_images is None else n_images
     changes = {
         "methods": [name for name in methods if name in params.methods],
         "sampler": Heun(n_steps=1),
@@ -173,11 +173,13 @@ def run(
 
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("profile")
+    command.add_argument("profile", choices=profile_names())
     command.add_argument("--images", type=int, help="instead of the profile's own number")
     command.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     command.add_argument("--families", nargs="*", default=[], help="kinds; default: all of the profile")
     options = command.parse_args()
+    if options.images is not None and options.images < 1:
+        command.error(f"--images is at least 1, got {options.images}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder = Path(tempfile.mkdtemp(prefix="evaluation-memory-"))
     try:

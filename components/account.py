@@ -86,7 +86,7 @@ class Machine:
 
 
 # Peak FLOP/s of dense products in 16 bits, and GB of memory, as their makers state them.
-GPUS = {"a40": (149.7e12, 48.0), "a100": (312e12, 80.0), "h100": (989e12, 80.0)}
+GPUS = {"a40": (149.7e12, 48.0), "a100": (312e12, 80.0), "h100": (989e12, 80.0), "h200": (989e12, 141.0)}
 
 
 @dataclass(frozen=True)

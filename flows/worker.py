@@ -4,6 +4,7 @@
 where that dies, and ends with its runs on SIGTERM or Ctrl-C; they write checkpoints first.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -89,4 +90,5 @@ def environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

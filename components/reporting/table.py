@@ -34,6 +34,7 @@ from components.training.zoo import Zoo, imported_from, train_missing
 from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, InvFusionError
 from invfusion.metrics import METRICS
+from invfusion.metrics.coverage_90 import LEVEL
 from invfusion.models import load_manifest
 from invfusion.samplers import Sampler
 
@@ -174,7 +175,7 @@ def describe(outcome: Outcome, *others: Outcome) -> Page:
         f"the model '{name}' has weights of the published code ({file}), which learned its law of degradations"
         for name, file in outcome.imported.items()
     ]
-    notes += [*tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
+    notes += [*draws_notes(outcome), *tables.real_notes(outcome.results.real), *frozen_notes(outcome.results)]
     claims_heading = "What the paper claims" if experiment.table else "What is claimed"
     return Page(
         title=f"{heading(outcome.name)}: {experiment.title}",
@@ -302,6 +303,19 @@ def tuned_line(outcome: Outcome) -> str:
     headline = outcome.experiment.metrics[0]
     rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
     return f"Step sizes were tuned on the validation split: {by}{rest}."
+
+
+def draws_notes(outcome: Outcome) -> list[str]:
+    """Of how many draws the scores of draws are, and how little of a coverage so few can lack."""
+    if "coverage_90" not in outcome.experiment.metrics:
+        return []
+    params = outcome.params.evaluate
+    n, most = params.calibration_draws, min(params.calibration_images, params.n_images)
+    least = max(1 - (1 - LEVEL) / 2 * (n + 1), 0)
+    return [
+        f"Draws are judged by {n} of each of {most} images. Of so few, even such without any spread would cover "
+        f"{least:.2f} of the pixels by chance: the std ratio tells more."
+    ]
 
 
 def frozen_notes(results: Results) -> list[str]:

@@ -80,7 +80,9 @@ def _network(weights: Path, device: str) -> Any:
     try:
         models = importlib.import_module("deepinv.models")
     except ImportError as problem:
-        raise OperatorError(f"deepinv cannot be imported ({problem}): pip install 'invfusion[deepinv]'") from problem
+        raise OperatorError(
+            f"deepinv cannot be imported ({problem}): pip install -e '.[deepinv]' in invfusion's repository"
+        ) from problem
     try:
         return models.RAM(device=device, pretrained=str(weights)).eval()
     # Whatever torch makes of a wrong file.

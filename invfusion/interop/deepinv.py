@@ -201,7 +201,9 @@ def _imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as problem:
-        raise OperatorError(f"deepinv cannot be imported ({problem}): pip install 'invfusion[deepinv]'") from problem
+        raise OperatorError(
+            f"deepinv cannot be imported ({problem}): pip install -e '.[deepinv]' in invfusion's repository"
+        ) from problem
 
 
 @cache

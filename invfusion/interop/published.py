@@ -61,7 +61,9 @@ def import_published(
 
 
 def read_published(path: Path) -> Published:
-    """Read a file. Raises `CheckpointError` where it is damaged, hostile, or holds no network."""
+    """Read a file. Raises `CheckpointError` where it is missing, damaged, hostile, or holds no network."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; name a training state or a network of the published code")
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"

@@ -40,7 +40,7 @@ def model_folder(name: str | Path) -> Path:
         return Path(entry.load()(str(name)))
     raise CheckpointError(
         f"{name}: nothing installed here knows addresses of '{scheme}:'; give the path of a checkpoint folder, or for "
-        "addresses of MLflow pip install 'invfusion[pipeline]'"
+        "addresses of MLflow pip install -e '.[pipeline]' in invfusion's repository"
     )
 
 

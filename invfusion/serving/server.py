@@ -16,7 +16,9 @@ def serve(options: argparse.Namespace) -> None:
 
         from invfusion.serving.app import Limits, create_app
     except ImportError as error:
-        raise ServiceError(f"serving needs more packages ({error.name}); pip install 'invfusion[serve]'") from None
+        raise ServiceError(
+            f"serving needs more packages ({error.name}); pip install -e '.[serve]' in invfusion's repository"
+        ) from None
     if options.max_megapixels <= 0 or options.max_seconds <= 0:
         raise ConfigError("--max-megapixels and --max-seconds must be positive")
     listener = bound(options.host, options.port)

@@ -186,5 +186,5 @@ def test_pickled_otherwise_than_torch_does_by_itself(trained: Denoiser, tmp_path
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="No such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         import_published(tmp_path / "nowhere.pt", TINY, "invfusion")
