@@ -150,8 +150,8 @@ def _codec(module: str, origin: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise DataError(
-            f"{origin}: files of 16 bits need more than Pillow; pip install -e '.[pictures]' in invfusion's repository, "
-            "or convert to 8 bits"
+            f"{origin}: files of 16 bits need more than Pillow; pip install -e '.[pictures]' in invfusion's "
+            "repository, or convert to 8 bits"
         ) from None
 
 

@@ -279,7 +279,8 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:
         from skimage.restoration import estimate_sigma
     except ImportError:
         raise ConfigError(
-            "sigma_y='estimate' needs scikit-image; pip install -e '.[pictures]' in invfusion's repository, or state sigma_y"
+            "sigma_y='estimate' needs scikit-image; pip install -e '.[pictures]' in invfusion's repository, "
+            "or state sigma_y"
         ) from None
     rows = (row.cpu().double().numpy() for row in y)
     levels = [estimate_sigma(row, channel_axis=0, average_sigmas=True) for row in rows]
