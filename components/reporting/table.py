@@ -307,10 +307,10 @@ def tuned_line(outcome: Outcome) -> str:
 
 def draws_notes(outcome: Outcome) -> list[str]:
     """Of how many draws the scores of draws are, and how little of a coverage so few can lack."""
-    if "coverage_90" not in outcome.experiment.metrics:
-        return []
     params = outcome.params.evaluate
     n, most = params.calibration_draws, min(params.calibration_images, params.n_images)
+    if most == 0 or "coverage_90" not in outcome.experiment.metrics:
+        return []
     least = max(1 - (1 - LEVEL) / 2 * (n + 1), 0)
     return [
         f"Draws are judged by {n} of each of {most} images. Of so few, even such without any spread would cover "

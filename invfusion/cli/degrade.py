@@ -4,8 +4,9 @@ invfusion degrade clean.png -o measured.png --blur kernel.png --boundary valid -
 """
 
 import argparse
+from pathlib import Path
 
-from invfusion.cli.tasks import add_task_arguments, task_from
+from invfusion.cli.tasks import add_task_arguments, check_targets, files_of, task_from
 from invfusion.errors import ConfigError
 from invfusion.restoration.pictures import check_format, load_picture, save_image
 
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
     if options.sigma < 0:
         raise ConfigError(f"--sigma must not be negative, got {options.sigma}")
     check_format(options.output)
+    check_targets([Path(options.input), *files_of(options)], [Path(options.output)])
     measured = degrade_picture(load_picture(options.input), task_from(options), options.sigma, options.seed)
     save_image(measured.image, options.output, like=measured)
     return 0

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from invfusion.cli.tasks import add_task_arguments, task_from
+from invfusion.cli.tasks import add_task_arguments, check_targets, files_of, task_from
 from invfusion.errors import ConfigError, DataError, InvFusionError
 from invfusion.restoration.models import PHOTOS, describe_model, load_model
 from invfusion.restoration.pictures import (
@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
 
     sources = list(expanded(options.inputs))
     targets = [target_for(source, options.output, len(sources)) for source in sources]
-    check_targets(sources, targets, options.samples, options.std)
+    check_std(options.std, len(sources))
+    outputs = [*chain.from_iterable(outputs_of(target, options.samples) for target in targets)]
+    check_targets([*sources, *files_of(options)], outputs if options.std is None else [*outputs, Path(options.std)])
     task, request = task_from(options), request_from(options)
     if options.model == PHOTOS and not options.quiet:
         say("model 'photos': a Gaussian model of photographs, refined by a network")
@@ -139,20 +141,12 @@ def target_for(source: Path, output: str, n_sources: int) -> Path:
     return out / (source.name if source.suffix.lower() in FORMATS else f"{source.stem}.png")
 
 
-def check_targets(sources: list[Path], targets: list[Path], n_samples: int, std: str | None) -> None:
-    """Raise `ConfigError` where an output would take the place of an input or of another output."""
+def check_std(std: str | None, n_sources: int) -> None:
+    """Raise `InvFusionError` where --std cannot be written as asked."""
     if std is not None:
         check_format(std)
-        if len(sources) > 1:
+        if n_sources > 1:
             raise ConfigError("--std names one picture, so it goes with one input")
-    taken = {source.resolve() for source in sources}
-    outputs = [*chain.from_iterable(outputs_of(target, n_samples) for target in targets)]
-    for output in outputs if std is None else [*outputs, Path(std)]:
-        if output.resolve() in taken:
-            raise ConfigError(
-                f"{output} would take the place of an input or of another output; choose another --output"
-            )
-        taken.add(output.resolve())
 
 
 def outputs_of(target: Path, n_samples: int) -> list[Path]:

@@ -35,6 +35,23 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def files_of(options: argparse.Namespace) -> list[Path]:
+    """The files that the options name."""
+    operator = None if options.operator is None else options.operator.rpartition(":")[0] or options.operator
+    return [Path(name) for name in (options.mask, options.blur, operator) if name is not None]
+
+
+def check_targets(inputs: list[Path], outputs: list[Path]) -> None:
+    """Raise `ConfigError` where an output would take the place of an input or of another output."""
+    taken = {file.resolve() for file in inputs}
+    for output in outputs:
+        if output.resolve() in taken:
+            raise ConfigError(
+                f"{output} would take the place of an input or of another output; choose another --output"
+            )
+        taken.add(output.resolve())
+
+
 def task_from(options: argparse.Namespace) -> tasks.Task:
     """The task that the options state. Raises `InvFusionError`."""
     if options.mask is not None:
@@ -103,12 +120,19 @@ def _made(found: Any, shape: tuple[int, ...], source: str) -> Any:
         raise OperatorError(f"{source} fails for images {shape}: {type(error).__name__}: {error}") from error
 
 
+def _is_free(path: Path) -> bool:
+    """Whether a file's name can be its module's."""
+    loaded = sys.modules.get(path.stem)
+    is_itself = loaded is None or str(getattr(loaded, "__file__", None)) == str(path)
+    return is_itself and path.stem not in sys.stdlib_module_names
+
+
 def load_module(path: Path) -> ModuleType:
     """A Python file as a module. Raises `ConfigError` where it is missing or fails.
 
-    Its name is no one else's, lest a file `operator.py` take the place of Python's own module.
+    A name that is another's already, such as `operator`, is not taken from it.
     """
-    name = f"own_operators_{path.stem}"
+    name = path.stem if _is_free(path) else f"own_operators_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{path}: no such Python file")

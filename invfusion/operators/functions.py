@@ -28,9 +28,6 @@ class FunctionOperator(LinearOperator):
         shape = checked_image_shape(image_shape)
         super().__init__(1, shape, _measurement_shape(H, shape, device))
         self.function, self.adjoint_function = H, H_adjoint
-        self.works_in_double = _works_in_double(H, shape, device) and (
-            H_adjoint is None or _works_in_double(H_adjoint, self.measurement_shape, device)
-        )
         self.to(device)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -43,8 +40,14 @@ class FunctionOperator(LinearOperator):
 
     def _called(self, function: Function, value: Tensor, n_axes: int) -> Tensor:
         """In single precision where the functions know no other, as with a kernel of their own."""
-        known = value if self.works_in_double else value.float()
-        return _over_stack(function, known, n_axes).to(value.dtype)
+        is_lowered = value.dtype == torch.float64 and not self.works_in_double
+        return _over_stack(function, value.float() if is_lowered else value, n_axes).to(value.dtype)
+
+    @derived
+    def works_in_double(self) -> bool:
+        """Whether both functions take numbers of double precision."""
+        functions = [(self.function, self.image_shape), (self.adjoint_function, self.measurement_shape)]
+        return all(_works_in_double(f, shape, self.device) for f, shape in functions if f is not None)
 
     def to_spec(self) -> dict[str, Any]:
         raise OperatorError(

@@ -358,8 +358,12 @@ def _read_numbers(path: Path | str) -> Tensor:
 
 
 def read_array(content: bytes) -> NDArray[np.float32]:
-    """The numbers of a .npy file. Raises `ValueError` or `EOFError` where it holds no array."""
-    found = np.load(io.BytesIO(content), allow_pickle=False)
+    """The numbers of a .npy file. Raises `ValueError` where it holds no array."""
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:
+        # Damaged heads fail in many ways.
+        raise ValueError(str(error)) from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
         raise ValueError("an archive, or an array of other things than real numbers")
     return found.astype(np.float32)

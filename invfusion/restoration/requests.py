@@ -19,11 +19,11 @@ from invfusion.schema import Config
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one request may ask for: pixels as restored, draws, and methods, or None for all."""
+    """What one request may ask for: pixels as restored, draws, and no method of these."""
 
     max_pixels: int = 4_000_000
     max_samples: int = 8
-    methods: tuple[str, ...] | None = None
+    too_slow: tuple[str, ...] = ()
 
 
 class TooLargeError(InvFusionError):
@@ -93,8 +93,8 @@ def answer(
 
 
 def _check_bounds(picture: Picture, task: tasks.Task, options: Options, bounds: Bounds) -> None:
-    if bounds.methods is not None and options.method not in bounds.methods:
-        raise ConfigError(f"the method '{options.method}' is not offered here; choose {', '.join(bounds.methods)}")
+    if options.method in bounds.too_slow:
+        raise ConfigError(f"the method '{options.method}' takes too long to be offered here; choose another")
     pixels = math.prod(task.restored_sides(tuple(picture.image.shape[1:])))  # type: ignore[arg-type]
     if pixels > bounds.max_pixels:
         raise TooLargeError(f"{pixels} pixels, as restored, are more than the {bounds.max_pixels} allowed here")

@@ -1,5 +1,6 @@
 """From a measurement, its operator and a model to images: the one function behind every way in."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -262,9 +263,10 @@ def _measurement(y: Tensor, operator: LinearOperator, sigma_y: float | Tensor | 
 
 def _in_float32(operator: LinearOperator, device: torch.device) -> LinearOperator:
     """The operator on a device, in single precision; the caller's own stays as it is, and keeps what it has derived."""
-    own = operator.tensors()
-    moved = {name: t.to(device, torch.float32 if t.dtype == torch.float64 else t.dtype) for name, t in own.items()}
-    return operator if all(moved[name] is own[name] for name in own) else operator.with_tensors(moved)
+    own = operator.tensors().values()
+    if all(t.device == device and t.dtype != torch.float64 for t in own):
+        return operator
+    return copy.deepcopy(operator).to(device).float()
 
 
 def estimate_noise(y: Tensor, operator: LinearOperator) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invfusion import __version__
 from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.errors import ConfigError, ShapeError
+from invfusion.errors import ConfigError, InvFusionError, ShapeError
 from invfusion.operators import Blur, Downsampling, Inpainting, LinearOperator, MaskOperator, Measurement
 from invfusion.restoration.pictures import Picture
 from invfusion.restoration.restoring import Restoration, estimate_noise, restore
@@ -147,13 +147,7 @@ def restore_picture(picture: Picture, task: Task, request: Request, y: Tensor | 
     if task.takes_pictures and y.ndim != 4:
         kind = task.description["kind"]
         raise ShapeError(f"'{kind}' is of pictures (C, H, W), got an array {tuple(y.shape[1:])}; state its --operator")
-    y = y.to(request.device)
-    operator = task.operator_for(tuple(y.shape[1:]))  # type: ignore[arg-type]
-    # Not where a grey measurement is of a picture with colours.
-    is_grey = y.ndim == 4 and y.shape[1] == operator.image_shape[0] == 1
-    if is_grey and _channels(request.model) == 3:
-        y = y.expand(-1, 3, -1, -1)
-        operator = task.operator_for(tuple(y.shape[1:]))  # type: ignore[arg-type]
+    y, operator, is_grey = _with_operator(y.to(request.device), task, request.model)
     sigma_y = _noise_level(request.sigma_y, task, picture, y, operator)
     restoration = restore(
         y,
@@ -180,6 +174,28 @@ def restore_picture(picture: Picture, task: Task, request: Request, y: Tensor | 
         std=None if std is None else task.framed(std),
         record=_record(task, request, restoration, time.perf_counter() - started),
     )
+
+
+def _with_operator(y: Tensor, task: Task, model: DenoiserLike) -> tuple[Tensor, LinearOperator, bool]:
+    """y (1, *M), its operator, and whether the restored picture is grey, of which each channel is the same.
+
+    A grey measurement may be of a picture with colours, as a sensor's. A grey picture becomes one of three channels
+    where the operator or the model takes no other.
+    """
+    shape: Shape = tuple(y.shape[1:])  # type: ignore[assignment]
+    if y.ndim != 4 or y.shape[1] != 1:
+        return y, task.operator_for(shape), False
+    coloured: Shape = (3, shape[1], shape[2])
+    try:
+        operator = task.operator_for(shape)
+    except InvFusionError:
+        operator = task.operator_for(coloured)
+    is_grey = operator.image_shape[0] == 1
+    if is_grey and _channels(model) == 3:
+        operator = task.operator_for(coloured)
+    if operator.measurement_shape == coloured:
+        return y.expand(-1, 3, -1, -1), operator, True
+    return y, operator, is_grey
 
 
 def _channels(model: DenoiserLike) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from invfusion.diffusion.protocols import DenoiserLike
-from invfusion.errors import ShapeError
+from invfusion.errors import ConfigError, ShapeError
 from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, MaskOperator, Measurement
 
 # Images of more pixels go through the network by tiles unless the caller says otherwise.
@@ -39,7 +39,7 @@ def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measureme
     """Height and width of the tiles that a request means, or None for the whole image.
 
     They are multiples of the coarsest tokens and of the operator's factor. A model whose prior is of one size of images
-    sees tiles of that size, whatever is asked for.
+    sees tiles of that size, whatever is asked for. Raises `ConfigError` where a blur reaches beyond the tiles that are.
     """
     height, width = measurement.operator.image_shape[1:]
     config = getattr(denoiser, "config", None)
@@ -51,6 +51,10 @@ def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measureme
             max(TILE, least_tile(measurement))
             if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False)
             else 0
+        )
+    elif 0 < tile < reach_of(measurement):
+        raise ConfigError(
+            f"tile={tile} is less than the {reach_of(measurement)} pixels of the blur's kernel; ask for more"
         )
     multiple = math.lcm(getattr(config, "coarsest_patch", 1), factor_of(measurement))
     sides = fitted(tile, multiple, (height, width))
@@ -71,8 +75,15 @@ def factor_of(measurement: Measurement) -> int:
 
 
 def least_tile(measurement: Measurement) -> int:
-    """Side of the smallest tiles that an operator's windows are worth: a few times as far as a blur reaches."""
-    return 4 * max(measurement.operator.kernel.shape[-2:]) if isinstance(measurement.operator, Blur) else 0
+    """Side of the smallest tiles that an operator's windows are worth: a few times as far as a blur reaches, so far as
+    memory allows."""
+    reach = reach_of(measurement)
+    return max(2 * reach, min(4 * reach, 2 * TILE))
+
+
+def reach_of(measurement: Measurement) -> int:
+    """Pixels along a side that an entry of y sees, where that is what keeps tiles from being small."""
+    return max(measurement.operator.kernel.shape[-2:]) if isinstance(measurement.operator, Blur) else 1
 
 
 def evenly(tile: int, multiple: int, image: tuple[int, int], overlap: int) -> tuple[int, int]:
@@ -138,7 +149,7 @@ class TiledDenoiser(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.tile = tile
-        self.tile_of = local_rule(measurement)
+        self.tile_of = local_rule(measurement) if reach_of(measurement) <= min(tile) else None
         self.multiple = factor_of(measurement)
 
     def forward(
@@ -226,7 +237,7 @@ def _coarse_pixels(measurement: Measurement, window: Window) -> Measurement:
     f = operator.factor
     y = measurement.y[..., window.top // f : window.bottom // f, window.left // f : window.right // f]
     shape = (operator.image_shape[0], window.bottom - window.top, window.right - window.left)
-    return Measurement(y, Downsampling(shape, f, operator.filter), measurement.sigma_y)
+    return Measurement(y, Downsampling(shape, f, operator.filter).to(y.device), measurement.sigma_y)
 
 
 def _same_sensor(measurement: Measurement, window: Window) -> Measurement:
@@ -240,6 +251,6 @@ def _same_sensor(measurement: Measurement, window: Window) -> Measurement:
         pattern = "".join(
             operator.pattern[2 * ((i + rows_on) % 2) + (j + columns_on) % 2] for i in (0, 1) for j in (0, 1)
         )
-        return Measurement(y, Bayer(shape, pattern, operator.batch_size), measurement.sigma_y)
+        return Measurement(y, Bayer(shape, pattern, operator.batch_size).to(y.device), measurement.sigma_y)
     assert isinstance(operator, Grayscale)
-    return Measurement(y, Grayscale(shape, operator.weights, operator.batch_size), measurement.sigma_y)
+    return Measurement(y, Grayscale(shape, operator.weights, operator.batch_size).to(y.device), measurement.sigma_y)

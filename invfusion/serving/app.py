@@ -30,17 +30,17 @@ from invfusion.restoration.requests import Bounds, Options, PictureRequest, TooL
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_WAITING = 4
-QUICK = ("sample", "mmse", "nppc", "deis", "dpmpp_2m", "heun", "ddnm", "ddrm", "pigdm", "diffpir")
+# Hundreds of network calls and more, most of them with gradients.
+TOO_SLOW = ("aseq_dip", "daps", "dps", "mgps", "pivot")
 # Bytes of base64 text for a byte, and room for the rest of a request.
 OVERHEAD = 1.4
 
 
 @dataclass(frozen=True)
 class Limits(Bounds):
-    """And the seconds that it may take, and the bytes of its body. One worker serves all: no method of thousands of
-    network calls is offered."""
+    """And the seconds that it may take, and the bytes of its body. One worker serves all."""
 
-    methods: tuple[str, ...] | None = QUICK
+    too_slow: tuple[str, ...] = TOO_SLOW
     max_seconds: float = 120.0
     max_bytes: int = 32_000_000
 

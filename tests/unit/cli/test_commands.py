@@ -11,7 +11,7 @@ from PIL import Image
 
 import invfusion
 from invfusion.cli.main import INTERRUPTED, main
-from invfusion.operators import Bayer, spec_to_json
+from invfusion.operators import Bayer, Blur, spec_to_json
 from invfusion.restoration.photos import load_photos
 from invfusion.rng import generator
 
@@ -46,6 +46,7 @@ def place(tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -
     kernel[2, :] = 100
     Image.fromarray(kernel).save("kernel.png")
     np.save("flat.npy", np.zeros(SIZE))
+    (tmp_path / "damaged.npy").write_bytes(b"PK" + bytes(30))
     with (tmp_path / "archive.npy").open("wb") as archive:
         np.savez(archive, a=np.zeros(3))
     (tmp_path / "own").mkdir()
@@ -182,7 +183,9 @@ def test_models_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["clean.png", "-o", "o.png", "--blur", "archive.npy"], "an archive"),
         (["archive.npy", "-o", "o.png"], "an archive"),
         (["clean.png", "-o", "o.webp", "--scale", "500"], "do not fit into this format"),
-        (["clean.png", "-o", "mask.png", "--samples", "2", "--std", "clean.png"], "clean.png would take the place"),
+        (["clean.png", "-o", "o.png", "--samples", "2", "--std", "clean.png"], "clean.png would take the place"),
+        (["clean.png", "-o", "mask.png", "--mask", "mask.png"], "mask.png would take the place"),
+        (["clean.png", "-o", "o.png", "--blur", "damaged.npy"], "not a table of numbers"),
         (["o-1.png", "-o", "o.png", "--samples", "2"], "o-1.png would take the place"),
         (["clean.png", "-o", "o.png", "--operator", "own/operator.py:Broken"], "no luck"),
     ],
@@ -241,3 +244,17 @@ def test_a_file_named_as_one_of_pythons_own_takes_no_ones_place(place: Path) -> 
     before = sys.modules["operator"]
     assert main(["restore", "clean.png", "-o", "o.png", "--operator", "own/operator.py:Known", "--quiet"]) == 0
     assert sys.modules["operator"] is before
+
+
+def test_a_grey_picture_under_an_operator_of_colours_stays_grey(place: Path) -> None:
+    Image.open("clean.png").convert("L").save("grey.png")
+    (place / "blur.json").write_text(spec_to_json(Blur((3, *SIZE), torch.ones(1, 3) / 3, "reflect").to_spec()))
+    assert main(["restore", "grey.png", "-o", "o.png", "--operator", "blur.json", "--sigma", "0.05", "--quiet"]) == 0
+    assert read("o.png").shape == SIZE
+
+
+def test_degrade_does_not_replace_what_it_reads(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (place / "clean.png").read_bytes()
+    assert main(["degrade", "clean.png", "-o", "clean.png"]) == 1
+    assert "would take the place" in capsys.readouterr().err
+    assert (place / "clean.png").read_bytes() == before

@@ -203,3 +203,10 @@ def test_functions_of_single_precision_serve_in_double() -> None:
     x = torch.randn(1, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert twin.H(x).dtype == twin.H_adjoint(twin.H(x)).dtype == torch.float64
     torch.testing.assert_close(twin.H(x).float(), operator.H(x.float()))
+
+
+def test_a_module_in_double_precision_serves_there() -> None:
+    module = torch.nn.Conv2d(1, 2, 3, bias=False).requires_grad_(False)
+    operator = LinearOperator.from_functions(module, image_shape=(1, 6, 7)).double()
+    x = torch.ones(1, 1, 6, 7, dtype=torch.float64)
+    torch.testing.assert_close(operator.H(x), module(x))

@@ -8,6 +8,7 @@ from safetensors.torch import save
 
 from invfusion.errors import InvFusionError, OperatorError, ShapeError
 from invfusion.operators import MaskOperator, NullOperator, operator_from_spec, spec, spec_from_json, spec_to_json
+from invfusion.operators.combined import Composition, Stack
 
 
 def mask_spec(**changes: Any) -> dict[str, Any]:
@@ -135,3 +136,9 @@ def test_too_many_samples_are_refused() -> None:
                 "tensors": {"placeholder": torch.zeros(10**6, 0)},
             }
         )
+
+
+@pytest.mark.parametrize("kind", [Composition, Stack])
+def test_operators_of_no_members_are_refused(kind: type[Composition] | type[Stack]) -> None:
+    with pytest.raises(OperatorError, match="needs 1 to"):
+        kind([])

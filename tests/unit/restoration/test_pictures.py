@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import invfusion
 from invfusion.errors import DataError, ShapeError
@@ -161,3 +161,22 @@ def test_kernels(tmp_path: Path) -> None:
     Image.fromarray(pixels * 0).save(tmp_path / "k.png")
     with pytest.raises(DataError, match="sums to 0"):
         load_kernel(tmp_path / "k.png")
+
+
+def test_exif_of_the_camera_alone_is_kept_and_a_profile_only_of_its_own_colours() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.01
+    buffer = io.BytesIO()
+    Image.new("L", (6, 5), 90).save(buffer, "JPEG", exif=exif, icc_profile=b"grey")
+    picture = read_picture(buffer.getvalue(), "it")
+    assert picture.exif is not None
+    assert picture.with_image(torch.zeros(1, 1, 5, 6)).icc_profile == b"grey"
+    assert picture.with_image(torch.zeros(1, 3, 5, 6)).icc_profile is None
+
+
+def test_deep_files_of_other_colours_are_refused() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((5, 6), np.uint16), photometric="miniswhite")
+    with pytest.raises(DataError, match="grey with black as 0"):
+        read_picture(buffer.getvalue(), "it")

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import invfusion
-from invfusion.operators import Bayer, Blur, Downsampling, Inpainting, LinearOperator, Measurement
-from invfusion.restoration.tiles import TiledDenoiser, Window, chosen_tile, evenly, least_tile, local_rule, windows
+from invfusion.errors import ConfigError
+from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, Inpainting, LinearOperator, Measurement
+from invfusion.restoration.tiles import TiledDenoiser, Window, chosen_tile, evenly, local_rule, windows
 from invfusion.rng import generator
 
 SHAPE = (1, 48, 40)
@@ -127,8 +128,25 @@ def test_a_window_of_an_odd_place_sees_the_sensor_shifted() -> None:
 
 
 def test_tiles_are_larger_than_what_a_wide_blur_reaches() -> None:
-    operator = Blur((3, 1200, 1000), torch.ones(301, 3) / 903, "valid")
-    measurement = Measurement(torch.zeros(1, *operator.measurement_shape), operator, 0.1)
-    assert chosen_tile(lambda x, *_: x, None, measurement) is None or least_tile(measurement) == 1204
-    tile = chosen_tile(lambda x, *_: x, None, measurement)
-    assert tile is None or min(tile) > 301
+    def tile_for(kernel: tuple[int, int], tile: int | None = None) -> tuple[int, int] | None:
+        operator = Blur((1, 2000, 3000), torch.ones(kernel), "valid")
+        measurement = Measurement(torch.zeros(1, *operator.measurement_shape), operator, 0.1)
+        return chosen_tile(lambda x, *_: x, tile, measurement)
+
+    assert tile_for((3, 9)) == (512, 512)
+    assert tile_for((3, 201)) == (804, 804)
+    assert tile_for((3, 401)) == (1024, 1024)
+    assert tile_for((601, 3)) == (1202, 1202)
+    with pytest.raises(ConfigError, match="tile=100 is less than the 201 pixels"):
+        tile_for((3, 201), 100)
+
+
+@pytest.mark.parametrize("operator", [Bayer((3, 16, 16)), Grayscale((3, 16, 16)), Downsampling((3, 16, 16), 2)])
+def test_windows_lie_on_the_device_of_the_measurement(operator: LinearOperator) -> None:
+    y = torch.zeros(1, *operator.measurement_shape, device="meta")
+    whole = Measurement.__new__(Measurement)
+    for name, value in {"y": y, "operator": operator, "sigma_y": torch.zeros(1, device="meta")}.items():
+        object.__setattr__(whole, name, value)
+    rule = local_rule(whole)
+    assert rule is not None
+    assert rule(whole, Window(0, 8, 0, 8)).operator.device.type == "meta"
