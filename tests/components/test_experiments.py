@@ -708,3 +708,14 @@ def test_tuning_takes_the_best_value_of_each_family(project: Path) -> None:
         assert tried[written["DPS"]["tuned"]["psnr"][family]["zeta"]] == max(tried.values())
     with pytest.raises(ConfigError, match="InvFusion cannot be tuned; the methods that can be are DDRM"):
         tune.tune(params, ["InvFusion"])
+
+
+def test_pages_say_of_how_many_draws_scores_are() -> None:
+    params = load_profile("digits16")
+    outcome = table.Outcome("few_step", load_experiment("few_step"), params, [], Results(), {}, {})
+    assert table.draws_notes(outcome) == [
+        "Draws are judged by 4 of each of 48 images. Of so few, even such without any spread would cover 0.75 of the "
+        "pixels by chance: the std ratio tells more."
+    ]
+    without = params.evaluate.model_copy(update={"calibration_images": 0})
+    assert table.draws_notes(replace(outcome, params=params.model_copy(update={"evaluate": without}))) == []
