@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from invfusion import __version__
@@ -140,6 +141,14 @@ def _add_guards(app: FastAPI, limits: Limits) -> None:
     statuses: dict[type[Exception], int] = {InvFusionError: 422, TooLargeError: 413, BusyError: 503}
     for kind, status in statuses.items():
         app.add_exception_handler(kind, _sentence(status))
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = [str(part) for part in first["loc"][1:]]
+        given = f", got {str(first.get('input'))[:40]!r}" if name else ""
+        return JSONResponse({"error": f"{name[0] if name else 'the request'}: {first['msg']}{given}"}, 422)
 
     @app.exception_handler(TimeoutError)
     async def slow(_: Request, __: Exception) -> JSONResponse:

@@ -130,7 +130,12 @@ def test_bad_requests_are_one_sentence(
 
 def test_fields_out_of_range_and_unknown_ones(client: TestClient) -> None:
     for change in ({"scale": 99}, {"colour": "red"}, {"boundary": "round"}, {"seed": 1.5}, {"samples": 0}):
-        assert client.post("/restore", json={"picture": text(PIXELS), **change}).status_code == 422
+        answer = client.post("/restore", json={"picture": text(PIXELS), **change})
+        assert answer.status_code == 422
+        assert answer.json()["error"].startswith(next(iter(change)))
+    assert client.post("/restore.png?sigma=much", content=png(PIXELS)).json()["error"].startswith("sigma: ")
+    broken = client.post("/restore", content="{", headers={"content-type": "application/json"})
+    assert (broken.status_code, "detail" in broken.json()) == (422, False)
 
 
 def test_large_bodies_are_refused_before_they_are_read(client: TestClient) -> None:
