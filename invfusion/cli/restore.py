@@ -191,7 +191,7 @@ def load_measurement(source: Path) -> tuple[Tensor | None, Picture]:
         return None, load_picture(source)
     try:
         y = torch.from_numpy(read_array(read_file(source)))
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         raise DataError(f"{source}: not an array of numbers ({error})") from error
     # Numbers are not rounded to the steps of a file of 8 bits.
     return y[None], Picture(torch.zeros(1, 3, 1, 1), bits=16)

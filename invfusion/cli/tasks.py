@@ -123,7 +123,7 @@ def _made(found: Any, shape: tuple[int, ...], source: str) -> Any:
 def _is_free(path: Path) -> bool:
     """Whether a file's name can be its module's."""
     loaded = sys.modules.get(path.stem)
-    is_itself = loaded is None or str(getattr(loaded, "__file__", None)) == str(path)
+    is_itself = loaded is None or Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve()
     return is_itself and path.stem not in sys.stdlib_module_names
 
 

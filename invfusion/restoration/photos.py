@@ -90,7 +90,7 @@ class PhotosPosterior:
         if self.measurement is None or known is None or not bool(known.any()):
             return self.gaussian_mean
         better = refined(self.gaussian_mean, self.measurement)
-        return torch.where(known.view(-1, 1, 1, 1), better, self.gaussian_mean)
+        return better if bool(known.all()) else torch.where(known.view(-1, 1, 1, 1), better, self.gaussian_mean)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_sigma, y] for x_sigma (B, C, H, W) of one noise level or of levels (B,), positive."""

@@ -353,7 +353,7 @@ def _read_numbers(path: Path | str) -> Tensor:
             return torch.from_numpy(read_array(read_file(path)))
         text = read_file(path).decode().replace(",", " ")
         return torch.from_numpy(np.loadtxt(io.StringIO(text), dtype=np.float32, ndmin=2))
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not a table of numbers ({error})") from error
 
 

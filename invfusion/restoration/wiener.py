@@ -98,12 +98,16 @@ def _filled_in(law: Stationary, mask: Tensor, sigma_y: Tensor, gap: Tensor) -> T
     missing pixels, those beyond the image too, are what was not measured.
     """
     exact, whole = sigma_y < NO_NOISE, mask.bool().flatten(1).all(1).expand(len(gap))
-    kinds = 2 * exact.int() + whole.int()
+    kinds = set(zip(exact.tolist(), whole.tolist(), strict=True))
+    if len(kinds) == 1:
+        # No copies of what may be one large picture.
+        ((is_exact, is_whole),) = kinds
+        return _filled_in_alike(law, mask, sigma_y, gap, exact=is_exact, whole=is_whole)
     found = torch.empty_like(gap)
-    for kind in sorted(set(kinds.tolist())):
-        rows = kinds == kind
+    for is_exact, is_whole in sorted(kinds):
+        rows = (exact == is_exact) & (whole == is_whole)
         masks = mask if len(mask) == 1 else mask[rows]
-        found[rows] = _filled_in_alike(law, masks, sigma_y[rows], gap[rows], exact=kind >= 2, whole=kind % 2 == 1)
+        found[rows] = _filled_in_alike(law, masks, sigma_y[rows], gap[rows], exact=is_exact, whole=is_whole)
     return found
 
 
