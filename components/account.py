@@ -3,7 +3,8 @@
 FLOPs are counted in closed form (`invfusion.models.flops`); a machine's speed is measured by a small training step, or
 is that of a named GPU at the share of its peak that the paper's own trainings reached. Sampling costs are the calls of
 each method's sampler, counted with a stand-in for the network. What the Gaussian posterior takes is timed on this
-machine's CPU with a stand-in for the images' prior; on a GPU it is the share that it had on one.
+machine's CPU with a stand-in for the images' prior; on a GPU it is the share that it had on one. Staging is timed on
+one image and on one small matrix.
 """
 
 import contextlib
@@ -18,14 +19,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from components.evaluation.methods import Column, Method, columns
 from components.evaluation.restoring import MAX_COMPONENTS
 from components.params import Params, PriorFitConfig
 from components.reporting.experiments import Experiment, Model
+from invfusion.codec import encode
+from invfusion.data.images import open_image, to_array, to_png, to_rgb
+from invfusion.data.manifest import read_manifest
 from invfusion.degradations import FAMILIES, DegradationFamily, members_of
-from invfusion.errors import ConfigError
+from invfusion.errors import ConfigError, DataError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
@@ -55,6 +60,11 @@ PIXELS, MOST, FEW = 2**14, 16, 3
 COPIES = 4
 # What it added to InvFusion's training steps and (eager) sampling calls of FFHQ64 on an H200 (docs/performance.md).
 OF_A_STEP, OF_A_CALL = 0.06, 0.17
+# What a line of the account is of.
+IMAGES = "images"
+# Eigenvectors and products are timed on matrices of so many rows; of their matrices so many are there at once when a
+# prior is fitted, to within 4% of the memory that was measured for 4,000 images of 64 px and 8,000 of 32 px.
+ROWS, MATRICES = 768, 6
 # The share of colour in the stand-in's images; the rest is grey.
 COLOUR = 0.25
 
@@ -185,9 +195,63 @@ def account(params: Params, sizes: dict[str, int]) -> list[Line]:
     """All stages of a profile; sizes: parameters of each model with fresh weights."""
     known = {**sizes, **{name: sizes[start] for name, start in params.train.distilled.items()}}
     configs = {name: _config(params, name) for name in known}
-    lines = [_training(params, name, configs[name], known[name]) for name in params.models]
+    trainings = [_training(params, name, configs[name], known[name]) for name in params.models]
     plan = columns(params, params.models)
-    return [*lines, *evaluation(params, plan, configs, known)]
+    return [*staging(params), *trainings, *evaluation(params, plan, configs, known)]
+
+
+def staging(params: Params) -> Iterator[Line]:
+    """Decoding the images, where the dataset is at hand and says how many there are, and fitting their prior."""
+    settings, shape = params.data.gaussian_prior, _shape(params)
+    n_fitted = math.inf if settings is None else settings.max_images
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(params.data.shards)
+        n_fitted = min(n_fitted, manifest.n_samples["train"])
+        n, most = sum(manifest.n_samples.values()), max(shard.n_samples for shard in manifest.shards)
+        pixels = math.prod(shape)
+        # A shard is decoded, and then stacked; what is staged lies in DVC's cache too.
+        yield Line("stage", IMAGES, 0, n * _decoded(shape), 2 * most * pixels, 2 * n * pixels)
+    if settings is not None:
+        yield _fitted(settings, shape, int(n_fitted))
+
+
+@cache
+def _decoded(shape: tuple[int, int, int]) -> float:
+    """Seconds of one image, white noise, which takes longest."""
+    pixels = encode(randn(shape, generators(0, "account/png", range(1))))[0]
+    content = to_png(Image.fromarray(pixels.movedim(0, -1).numpy()))
+
+    def decode() -> None:
+        to_array(to_rgb(open_image(content, "a stand-in"), "a stand-in"))
+
+    decode()  # The first one also waits for the format's library.
+    return _seconds(decode)
+
+
+def _fitted(settings: PriorFitConfig, shape: tuple[int, int, int], n: int) -> Line:
+    """The prior of n images: a matrix of their products, or of their pixels', for each combination of the channels."""
+    problems = {"full": 1, "coloured": shape[0], "stationary": 0}[settings.form]
+    numbers = math.prod(shape)
+    pixels = numbers // max(problems, 1)
+    rows = min(n, pixels) if problems else 0
+    eigenvectors, product = _of_a_cube()
+    # Clusters are fitted to all images and to their mirrored ones, and then a prior to what is left.
+    again = settings.clusters > 1
+    copies = 1 + 2 * again * (1 if settings.form == "full" else 3)
+    rank = min(settings.rank or n - 1, problems * rows)
+    return Line(
+        "stage", "Gaussian prior", 0, (1 + again) * problems * (eigenvectors * rows**3 + product * n * pixels * rows),
+        4.0 * n * numbers + 8.0 * (n * (copies * numbers + pixels) + MATRICES * rows**2),
+        2 * 8.0 * (numbers + rank * pixels),
+    )  # fmt: skip
+
+
+@cache
+def _of_a_cube() -> tuple[float, float]:
+    """Seconds of eigenvectors and of a product, for each number of the cube of a matrix's rows."""
+    matrix = randn((ROWS, ROWS), generators(0, "account/fit", range(1)))[0].double()
+    product = _seconds(lambda: matrix @ matrix.mT)
+    return _seconds(lambda: torch.linalg.eigh(matrix + matrix.mT)) / ROWS**3, product / ROWS**3
 
 
 def of_experiment(experiment: Experiment, params: Params, count: Count) -> list[Line]:

@@ -53,6 +53,8 @@ def _known_metric(name: str) -> str:
 
 # A name of `invfusion.metrics.METRICS`.
 MetricName = Annotated[str, AfterValidator(_known_metric)]
+# {metric that found them: {kind of family: {setting: value}}}.
+Tuned = dict[MetricName, dict[str, dict[str, float]]]
 # What draws from the posterior through the probability-flow ODE.
 OdeSampler = Annotated[Heun | DPMpp2M | DEIS, Field(discriminator="kind")]
 # What may name files, metrics and experiments.
@@ -117,7 +119,7 @@ class MethodConfig(Config):
     generates: bool = False
     extra_draws: int = Field(default=0, ge=0)
     withheld: bool = False
-    tuned: dict[MetricName, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    tuned: Tuned = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -172,9 +174,14 @@ class EvaluateConfig(Config):
 
 
 class TablesConfig(Config):
-    """The paper's tables, of which experiments/ holds one file each. max_images: of each, where it has more."""
+    """The paper's tables, of which experiments/ holds one file each.
+
+    max_images: of each, where it has more. tuned: {experiment: {row: as MethodConfig.tuned}}, step sizes found on that
+    experiment's own models and measurements, before those of its methods.
+    """
 
     max_images: int = Field(default=10_000, ge=2)
+    tuned: dict[str, dict[str, Tuned]] = Field(default_factory=dict)
 
 
 class TuneConfig(Config):

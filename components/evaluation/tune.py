@@ -2,10 +2,10 @@
 
 `python -m components.evaluation.tune DPS DAPS` tries, on each family of params.evaluate.families, every value that a
 sampler declares in `tunable`, one setting at a time with the others as they are, and takes the best by the first of
-params.tune.metrics that can be computed. With `--table table_09` rows, families, noise and metrics are those of that
-experiment, so that a table's step sizes are tuned by what it reports.
-It writes reports/tuned.yaml, whose `tuned:` sections are to be put under the methods in params.yaml, and
-reports/tuning.json with all values tried.
+params.tune.metrics that can be computed. With `--table table_09` models, rows, families, noise and metrics are those of
+that experiment, so that a table's step sizes are tuned on what it shows and by what it reports.
+It writes reports/tuned.yaml, whose `tuned:` sections are to be put into params.yaml, under the methods or for the table
+alone, and reports/tuning.json with all values tried.
 """
 
 import json
@@ -24,6 +24,7 @@ from components.evaluation.methods import Column, columns
 from components.params import UNCONDITIONAL, Params
 from components.paths import MODELS, STAGED
 from components.reporting.experiments import load_experiment
+from components.training.zoo import Zoo
 from invfusion.data import StagedDataset
 from invfusion.errors import ConfigError
 from invfusion.metrics import METRICS, Metric
@@ -47,25 +48,30 @@ class Trial:
     n_diverged: int
 
 
-def tune(params: Params, names: Sequence[str] = ()) -> Path:
+def tune(params: Params, names: Sequence[str] = (), table: str = "") -> Path:
     """Try the values of the named methods (default: all that can be tuned); returns the path of the fragment.
+
+    table: the experiment whose rows they are; its models are those at hand.
 
     Raises:
         ConfigError: a name is no method that can be tuned, or none of tune.metrics can be computed.
         CheckpointError: a method's model is not trained.
     """
+    zoo = _zoo(params, table) if table else None
+    params = params if zoo is None else zoo.params
     chosen = _tunable(params, names)
     own = {"split": "val", "n_images": params.tune.n_images, "n_unconditional": 0, "bootstrap_resamples": 10}
     settings = params.evaluate.model_copy(update=own | {"methods": chosen})
     params = params.model_copy(update={"evaluate": settings})
-    models = {m: MODELS / m for name in chosen if (m := params.methods[name].model)}
+    needed = {model for name in chosen if (model := params.methods[name].model)}
+    models = {model: MODELS / model if zoo is None else zoo.folder(model) for model in needed}
     plan = columns(params, models)
     evaluation = prepare(params, plan, models, OUTPUT)
     metric = choose_metric(params, evaluation.judge.missing)
     families = [column for column in plan if column.kind != UNCONDITIONAL]
     trials = [trial for column in families for trial in _trials(evaluation, column, metric)]
     evaluation.restorer.memo.forget_unused("tune")
-    return write(trials, metric.name)
+    return write(trials, metric.name, table)
 
 
 def choose_metric(params: Params, missing: Mapping[str, str]) -> Metric:
@@ -88,20 +94,16 @@ def choose_metric(params: Params, missing: Mapping[str, str]) -> Metric:
     raise ConfigError(f"none of tune.metrics can be computed: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
 
 
-def of_table(params: Params, name: str) -> Params:
-    """The parameters of an experiment, with those of its rows that are methods of params.methods."""
+def _zoo(params: Params, name: str) -> Zoo:
+    """The models of an experiment, and the parameters as it changes them."""
     experiment = load_experiment(name)
-    changed = experiment.applied(params, len(StagedDataset(STAGED, "val").class_names))
-    own = {row: method for row, method in changed.methods.items() if row not in experiment.rows}
-    return changed.model_copy(update={"methods": own})
+    return Zoo(name, experiment, experiment.applied(params, len(StagedDataset(STAGED, "val").class_names)))
 
 
 def _tunable(params: Params, names: Sequence[str]) -> list[str]:
     able = [name for name, method in params.methods.items() if method.sampler is not None and method.sampler.tunable]
     if not able:
-        raise ConfigError(
-            "none of the methods has a step size to tune that would be kept under its name in params.methods"
-        )
+        raise ConfigError("none of the methods has a step size to tune")
     wrong = [name for name in names if name not in able]
     if wrong:
         raise ConfigError(f"{', '.join(wrong)} cannot be tuned; the methods that can be are {', '.join(able)}")
@@ -149,18 +151,21 @@ def at_the_end(trials: Sequence[Trial], metric: str) -> list[str]:
     return found
 
 
-def write(trials: Sequence[Trial], metric: str) -> Path:
-    """The fragment for params.yaml, and all trials."""
+def write(trials: Sequence[Trial], metric: str, table: str = "") -> Path:
+    """The fragment for params.yaml, for one table or for all, and all trials."""
     FRAGMENT.parent.mkdir(parents=True, exist_ok=True)
-    fragment: dict[str, Any] = {
-        "methods": {method: {"tuned": {metric: families}} for method, families in best(trials, metric).items()}
-    }
+    found = {method: {metric: families} for method, families in best(trials, metric).items()}
+    fragment: dict[str, Any] = (
+        {"tables": {"tuned": {table: found}}}
+        if table
+        else {"methods": {method: {"tuned": values} for method, values in found.items()}}
+    )
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     with FRAGMENT.open("w") as file:
         file.write(
             f"# The best values by {metric} on the validation split, which may not be so by another metric; put "
-            "them under the methods in params.yaml. A table takes those of the first of its metrics that has any.\n"
+            "them into params.yaml. A table takes those of the first of its metrics that has any.\n"
         )
         yaml.dump(fragment, file)
     for ends in at_the_end(trials, metric):
@@ -176,7 +181,7 @@ def main() -> None:
     command.add_argument("methods", nargs="*", help="names of params.methods; default: all that can be tuned")
     command.add_argument("--table", default="", help="an experiment, such as table_09, instead of the evaluation")
     with cli.started(command) as options:
-        tune(of_table(options.params, options.table) if options.table else options.params, options.methods)
+        tune(options.params, options.methods, options.table)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from components.checks import plain_name, twice
-from components.params import UNCONDITIONAL, MetricName, Params, params_from, read_values
+from components.params import UNCONDITIONAL, MetricName, Params, Tuned, params_from, read_values
 from components.profiles import merged
 from invfusion.degradations import FAMILIES, members_of
 from invfusion.errors import ConfigError
@@ -80,12 +80,14 @@ class ClaimConfig(Config):
 class Experiment(Config):
     """One table or figure of the paper.
 
-    shows: what is made of the results. table, dataset: its number, and its data there (paper_tables.csv).
+    name: its file's. shows: what is made of the results. table, dataset: its number, and its data there
+    (paper_tables.csv).
     groups: {group of rows: names of rows}, in the paper's order; a name that `rows` does not explain is a method's.
     families: the columns, "unconditional" for images generated from nothing. params: changes to the parameters.
     class_conditional: as on ImageNet, with labels and guidance.
     """
 
+    name: str = ""
     title: str
     table: str
     dataset: str
@@ -158,7 +160,8 @@ class Experiment(Config):
             changes |= {"model": {"n_classes": n_classes}, "train": {"label_dropout": LABEL_DROPOUT}}
             changes["evaluate"]["guidance"] = GUIDANCE
         values = merged(merged(values, changes), self.params)
-        values["methods"] = {name: self._method(params, name) for name in self.names}
+        tuned = self._tuned(params)
+        values["methods"] = {name: self._method(params, name, tuned.get(name, {})) for name in self.names}
         return params_from(values, f"experiment '{self.title}'")
 
     def changed_for(self, model: str, params: Params) -> Params:
@@ -169,7 +172,18 @@ class Experiment(Config):
         changed = merged(params.model_dump(mode="json", by_alias=True), spec.params)
         return params_from(changed, f"the model '{model}' of experiment '{self.title}'")
 
-    def _method(self, params: Params, name: str) -> dict[str, Any]:
+    def _tuned(self, params: Params) -> dict[str, Tuned]:
+        """Of this experiment's rows; a name that stands for nothing is refused, of whichever experiment."""
+        for experiment in params.tables.tuned:
+            if experiment not in experiment_names():
+                raise ConfigError(f"tables.tuned: {unknown('experiment', experiment, experiment_names())}")
+        tuned = params.tables.tuned.get(self.name, {})
+        for row in tuned:
+            if row not in self.names:
+                raise ConfigError(f"tables.tuned.{self.name}: {unknown('row', row, self.names)}")
+        return tuned
+
+    def _method(self, params: Params, name: str, tuned: Tuned) -> dict[str, Any]:
         row = self.row(name)
         if row.method not in params.methods:
             raise ConfigError(
@@ -187,6 +201,7 @@ class Experiment(Config):
         if row.sampler:
             own = {} if "kind" in row.sampler else method["sampler"] or {}
             method |= {"sampler": {**own, **row.sampler}, "extra_draws": 0}
+        method["tuned"] |= tuned
         return method
 
 
@@ -212,7 +227,7 @@ def load_experiment(name: str) -> Experiment:
     if not path.is_file():
         raise ConfigError(unknown("experiment", name, experiment_names()))
     try:
-        return Experiment.model_validate(read_values(path))
+        return Experiment.model_validate({**read_values(path), "name": name})
     except ValidationError as error:
         problems = "\n".join(f"  {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise ConfigError(f"{path}: {error.error_count()} wrong value(s)\n{problems}") from None

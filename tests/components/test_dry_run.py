@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from components.account import Conditioning, Line, Machine, account, stand_in, summary, table
+from components.account import Conditioning, Line, Machine, account, staging, stand_in, summary, table
 from components.params import Params, PriorFitConfig, params_from
 from components.profiles import load_profile, merged, profile_values
 from components.reporting.experiments import experiment_names
 from components.training import dry_run as component
 from components.training.dry_run import dry_run
-from invfusion.data.manifest import MANIFEST
+from invfusion.data.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
 from invfusion.data.staged import StagedManifest
 from invfusion.gaussian.covariance import Coloured
 from invfusion.models.activations import GIB
@@ -256,6 +256,52 @@ def test_long_trainings_are_accounted_as_compiled_on_a_gpu() -> None:
     lines = of_the_paper()[1], account(cheap(load_profile()), dict.fromkeys(load_profile().models, 1))
     found = [by_name(each)["invfusion"].activations for each in lines]
     assert [each is not None and each.compiled for each in found] == [True, False]
+
+
+class TestStaging:
+    """What comes before training: the images, where they are at hand, and their prior."""
+
+    def staged(self, tmp_path: Path, n_train: int | None = None, **prior: Any) -> dict[str, Line]:
+        params = load_profile("photos64")
+        settings = PriorFitConfig(**{"form": "coloured", "rank": 384, "max_images": 10_000} | prior)
+        if n_train is not None:
+            counts = {"train": n_train, "test": 500}
+            shards = [ShardEntry(file=f"{s}.tar", split=s, n_samples=n, sha256="0" * 64) for s, n in counts.items()]
+            write_manifest(
+                Manifest(name="p", image_size=64, n_samples=counts, source="", licence="", resize="", shards=shards),
+                tmp_path,
+            )
+        data = params.data.model_copy(update={"shards": tmp_path, "gaussian_prior": settings})
+        return by_name(list(staging(params.model_copy(update={"data": data}))))
+
+    def test_images_are_counted_where_the_dataset_is(self, tmp_path: Path) -> None:
+        assert "images" not in self.staged(tmp_path)
+        images = self.staged(tmp_path, 4000)["images"]
+        assert images.disk == 2 * 4500 * 3 * 64 * 64, "in the working tree and in DVC's cache"
+        assert 4500 * 2e-5 < images.cpu_seconds < 4500 * 0.1
+
+    def test_a_prior_is_fitted_to_the_images_that_there_are(self, tmp_path: Path) -> None:
+        prior = self.staged(tmp_path)["Gaussian prior"]
+        assert prior.disk == 2 * 8 * (3 * 64 * 64 + 384 * 64 * 64)
+        assert self.staged(tmp_path, 4000)["Gaussian prior"].memory == pytest.approx(1.42 * 2**30, rel=0.05)
+        assert prior.memory == pytest.approx(2.43 * 2**30, rel=0.05), "a process of 10,000 held 2.46 GiB more"
+        assert self.staged(tmp_path, 500)["Gaussian prior"].cpu_seconds < prior.cpu_seconds / 20
+
+    def test_forms_and_clusters_differ(self, tmp_path: Path) -> None:
+        one = self.staged(tmp_path, 4000)["Gaussian prior"]
+        full, clusters, same = (
+            self.staged(tmp_path, 4000, **own)["Gaussian prior"]
+            for own in ({"form": "full"}, {"clusters": 2}, {"form": "stationary", "rank": None})
+        )
+        assert full.disk > 2 * one.disk, "a basis of whole images"
+        assert (clusters.cpu_seconds, clusters.memory > one.memory) == (2 * one.cpu_seconds, True)
+        assert same.cpu_seconds == 0, "spectra alone"
+
+    def test_a_profile_without_a_prior_fits_none(self) -> None:
+        params = load_profile("photos64")
+        assert not list(
+            staging(params.model_copy(update={"data": params.data.model_copy(update={"gaussian_prior": None})}))
+        )
 
 
 def test_principal_components_lie_on_disk_as_floats_of_the_first_images() -> None:

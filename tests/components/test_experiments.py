@@ -333,9 +333,9 @@ class TestWithheld:
         assert told["InvFusion"] == "the network y and H"
         assert told["Wiener"].startswith("y, H and σ_y, and the Gaussian of the training images")
 
-    def test_such_a_table_has_no_step_sizes_to_tune(self, project: Path) -> None:
+    def test_a_table_without_step_sizes_cannot_be_tuned(self, project: Path) -> None:
         with pytest.raises(ConfigError, match="none of the methods has a step size"):
-            tune.tune(tune.of_table(make_params(), "zero_shot"))
+            tune.tune(make_params(), table="one_step")
 
 
 def test_other_processes_take_the_parameters_of_any_experiment(
@@ -637,6 +637,19 @@ def tuned(params: Params, **values: float) -> Params:
     return params.model_copy(update={"methods": {**params.methods, "DPS": dps}})
 
 
+def for_table(params: Params, experiment: str, row: str) -> Params:
+    """A step size for one row of one table alone."""
+    own = {experiment: {row: {"psnr": {"matrix": {"zeta": 3.0}}}}}
+    return params.model_copy(update={"tables": params.tables.model_copy(update={"tuned": own})})
+
+
+def of_dps(params: Params) -> tuple[Experiment, Params]:
+    """Table 11 with the row of DPS alone."""
+    experiment = load_experiment("table_11")
+    alone = experiment.model_copy(update={"groups": {"": ["DPS"]}, "claims": []})
+    return alone, alone.applied(params)
+
+
 class TestTunedByWhatIsReported:
     @pytest.mark.parametrize(
         ("found", "zeta", "said"),
@@ -676,12 +689,40 @@ class TestTunedByWhatIsReported:
         with pytest.raises(ConfigError, match=r"none of tune\.metrics can be computed: fid: -; cfid: -; psnr: -"):
             tune.choose_metric(wanted, dict.fromkeys(("fid", "cfid", "psnr"), "-"))
 
-    def test_a_table_is_tuned_as_it_is_made(self, project: Path) -> None:
-        params = tune.of_table(make_params(), "table_11")
-        assert params.evaluate.noise == GaussianNoise(sigma_y=0.1)
-        assert params.tune.metrics == ["psnr", "fid"]
-        assert "DPS" in params.methods
-        assert "DDRM sampling" not in tune.of_table(make_params(), "table_14").methods, "a row of the table alone"
+    def test_values_of_a_table_hold_there_alone_and_before_others(self, project: Path) -> None:
+        params = for_table(tuned(make_params(), psnr=0.7, lpips=0.8), "table_11", "DPS")
+        noisy, noiseless = (load_experiment(name).applied(params).methods["DPS"] for name in ("table_11", "table_09"))
+        assert noisy.tuned == {"psnr": {"matrix": {"zeta": 3.0}}, "lpips": {"matrix": {"zeta": 0.8}}}
+        assert noiseless.tuned == params.methods["DPS"].tuned
+        rows = for_table(make_params(), "zero_shot", "DPS by InvFusion-G")
+        assert load_experiment("zero_shot").applied(rows).methods["DPS by InvFusion-G"].tuned["psnr"]
+
+    @pytest.mark.parametrize(
+        ("experiment", "row", "message"),
+        [
+            ("table_99", "DPS", r"tables\.tuned: unknown experiment 'table_99'"),
+            ("table_11", "DSP", r"tables\.tuned\.table_11: unknown row 'DSP'.*did you mean 'DPS'"),
+            ("table_11", "Wiener", r"'zeta' is no setting that can be tuned"),
+        ],
+    )
+    def test_a_wrong_name_is_told(self, project: Path, experiment: str, row: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            load_experiment("table_11").applied(for_table(make_params(), experiment, row))
+
+    def test_a_table_is_tuned_on_its_own_models_and_measurements(self, project: Path) -> None:
+        params = make_params()
+        with pytest.raises(CheckpointError, match="artifacts/zoo/unconditional"):
+            tune.tune(params, ["DPS"], "table_11")
+        zoo.train_missing([zoo.Zoo("table_11", *of_dps(params))])
+        tune.tune(params, ["DPS"], "table_11")
+        written = experiments.read_values(tune.FRAGMENT)["tables"]["tuned"]["table_11"]
+        assert set(written) == {"DPS"}
+        values = params.model_dump(mode="json", by_alias=True)
+        again = Params.model_validate(values | {"tables": {"max_images": N, "tuned": {"table_11": written}}})
+        assert load_experiment("table_11").applied(again).methods["DPS"].tuned["psnr"] == written["DPS"]["psnr"]
+        noisy = read_json(tune.TRIALS)
+        tune.tune(params, ["DPS"], "table_09")
+        assert [t["metric"] for t in read_json(tune.TRIALS)] != [t["metric"] for t in noisy]
 
 
 @pytest.mark.parametrize(
