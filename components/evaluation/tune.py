@@ -10,7 +10,7 @@ alone, and reports/tuning.json with all values tried.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from components.paths import MODELS, STAGED
 from components.reporting.experiments import load_experiment
 from components.training.zoo import Zoo
 from invfusion.data import StagedDataset
-from invfusion.errors import ConfigError
+from invfusion.errors import CheckpointError, ConfigError
 from invfusion.metrics import METRICS, Metric
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def tune(params: Params, names: Sequence[str] = (), table: str = "") -> Path:
     settings = params.evaluate.model_copy(update=own | {"methods": chosen})
     params = params.model_copy(update={"evaluate": settings})
     needed = {model for name in chosen if (model := params.methods[name].model)}
-    models = {model: MODELS / model if zoo is None else zoo.folder(model) for model in needed}
+    models = {model: MODELS / model for model in needed} if zoo is None else _models(zoo, needed)
     plan = columns(params, models)
     evaluation = prepare(params, plan, models, OUTPUT)
     metric = choose_metric(params, evaluation.judge.missing)
@@ -98,6 +98,14 @@ def _zoo(params: Params, name: str) -> Zoo:
     """The models of an experiment, and the parameters as it changes them."""
     experiment = load_experiment(name)
     return Zoo(name, experiment, experiment.applied(params, len(StagedDataset(STAGED, "val").class_names)))
+
+
+def _models(zoo: Zoo, needed: Collection[str]) -> dict[str, Path]:
+    found, missing = zoo.provide()
+    for model in needed:
+        if model in missing:
+            raise CheckpointError(f"{missing[model]}; `python -m flows.table --name {zoo.name}` trains what it needs")
+    return {model: found[model] for model in needed}
 
 
 def _tunable(params: Params, names: Sequence[str]) -> list[str]:

@@ -711,7 +711,9 @@ class TestTunedByWhatIsReported:
 
     def test_a_table_is_tuned_on_its_own_models_and_measurements(self, project: Path) -> None:
         params = make_params()
-        with pytest.raises(CheckpointError, match="artifacts/zoo/unconditional"):
+        with pytest.raises(
+            CheckpointError, match=r"not trained; its place is artifacts/zoo/unc.*flows\.table --name table_11"
+        ):
             tune.tune(params.model_copy(update={"seed": 77}), ["DPS"], "table_11")
         zoo.train_missing([zoo.Zoo("table_11", *of_dps(params))])
         tune.tune(params, ["DPS"], "table_11")
