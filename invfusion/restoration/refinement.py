@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from invfusion.errors import CheckpointError
 from invfusion.operators import Bayer, Blur, Downsampling, Grayscale, LinearOperator, MaskOperator, Measurement
-from invfusion.restoration.tiles import TILE, Window, blended, evenly, factor_of, least_tile, local_rule
+from invfusion.restoration.tiles import Window, blended, evenly, factor_of, local_rule, usual_tile
 
 FILE = Path(__file__).with_name("photos.safetensors")
 COLOURS = 3
@@ -205,7 +205,7 @@ def refined(estimate: Tensor, measurement: Measurement) -> Tensor:
     network, rule = load_refiner().to(estimate.device), local_rule(measurement)
     image = (estimate.shape[-2], estimate.shape[-1])
     multiple = math.lcm(MULTIPLE, factor_of(measurement))
-    side = max(TILE, least_tile(measurement))
+    side = usual_tile(measurement)
     is_small = image[0] * image[1] <= side**2
     tile = image if rule is None or is_small else evenly(side, multiple, image, SHARED)
 

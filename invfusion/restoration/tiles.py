@@ -48,7 +48,7 @@ def chosen_tile(denoiser: DenoiserLike, tile: int | None, measurement: Measureme
         return None if own == (height, width) else own
     if tile is None:
         tile = (
-            max(TILE, least_tile(measurement))
+            usual_tile(measurement)
             if height * width > WHOLE_PIXELS and not getattr(denoiser, "sees_whole_image", False)
             else 0
         )
@@ -74,11 +74,11 @@ def factor_of(measurement: Measurement) -> int:
     return measurement.operator.factor if isinstance(measurement.operator, Downsampling) else 1
 
 
-def least_tile(measurement: Measurement) -> int:
-    """Side of the smallest tiles that an operator's windows are worth: a few times as far as a blur reaches, so far as
-    memory allows."""
+def usual_tile(measurement: Measurement) -> int:
+    """Side of the smallest tiles that an operator's windows are worth: `TILE`, or a few times as far as a blur reaches,
+    so far as memory allows."""
     reach = reach_of(measurement)
-    return max(2 * reach, min(4 * reach, 2 * TILE))
+    return max(TILE, 2 * reach, min(4 * reach, 2 * TILE))
 
 
 def reach_of(measurement: Measurement) -> int:

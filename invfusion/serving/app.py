@@ -32,7 +32,7 @@ from invfusion.restoration.requests import Bounds, Options, PictureRequest, TooL
 PAGE = Path(__file__).with_name("page.html")
 MAX_WAITING = 4
 # Hundreds of network calls and more, most of them with gradients.
-TOO_SLOW = ("aseq_dip", "daps", "dps", "mgps", "pivot")
+TOO_SLOW = ("aseq_dip", "daps", "dps", "mgps")
 # Bytes of base64 text for a byte, and room for the rest of a request.
 OVERHEAD = 1.4
 

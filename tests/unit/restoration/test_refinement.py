@@ -18,7 +18,7 @@ from invfusion.operators import (
     MatrixOperator,
     Measurement,
 )
-from invfusion.restoration import refinement
+from invfusion.restoration import refinement, tiles
 from invfusion.restoration.photos import load_photos
 from invfusion.restoration.refinement import Refiner, knows, read_refiner, refined
 from invfusion.rng import generator
@@ -94,7 +94,7 @@ def test_tiles_leave_no_seams(monkeypatch: pytest.MonkeyPatch, i: int) -> None:
     measurement = measured(x, *operators(shape)[i])
     estimate = load_photos().law_of(x.shape, measurement).gaussian_mean
     whole = refined(estimate, measurement)
-    monkeypatch.setattr(refinement, "TILE", 96)
+    monkeypatch.setattr(tiles, "TILE", 96)
     tiled = refined(estimate, measurement)
     error = (whole - x).square().mean()
     assert not torch.equal(tiled, whole)
