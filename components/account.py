@@ -60,10 +60,10 @@ PIXELS, MOST, FEW = 2**14, 16, 3
 COPIES = 4
 # What it added to InvFusion's training steps and (eager) sampling calls of FFHQ64 on an H200 (docs/performance.md).
 OF_A_STEP, OF_A_CALL = 0.06, 0.17
-# What a line of the account is of.
+# What the line of the staged images is of, which is there where the dataset is.
 IMAGES = "images"
 # Eigenvectors and products are timed on matrices of so many rows; of their matrices so many are there at once when a
-# prior is fitted, to within 4% of the memory that was measured for 4,000 images of 64 px and 8,000 of 32 px.
+# prior is fitted, to within 8% of the memory that was measured (docs/reproduction.md).
 ROWS, MATRICES = 768, 6
 # The share of colour in the stand-in's images; the rest is grey.
 COLOUR = 0.25
@@ -143,9 +143,9 @@ class Activations:
 
 @dataclass(frozen=True)
 class Line:
-    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of drawing operators;
-    gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where images are
-    restored; activations: beside memory and flops, where something is trained."""
+    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of staging, and of drawing
+    operators; gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where
+    images are restored; activations: beside memory and flops, where something is trained."""
 
     stage: str
     what: str
@@ -206,7 +206,7 @@ def staging(params: Params) -> Iterator[Line]:
     n_fitted = math.inf if settings is None else settings.max_images
     with contextlib.suppress(DataError):
         manifest = read_manifest(params.data.shards)
-        n_fitted = min(n_fitted, manifest.n_samples["train"])
+        n_fitted = min(n_fitted, manifest.n_samples.get("train", 0))
         n, most = sum(manifest.n_samples.values()), max(shard.n_samples for shard in manifest.shards)
         pixels = math.prod(shape)
         # A shard is decoded, and then stacked; what is staged lies in DVC's cache too.
@@ -229,20 +229,24 @@ def _decoded(shape: tuple[int, int, int]) -> float:
 
 
 def _fitted(settings: PriorFitConfig, shape: tuple[int, int, int], n: int) -> Line:
-    """The prior of n images: a matrix of their products, or of their pixels', for each combination of the channels."""
-    problems = {"full": 1, "coloured": shape[0], "stationary": 0}[settings.form]
+    """The prior of n images, fitted on the CPU. Finding the clusters themselves is not counted."""
     numbers = math.prod(shape)
-    pixels = numbers // max(problems, 1)
-    rows = min(n, pixels) if problems else 0
+    if settings.form == "stationary":
+        # Images, their combined channels and the complex spectra of these; transforms take next to no time.
+        return Line("stage", "Gaussian prior", 0, 0, (4.0 + 8.0 * 4) * n * numbers, 2 * 8.0 * 2 * numbers)
+    coloured, clustered = settings.form == "coloured", settings.clusters > 1
+    pixels = numbers // shape[0] if coloured else numbers
+    # Of clusters a second covariance is fitted to what is left; of coloured ones, to the mirrored images too.
+    fits = [n, 2 * n if coloured else n] if clustered else [n]
     eigenvectors, product = _of_a_cube()
-    # Clusters are fitted to all images and to their mirrored ones, and then a prior to what is left.
-    again = settings.clusters > 1
-    copies = 1 + 2 * again * (1 if settings.form == "full" else 3)
-    rank = min(settings.rank or n - 1, problems * rows)
+    seconds = sum(eigenvectors * (rows := min(m, pixels)) ** 3 + product * m * pixels * rows for m in fits)
+    copies = (7 if coloured else 3) if clustered else 1
+    rank = min(settings.rank or n - 1, numbers)
+    bases = settings.clusters + 1 if settings.own_covariances else len(fits)
     return Line(
-        "stage", "Gaussian prior", 0, (1 + again) * problems * (eigenvectors * rows**3 + product * n * pixels * rows),
-        4.0 * n * numbers + 8.0 * (n * (copies * numbers + pixels) + MATRICES * rows**2),
-        2 * 8.0 * (numbers + rank * pixels),
+        "stage", "Gaussian prior", 0, seconds * (shape[0] if coloured else 1),
+        4.0 * n * numbers + 8.0 * (n * (copies * numbers + pixels) + MATRICES * min(max(fits), pixels) ** 2),
+        2 * 8.0 * ((1 + (settings.clusters if clustered else 0)) * numbers + bases * rank * pixels),
     )  # fmt: skip
 
 

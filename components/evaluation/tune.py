@@ -22,10 +22,8 @@ from components.evaluation.evaluate import Evaluation, prepare
 from components.evaluation.judging import Case
 from components.evaluation.methods import Column, columns
 from components.params import UNCONDITIONAL, Params
-from components.paths import MODELS, STAGED
-from components.reporting.experiments import load_experiment
+from components.paths import MODELS
 from components.training.zoo import Zoo
-from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, ConfigError
 from invfusion.metrics import METRICS, Metric
 
@@ -54,16 +52,18 @@ def tune(params: Params, names: Sequence[str] = (), table: str = "") -> Path:
     table: the experiment whose rows they are; its models are those at hand.
 
     Raises:
-        ConfigError: a name is no method that can be tuned, or none of tune.metrics can be computed.
+        ConfigError: a name is no method, or row of the table, that can be tuned, or none of tune.metrics can be
+            computed.
+        DataError: the dataset has not been staged.
         CheckpointError: a method's model is not trained.
     """
-    zoo = _zoo(params, table) if table else None
+    zoo = Zoo.of(params, table, "val") if table else None
     params = params if zoo is None else zoo.params
     chosen = _tunable(params, names)
     own = {"split": "val", "n_images": params.tune.n_images, "n_unconditional": 0, "bootstrap_resamples": 10}
     settings = params.evaluate.model_copy(update=own | {"methods": chosen})
     params = params.model_copy(update={"evaluate": settings})
-    needed = {model for name in chosen if (model := params.methods[name].model)}
+    needed = list(dict.fromkeys(model for name in chosen if (model := params.methods[name].model)))
     models = {model: MODELS / model for model in needed} if zoo is None else _models(zoo, needed)
     plan = columns(params, models)
     evaluation = prepare(params, plan, models, OUTPUT)
@@ -94,17 +94,14 @@ def choose_metric(params: Params, missing: Mapping[str, str]) -> Metric:
     raise ConfigError(f"none of tune.metrics can be computed: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
 
 
-def _zoo(params: Params, name: str) -> Zoo:
-    """The models of an experiment, and the parameters as it changes them."""
-    experiment = load_experiment(name)
-    return Zoo(name, experiment, experiment.applied(params, len(StagedDataset(STAGED, "val").class_names)))
-
-
 def _models(zoo: Zoo, needed: Collection[str]) -> dict[str, Path]:
+    """Of an experiment, as they are at hand."""
     found, missing = zoo.provide()
     for model in needed:
         if model in missing:
-            raise CheckpointError(f"{missing[model]}; `python -m flows.table --name {zoo.name}` trains what it needs")
+            raise CheckpointError(
+                f"{missing[model]}. `python -m flows.table --name {zoo.name}` trains what can be trained"
+            )
     return {model: found[model] for model in needed}
 
 
@@ -186,7 +183,7 @@ def write(trials: Sequence[Trial], metric: str, table: str = "") -> Path:
 def main() -> None:
     """Tune methods of params.yaml on the validation split."""
     command = cli.parser(main.__doc__)
-    command.add_argument("methods", nargs="*", help="names of params.methods; default: all that can be tuned")
+    command.add_argument("methods", nargs="*", help="names of params.methods, or the table's rows; default: all")
     command.add_argument("--table", default="", help="an experiment, such as table_09, instead of the evaluation")
     with cli.started(command) as options:
         tune(options.params, options.methods, options.table)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from components.checks import plain_name, twice
-from components.params import UNCONDITIONAL, MetricName, Params, Tuned, params_from, read_values
+from components.params import UNCONDITIONAL, MethodConfig, MetricName, Params, Tuned, params_from, read_values
 from components.profiles import merged
 from invfusion.degradations import FAMILIES, members_of
 from invfusion.errors import ConfigError
@@ -173,7 +173,7 @@ class Experiment(Config):
         return params_from(changed, f"the model '{model}' of experiment '{self.title}'")
 
     def _tuned(self, params: Params) -> dict[str, Tuned]:
-        """Of this experiment's rows; a name that stands for nothing is refused, of whichever experiment."""
+        """Of this experiment's rows; an unknown experiment is refused whichever is made."""
         for experiment in params.tables.tuned:
             if experiment not in experiment_names():
                 raise ConfigError(f"tables.tuned: {unknown('experiment', experiment, experiment_names())}")
@@ -201,8 +201,21 @@ class Experiment(Config):
         if row.sampler:
             own = {} if "kind" in row.sampler else method["sampler"] or {}
             method |= {"sampler": {**own, **row.sampler}, "extra_draws": 0}
-        method["tuned"] |= tuned
+        method["tuned"] = _before(tuned, method["tuned"])
+        try:
+            MethodConfig.model_validate(method)
+        except ValidationError as error:
+            if tuned:
+                raise ConfigError(f"tables.tuned.{self.name}.{name}: {error.errors()[0]['msg']}") from None
+            raise
         return method
+
+
+def _before(own: Tuned, others: Tuned) -> Tuned:
+    """A table's own step sizes; others hold on the kinds of families of which it has none, by whatever metric."""
+    kinds = {kind for families in own.values() for kind in families}
+    left = {metric: {k: v for k, v in families.items() if k not in kinds} for metric, families in others.items()}
+    return {metric: left.get(metric, {}) | own.get(metric, {}) for metric in {**own, **left}}
 
 
 def _family(params: Params, kind: str) -> dict[str, Any]:

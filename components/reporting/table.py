@@ -22,16 +22,14 @@ from components.evaluation.restoring import STATE
 from components.evaluation.sharing import helpers, is_helper
 from components.memo import Memo
 from components.params import UNCONDITIONAL, Params
-from components.paths import STAGED
 from components.records import available, by_key
 from components.reporting import figures, pictures, tables, verdicts
-from components.reporting.experiments import Experiment, Model, experiment_names, load_experiment
+from components.reporting.experiments import Experiment, Model, experiment_names
 from components.reporting.pages import Notes, Page, Picture, Section
 from components.reporting.paper import Paper
 from components.reporting.tables import Cell, Column, Table, listing
 from components.reporting.verdicts import Evidence, Finding
 from components.training.zoo import Zoo, imported_from, train_missing
-from invfusion.data import StagedDataset
 from invfusion.errors import CheckpointError, InvFusionError
 from invfusion.metrics import METRICS
 from invfusion.metrics.coverage_90 import LEVEL
@@ -80,13 +78,12 @@ def table(params: Params, name: str, trains: bool = True, seeds: int = 1) -> Pat
         ConfigError: the experiment cannot be run with these parameters.
         CheckpointError: none of its models is there.
     """
-    load_experiment(name)
     if is_helper():
         _prepared(params, name)[1].help()
         return REPORTS / f"{name}.html"
     of_seeds = [params.model_copy(update={"seed": params.seed + i}) for i in range(seeds)]
     if trains:
-        train_missing([_zoo(one, name) for one in of_seeds])
+        train_missing([Zoo.of(one, name, one.evaluate.split) for one in of_seeds])
     first = _prepared(params, name)
     with tracking.start_run(first[0].params, "evaluate", name) as run:
         memo, outcomes = Memo(STATE), list[Outcome]()
@@ -102,16 +99,9 @@ def table(params: Params, name: str, trains: bool = True, seeds: int = 1) -> Pat
     return page
 
 
-def _zoo(params: Params, name: str) -> Zoo:
-    """The models of one seed."""
-    experiment = load_experiment(name)
-    n_classes = len(StagedDataset(STAGED, params.evaluate.split).class_names)
-    return Zoo(name, experiment, experiment.applied(params, n_classes))
-
-
 def _prepared(params: Params, name: str) -> tuple[Outcome, Evaluation]:
     """One seed's models, and its evaluation, of which there are no results yet."""
-    zoo = _zoo(params, name)
+    zoo = Zoo.of(params, name, params.evaluate.split)
     experiment, changed = zoo.experiment, zoo.params
     models, missing = zoo.provide()
     plan = [column for column in columns(changed, models) if column.kind in experiment.families]
@@ -302,7 +292,9 @@ def tuned_line(outcome: Outcome) -> str:
     by = "; ".join(f"{', '.join(dict.fromkeys(names))} by {METRICS[metric].label}" for metric, names in found.items())
     headline = outcome.experiment.metrics[0]
     rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
-    return f"Step sizes were tuned on the validation split: {by}{rest}."
+    own = [tables.label(row) for row in outcome.params.tables.tuned.get(outcome.name, {})]
+    here = f" Those of {', '.join(own)} are of this table's own models and measurements." if own else ""
+    return f"Step sizes were tuned on the validation split: {by}{rest}.{here}"
 
 
 def draws_notes(outcome: Outcome) -> list[str]:

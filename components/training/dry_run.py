@@ -66,7 +66,7 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = F
     machine = Machine.named(gpu) if gpu else Machine.this(speed, x.device)
     lines = account.account(params, sizes)
     if not (tables or any(line.what == account.IMAGES for line in lines)):
-        log.info("what staging the images takes is not in it: %s holds no dataset", params.data.shards)
+        log.info("what staging the images takes is not in it: no dataset can be read in %s", params.data.shards)
     for row in of_tables(params, machine, stand_in) if tables else account.table(lines, machine):
         log.info(row)
     return lines

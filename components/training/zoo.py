@@ -20,7 +20,7 @@ from components.children import on_stop_signals
 from components.device import is_on_gpu, n_processes
 from components.params import Params, params_from, read_values
 from components.paths import MODELS, STAGED
-from components.reporting.experiments import Experiment, Model
+from components.reporting.experiments import Experiment, Model, load_experiment
 from components.training import train
 from components.training.identity import identity, settings
 from components.training.train import STOP_S, Places, launch, must_launch, words_for
@@ -124,6 +124,18 @@ class Zoo:
     name: str
     experiment: Experiment
     params: Params
+
+    @classmethod
+    def of(cls, params: Params, name: str, split: str) -> "Zoo":
+        """An experiment's, with the classes of a staged split.
+
+        Raises:
+            ConfigError: there is no such experiment, or the parameters cannot be changed as it does.
+            DataError: the split is not staged.
+        """
+        experiment = load_experiment(name)
+        n_classes = len(StagedDataset(STAGED, split).class_names)
+        return cls(name, experiment, experiment.applied(params, n_classes))
 
     @property
     def names(self) -> list[str]:

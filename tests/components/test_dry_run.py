@@ -36,6 +36,8 @@ def test_the_default_profile_tries_every_family(caplog: pytest.LogCaptureFixture
     assert calls["matrix: InvFusion"] == 10
     assert calls["matrix: InvFusion MMSE"] == calls["box_inpainting: NPPC"] == 1
     assert "does not fit" not in said
+    assert lines[0].stage == "stage"
+    assert ("no dataset can be read in data/digits16" in said) is not Path("data/digits16/manifest.json").is_file()
     assert all(f"{model} " in said for model in params.train.models)
     assert [kind in said for kind in ("'strided_convolution'", "'mask'", "'matrix'", "'null'")] == [True] * 4
 
@@ -294,8 +296,36 @@ class TestStaging:
             for own in ({"form": "full"}, {"clusters": 2}, {"form": "stationary", "rank": None})
         )
         assert full.disk > 2 * one.disk, "a basis of whole images"
-        assert (clusters.cpu_seconds, clusters.memory > one.memory) == (2 * one.cpu_seconds, True)
+        assert clusters.cpu_seconds > 2 * one.cpu_seconds, "mirrored images too"
+        assert clusters.memory > 2 * one.memory
         assert same.cpu_seconds == 0, "spectra alone"
+
+    @pytest.mark.parametrize(
+        "own",
+        [
+            {},
+            {"clusters": 3},
+            {"form": "full", "clusters": 3, "own_covariances": True},
+            {"form": "stationary", "rank": None},
+        ],
+    )
+    def test_disk_is_that_of_the_file(self, tmp_path: Path, own: dict[str, Any]) -> None:
+        settings = PriorFitConfig(**{"form": "coloured", "rank": 16} | own)
+        prior = stand_in(settings, (3, 16, 16))
+        prior.save(tmp_path / "prior.safetensors")
+        params = load_profile()
+        data = params.data.model_copy(update={"shards": tmp_path, "gaussian_prior": settings})
+        (line,) = staging(params.model_copy(update={"data": data}))
+        assert line.disk == pytest.approx(2 * (tmp_path / "prior.safetensors").stat().st_size, rel=0.15)
+
+    def test_a_dataset_without_training_images_is_none_to_fit_to(self, tmp_path: Path) -> None:
+        assert self.staged(tmp_path, None)["Gaussian prior"].memory > 0
+        shards = [ShardEntry(file="a.tar", split="test", n_samples=5, sha256="0" * 64)]
+        write_manifest(
+            Manifest(name="p", image_size=64, n_samples={"test": 5}, source="", licence="", resize="", shards=shards),
+            tmp_path,
+        )
+        assert self.staged(tmp_path)["images"].disk > 0
 
     def test_a_profile_without_a_prior_fits_none(self) -> None:
         params = load_profile("photos64")

@@ -109,6 +109,7 @@ def test_other_tasks(client: TestClient, options: dict[str, object]) -> None:
         ({"mask": text(mask()), "scale": 2}, 422, "state one of"),
         ({"method": "magic"}, 422, "unknown method"),
         ({"method": "aseq_dip"}, 422, "takes too long"),
+        ({"method": "dps"}, 422, "takes too long"),
         ({"blur": text(np.full((61, 61), 200, np.uint8))}, 413, "pixels, as restored"),
         ({"samples": 5}, 413, "more than the 4"),
         ({"scale": 4}, 413, "more than the 2000"),
