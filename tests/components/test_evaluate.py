@@ -688,6 +688,32 @@ def test_an_operator_without_a_pseudo_inverse_is_refused_before_any_work(
     assert sorted((workplace / "state/evaluate").rglob("*.safetensors")) == kept
 
 
+def test_the_published_codes_operators_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel for a batch, spectra as measurements, and an inverse that is not exact."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "start_run", no_tracking)
+    stage_images()
+    save_models()
+    families = [
+        FAMILIES["strided_motion_blur"](law="official", strides=(2,)),
+        FAMILIES["patch_inpainting"](law="official"),
+    ]
+    params = make_params(
+        families=families, methods=["H_pinv y", "DDNM", "Palette", "InvFusion"], sampler=Heun(n_steps=2),
+        n_unconditional=0, calibration_images=0,
+    )  # fmt: skip
+    component.evaluate(params)
+    records = json.loads(Path("reports/evaluation.json").read_text())
+    values = {(r["degradation"], r["method"], r["metric"]): r["value"] for r in records}
+    for kind in ("strided_motion_blur", "patch_inpainting"):
+        for method in ("H_pinv y", "DDNM", "Palette", "InvFusion"):
+            assert values[kind, method, "psnr"] > 0
+            assert values[kind, method, "consistency_mse"] >= 0
+    assert (
+        values["patch_inpainting", "DDNM", "consistency_mse"] < values["patch_inpainting", "Palette", "consistency_mse"]
+    )
+
+
 class TestFrozenSets:
     def test_it_is_read_back_not_measured_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         noise = GaussianNoise(sigma_y=0.1)

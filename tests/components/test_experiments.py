@@ -28,9 +28,11 @@ from components.reporting.experiments import ClaimConfig, Experiment, experiment
 from components.reporting.paper import FILE, Paper
 from components.reporting.report import is_invfusion
 from components.training import train, zoo
-from invfusion.degradations import FAMILIES, Mixture
+from invfusion.degradations import FAMILIES, Mixture, members_of
+from invfusion.diffusion.losses import MMSELoss
 from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError
 from invfusion.metrics import METRICS
+from invfusion.names import kind_of
 from invfusion.noise import GaussianNoise
 from invfusion.rng import generator
 from invfusion.samplers import SAMPLERS
@@ -292,6 +294,26 @@ def test_what_cannot_be_trained_leaves_the_others(project: Path, monkeypatch: py
     found, missing = keeper.provide()
     assert set(missing) == {"palette"}
     assert set(found) == set(keeper.names) - {"palette"}
+
+
+def test_table_7_trains_for_the_mean_from_fresh_weights_and_distils_beside() -> None:
+    experiment, params = load_experiment("table_07"), load_profile()
+    changed = experiment.applied(params)
+    for variant in ("palette", "invfusion"):
+        label = {"palette": "Palette", "invfusion": "InvFusion"}[variant]
+        fresh, distilled = (changed.methods[f"{label} {how}"].model for how in ("trained for MMSE", "distilled"))
+        assert fresh == f"{variant}_eq7"
+        assert changed.starts_from(fresh) is None
+        assert isinstance(changed.task(fresh).loss, MMSELoss)
+        assert changed.architecture(fresh).variant == variant
+        assert experiment.changed_for(distilled, changed).starts_from("mmse") == variant
+
+
+def test_the_papers_larger_size_knows_no_matrices() -> None:
+    params = load_profile("ffhq256")
+    kinds = {kind_of(f) for f in (*members_of(params.degradation), *params.evaluate.families)}
+    assert "matrix" not in kinds
+    assert {"strided_motion_blur", "patch_inpainting"} <= kinds
 
 
 class TestWithheld:

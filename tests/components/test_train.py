@@ -23,6 +23,7 @@ from components.params import load_params
 from components.training import train as component
 from components.training.train import LOGS, MODELS, STAGED, STATE, pick_device, train
 from invfusion.data import StagedDataset
+from invfusion.degradations import FAMILIES, Mixture
 from invfusion.errors import CheckpointError, ConfigError, DataError, InvFusionError, NonFiniteError
 from invfusion.gaussian import GaussianPrior
 from invfusion.models import Denoiser, build_denoiser, load_denoiser, save_denoiser
@@ -58,6 +59,16 @@ def test_it_publishes_a_model_with_its_facts(runs: list[RecordingRun], variant: 
     assert facts["loss"]["kind"] == ("indi" if variant == "indi" else "diffusion")
     assert {"git_revision", "packages", "data_digest", "fingerprint", "noise", "seed"} <= facts.keys()
     assert [int(row["nimg"]) for row in read_log(variant)] == [16, 32, 48]
+
+
+def test_models_are_trained_on_the_published_codes_operators(runs: list[RecordingRun]) -> None:
+    members = tuple(FAMILIES[kind](law="official") for kind in ("strided_motion_blur", "patch_inpainting"))
+    params = make_params().model_copy(update={"degradation": Mixture(members=members)})
+    train(params, "invfusion")
+    facts = read_json(MODELS / "invfusion" / "manifest.json")
+    assert facts["nimg"] == 48
+    assert [member["law"] for member in facts["degradation"]["members"]] == ["official"] * 2
+    assert all(math.isfinite(float(row["loss"])) for row in read_log("invfusion"))
 
 
 def test_a_prior_of_other_images_is_refused(runs: list[RecordingRun]) -> None:
