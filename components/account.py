@@ -4,7 +4,7 @@ FLOPs are counted in closed form (`invfusion.models.flops`); a machine's speed i
 is that of a named GPU at the share of its peak that the paper's own trainings reached. Sampling costs are the calls of
 each method's sampler, counted with a stand-in for the network. What the Gaussian posterior takes is timed on this
 machine's CPU with a stand-in for the images' prior; on a GPU it is the share that it had on one. Staging is timed on
-one image and on one small matrix.
+one image and on one small matrix, judging on one small distance between sets.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from components.evaluation.judging import MAX_SET_RESAMPLES
 from components.evaluation.methods import Column, Method, columns
 from components.evaluation.restoring import MAX_COMPONENTS
 from components.params import Params, PriorFitConfig
@@ -34,6 +35,9 @@ from invfusion.errors import ConfigError, DataError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
+from invfusion.metrics import METRICS
+from invfusion.metrics.tools.features import INCEPTION_FILE
+from invfusion.metrics.tools.frechet import frechet
 from invfusion.models import DenoiserConfig, kept_by_shapes
 from invfusion.models.acceleration import TRAINING_PASSES, is_to_compile
 from invfusion.models.activations import GIB, TRAINING_BYTES, USABLE, Kept
@@ -65,6 +69,9 @@ IMAGES = "images"
 # Eigenvectors and products are timed on matrices of so many rows; of their matrices so many are there at once when a
 # prior is fitted, to within 8% of the memory that was measured (docs/reproduction.md).
 ROWS, MATRICES = 768, 6
+# Of Inception's features, and of one image's at 299x299 pixels; FEW_FEATURES are timed. The metrics that need them.
+FEATURES, FEW_FEATURES, INCEPTION_FLOPS = 2048, 512, 11.4e9
+OF_FEATURES = {name for name, metric in METRICS.items() if metric.weights == INCEPTION_FILE}
 # The share of colour in the stand-in's images; the rest is grey.
 COLOUR = 0.25
 
@@ -197,7 +204,7 @@ def account(params: Params, sizes: dict[str, int]) -> list[Line]:
     configs = {name: _config(params, name) for name in known}
     trainings = [_training(params, name, configs[name], known[name]) for name in params.models]
     plan = columns(params, params.models)
-    return [*staging(params), *trainings, *evaluation(params, plan, configs, known)]
+    return [*staging(params), *trainings, *evaluation(params, plan, configs, known), *judging(params, plan)]
 
 
 def staging(params: Params) -> Iterator[Line]:
@@ -279,7 +286,8 @@ def of_experiment(experiment: Experiment, params: Params, count: Count) -> list[
         replace(_training(changed, name, configs[model], sizes[model]), what=model)
         for model, (name, changed) in trained.items()
     ]
-    return [*trainings, *evaluation(params, plan, configs, sizes)]
+    judged = judging(params, plan) if OF_FEATURES & set(experiment.metrics) else ()
+    return [*trainings, *evaluation(params, plan, configs, sizes), *judged]
 
 
 def evaluation(
@@ -295,6 +303,36 @@ def evaluation(
         for method in column.methods:
             config = configs.get(method.model or "")
             yield _restoring(params, column, method, config, drawn, weights)
+
+
+def judging(params: Params, plan: Sequence[Column]) -> Iterator[Line]:
+    """Inception's features, where its weights are at hand: of all images that follow a distribution, of these projected
+    and of the real ones; then the distances between sets of them. Other metrics take next to nothing."""
+    if not (params.evaluate.weights_dir / INCEPTION_FILE).is_file():
+        return
+    n_images, seconds, most = 0, 0.0, 0
+    for column in plan:
+        n, methods = _n_images(params, column), sum(method.is_generative for method in column.methods)
+        # Where nothing is measured, or noise is, no image is projected: FID and KID alone.
+        projected = column.family is not None and params.evaluate.noise.is_absent
+        resamples = 1 + min(params.evaluate.bootstrap_resamples, MAX_SET_RESAMPLES)
+        kernels = 3 * _of_a_cube()[1] * FEATURES * n**2
+        n_images += n * (methods * (1 + projected) + (methods > 0))
+        seconds += methods * ((1 + projected) * resamples * _frechet_distance(n) + kernels)
+        most = max(most, n if methods else 0)
+    if n_images:
+        yield Line("judge", "Inception's features", n_images * INCEPTION_FLOPS, 0, 4.0 * most * FEATURES, 0)
+        # Both sides' features in float64, and what a decomposition copies of them.
+        yield Line("judge", "distances of sets", 0, seconds, 8.0 * 4 * most * FEATURES, 0)
+
+
+@cache
+def _frechet_distance(n: int) -> float:
+    """Seconds of one, of n images on either side: timed with fewer features, and images in proportion."""
+    share = FEATURES // FEW_FEATURES
+    features = randn((max(n // share, 2), FEW_FEATURES), generators(0, "account/features", range(2)))
+    distances = frechet(features[0], features[1])
+    return _seconds(lambda: distances(torch.ones(1, len(features[0]), dtype=torch.float64))) * share**3
 
 
 def _reader(method: Method, config: DenoiserConfig | None) -> DenoiserConfig | Sampler | None:
@@ -562,7 +600,8 @@ def _gaussian_share(seconds: float) -> str:
 
 def summary(lines: Sequence[Line], machine: Machine) -> str:
     """A table's account in one line: its trainings, its restorations, which take longest, and what does not fit."""
-    trainings = {line.what: line.seconds(machine) for line in lines if line.stage != "evaluate"}
+    trainings = {line.what: line.seconds(machine) for line in lines if line.stage in ("train", "distill")}
+    judged = sum(line.seconds(machine) for line in lines if line.stage == "judge")
     restoring, methods = 0.0, dict[str, float]()
     for line in lines:
         if line.stage == "evaluate":
@@ -579,6 +618,7 @@ def summary(lines: Sequence[Line], machine: Machine) -> str:
         f"training {duration(sum(trainings.values()))}{of_training} "
         f"({', '.join(f'{name} {duration(seconds)}' for name, seconds in trainings.items()) or 'nothing'}); "
         f"restoring {duration(restoring)}{of_restoring} ({', '.join(f'{m} {duration(methods[m])}' for m in longest)})"
+        + (f"; judging {duration(judged)}" if judged else "")
         + "".join(f"; {what} does not fit: {problem}" for what, problem in unfit.items())
     )
 

@@ -27,6 +27,7 @@ from invfusion.diffusion.losses import Condition
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
+from invfusion.metrics.tools.features import INCEPTION_FILE
 from invfusion.models import Denoiser
 from invfusion.models.flops import forward_flops
 from invfusion.rng import generator, generators, randn
@@ -69,6 +70,8 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = F
         log.info("what staging the images takes is not in it: no dataset can be read in %s", params.data.shards)
     for row in of_tables(params, machine, stand_in) if tables else account.table(lines, machine):
         log.info(row)
+    if not (weights := params.evaluate.weights_dir / INCEPTION_FILE).is_file():
+        log.info("what judging by Inception's features takes is not in it: there is no %s", weights)
     return lines
 
 

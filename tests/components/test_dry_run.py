@@ -15,6 +15,7 @@ from components.training.dry_run import dry_run
 from invfusion.data.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
 from invfusion.data.staged import StagedManifest
 from invfusion.gaussian.covariance import Coloured
+from invfusion.metrics.tools.features import INCEPTION_FILE
 from invfusion.models.activations import GIB
 
 
@@ -258,6 +259,23 @@ def test_long_trainings_are_accounted_as_compiled_on_a_gpu() -> None:
     lines = of_the_paper()[1], account(cheap(load_profile()), dict.fromkeys(load_profile().models, 1))
     found = [by_name(each)["invfusion"].activations for each in lines]
     assert [each is not None and each.compiled for each in found] == [True, False]
+
+
+def test_judging_is_counted_where_inceptions_weights_are(tmp_path: Path) -> None:
+    some = {"methods": ["H_pinv y", "Palette", "InvFusion"], "n_images": 2000, "weights_dir": tmp_path}
+    assert not any(line.stage == "judge" for line in of_the_paper(**some)[1])
+    (tmp_path / INCEPTION_FILE).touch()
+    params, lines = of_the_paper(**some)
+    features, distances = (line for line in lines if line.stage == "judge")
+    kinds, generated = len(params.evaluate.families), params.evaluate.n_unconditional
+    shown = sum(params.methods[name].generates for name in some["methods"])
+    assert features.flops == pytest.approx(11.4e9 * (kinds * 2000 * 5 + (shown + 1) * generated * (shown > 0)))
+    assert distances.cpu_seconds > kinds * 2 * 2 * 101 * 0.1
+    fewer = of_the_paper(**some | {"bootstrap_resamples": 10})[1][-1]
+    assert fewer.cpu_seconds < distances.cpu_seconds / 4
+    machine = Machine("fast", flops=1e12, memory=1e12, disk=1e15)
+    assert "; judging " in summary(lines, machine)
+    assert "distances of sets" not in summary(lines, machine)
 
 
 class TestStaging:
