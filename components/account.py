@@ -332,7 +332,7 @@ def _frechet_distance(n: int) -> float:
     share = FEATURES // FEW_FEATURES
     features = randn((max(n // share, 2), FEW_FEATURES), generators(0, "account/features", range(2)))
     distances = frechet(features[0], features[1])
-    return _seconds(lambda: distances(torch.ones(1, len(features[0]), dtype=torch.float64))) * share**3
+    return _seconds(lambda: distances(torch.ones(1, len(features[0]), dtype=torch.float64), None)) * share**3
 
 
 def _reader(method: Method, config: DenoiserConfig | None) -> DenoiserConfig | Sampler | None:
