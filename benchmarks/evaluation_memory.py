@@ -3,8 +3,9 @@
     python -m benchmarks.evaluation_memory ffhq64
 
 Random images are staged in a scratch folder, as many to restore as the profile says and as many to compare with, and
-each method of METHODS restores every family of the profile with one step. For each family the line that is printed
-says the most memory that the process held, over what it held with the models loaded, in MiB, and the seconds it took.
+each method restores every family of the profile, diffusion models with one step. For each family the line that is
+printed says the most memory that the process held, over what it held with the models loaded, in MiB, and the seconds it
+took.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.data.prior import fit_prior
+from components.data.prior import fit_prior, staged_prior
 from components.evaluation import evaluate as component
 from components.evaluation.costs import resident
 from components.evaluation.methods import columns
@@ -37,7 +38,9 @@ from invfusion.models import DenoiserConfig, LevelConfig, build_denoiser, save_d
 from invfusion.rng import generator
 from invfusion.samplers import Heun
 
-METHODS = ("Wiener", "Gaussian posterior", "Palette", "Unconditional")
+USUAL = ("Wiener", "Gaussian posterior", "Palette", "Unconditional")
+# Those that take longer: many steps, gradients, principal components.
+METHODS = (*USUAL, "DDRM", "DPS", "InvFusion", "InvFusion-G", "MMSE", "NPPC")
 SHARD = 1000
 # Of a network whose activations take next to nothing.
 WIDTH, PATCH = 48, 16
@@ -97,14 +100,24 @@ def stage_shard(params: Params, split: str, first: int, n: int) -> str:
     return name
 
 
-def save_models(params: Params) -> None:
-    """Untrained networks under the names of the profile's models."""
+def save_models(params: Params) -> list[str]:
+    """Untrained networks under the names of the profile's models; returns these."""
     config = DenoiserConfig(
         image_size=params.data.image_size, patch_size=PATCH, levels=(LevelConfig(width=WIDTH, depth=1),),
         head_dim=WIDTH // 2, mapping_width=16, mapping_hidden=16, mapping_depth=1, n_classes=params.model.n_classes,
     )  # fmt: skip
-    for variant in ("unconditional", "palette"):
-        save_denoiser(build_denoiser(config, seed=0, variant=variant), MODELS / variant, {})
+    given = {"variant": "invfusion"}
+    models: dict[str, dict[str, Any]] = {
+        "unconditional": {"variant": "unconditional"},
+        "palette": {"variant": "palette"},
+        "invfusion": given,
+        "invfusion_g": given | {"preconditioning": "gaussian", "prior": staged_prior(STAGED)},
+        "mmse": given,
+        "nppc": given | {"n_components": getattr(params.recipe("nppc"), "n_components", 0)},
+    }
+    for name, settings in models.items():
+        save_denoiser(build_denoiser(config, seed=0, **settings), MODELS / name, {})
+    return list(models)
 
 
 def held() -> float:
@@ -146,8 +159,7 @@ def run(
         stage_noise(params)
         assert params.data.gaussian_prior is not None, "the filter, which every evaluation has, needs a prior"
         fit_prior(STAGED, params.data.gaussian_prior)
-        save_models(params)
-        plan = columns(params, ["unconditional", "palette"])
+        plan = columns(params, save_models(params))
         models = {m.model: MODELS / m.model for column in plan for m in column.methods if m.model}
         evaluation = component.prepare(params, plan, models, Path("artifacts/evaluation"))
         for name in models:
@@ -175,7 +187,7 @@ def main() -> None:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("profile", choices=profile_names())
     command.add_argument("--images", type=int, help="instead of the profile's own number")
-    command.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    command.add_argument("--methods", nargs="+", default=USUAL, choices=METHODS)
     command.add_argument("--families", nargs="*", default=[], help="kinds; default: all of the profile")
     options = command.parse_args()
     if options.images is not None and options.images < 1:
