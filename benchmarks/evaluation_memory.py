@@ -3,9 +3,9 @@
     python -m benchmarks.evaluation_memory ffhq64
 
 Random images are staged in a scratch folder, as many to restore as the profile says and as many to compare with, and
-each method restores every family of the profile, diffusion models with one step. For each family the line that is
-printed says the most memory that the process held, over what it held with the models loaded, in MiB, and the seconds it
-took.
+each method restores every family of the profile; diffusion models with one step, DDRM and DPS with their own, so that
+few --images are in place. For each family the line that is printed says the most memory that the process held, over
+what it held with the models loaded, in MiB, and the seconds it took.
 """
 
 import argparse
@@ -106,14 +106,14 @@ def save_models(params: Params) -> list[str]:
         image_size=params.data.image_size, patch_size=PATCH, levels=(LevelConfig(width=WIDTH, depth=1),),
         head_dim=WIDTH // 2, mapping_width=16, mapping_hidden=16, mapping_depth=1, n_classes=params.model.n_classes,
     )  # fmt: skip
-    given = {"variant": "invfusion"}
+    gaussian = {"variant": "invfusion", "preconditioning": "gaussian", "prior": staged_prior(STAGED)}
     models: dict[str, dict[str, Any]] = {
         "unconditional": {"variant": "unconditional"},
         "palette": {"variant": "palette"},
-        "invfusion": given,
-        "invfusion_g": given | {"preconditioning": "gaussian", "prior": staged_prior(STAGED)},
-        "mmse": given,
-        "nppc": given | {"n_components": getattr(params.recipe("nppc"), "n_components", 0)},
+        "invfusion": {"variant": "invfusion"},
+        "invfusion_g": gaussian,
+        "mmse": gaussian,
+        "nppc": gaussian | {"n_components": getattr(params.recipe("nppc"), "n_components", 0)},
     }
     for name, settings in models.items():
         save_denoiser(build_denoiser(config, seed=0, **settings), MODELS / name, {})

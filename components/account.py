@@ -35,7 +35,6 @@ from invfusion.errors import ConfigError, DataError
 from invfusion.gaussian import GaussianPrior
 from invfusion.gaussian.covariance import Coloured, LowRank
 from invfusion.measuring import NOISELESS, draw_operator, measure_batch
-from invfusion.metrics import METRICS
 from invfusion.metrics.tools.features import INCEPTION_FILE
 from invfusion.metrics.tools.frechet import frechet
 from invfusion.models import DenoiserConfig, kept_by_shapes
@@ -69,9 +68,8 @@ IMAGES = "images"
 # Eigenvectors and products are timed on matrices of so many rows; of their matrices so many are there at once when a
 # prior is fitted, to within 8% of the memory that was measured (docs/reproduction.md).
 ROWS, MATRICES = 768, 6
-# Of Inception's features, and of one image's at 299x299 pixels; FEW_FEATURES are timed. The metrics that need them.
+# Of Inception's features, and of one image's at 299x299 pixels; FEW_FEATURES are timed.
 FEATURES, FEW_FEATURES, INCEPTION_FLOPS = 2048, 512, 11.4e9
-OF_FEATURES = {name for name, metric in METRICS.items() if metric.weights == INCEPTION_FILE}
 # The share of colour in the stand-in's images; the rest is grey.
 COLOUR = 0.25
 
@@ -150,9 +148,11 @@ class Activations:
 
 @dataclass(frozen=True)
 class Line:
-    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of staging, and of drawing
-    operators; gaussian_seconds: of the Gaussian posterior on this machine's CPU; calls: network calls per image, where
-    images are restored; activations: beside memory and flops, where something is trained."""
+    """What one stage, or one method of it, takes: bytes of memory and disk. cpu_seconds: of staging, of drawing
+    operators and of distances between sets; gaussian_seconds: of the Gaussian posterior; both on this machine's CPU.
+    calls: network calls per image, where images are restored; activations: beside memory and flops, where something is
+    trained.
+    """
 
     stage: str
     what: str
@@ -286,8 +286,7 @@ def of_experiment(experiment: Experiment, params: Params, count: Count) -> list[
         replace(_training(changed, name, configs[model], sizes[model]), what=model)
         for model, (name, changed) in trained.items()
     ]
-    judged = judging(params, plan) if OF_FEATURES & set(experiment.metrics) else ()
-    return [*trainings, *evaluation(params, plan, configs, sizes), *judged]
+    return [*trainings, *evaluation(params, plan, configs, sizes), *judging(params, plan)]
 
 
 def evaluation(
@@ -317,11 +316,13 @@ def judging(params: Params, plan: Sequence[Column]) -> Iterator[Line]:
         projected = column.family is not None and params.evaluate.noise.is_absent
         resamples = 1 + min(params.evaluate.bootstrap_resamples, MAX_SET_RESAMPLES)
         kernels = 3 * _of_a_cube()[1] * FEATURES * n**2
-        n_images += n * (methods * (1 + projected) + (methods > 0))
+        n_images += n * methods * (1 + projected)
         seconds += methods * ((1 + projected) * resamples * _frechet_distance(n) + kernels)
         most = max(most, n if methods else 0)
     if n_images:
-        yield Line("judge", "Inception's features", n_images * INCEPTION_FLOPS, 0, 4.0 * most * FEATURES, 0)
+        # And of the real images, once.
+        flops = (n_images + most) * INCEPTION_FLOPS
+        yield Line("judge", "Inception's features", flops, 0, 4.0 * most * FEATURES, 0)
         # Both sides' features in float64, and what a decomposition copies of them.
         yield Line("judge", "distances of sets", 0, seconds, 8.0 * 4 * most * FEATURES, 0)
 

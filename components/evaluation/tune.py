@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 FRAGMENT = Path("reports/tuned.yaml")
 TRIALS = Path("reports/tuning.json")
 OUTPUT = Path("artifacts/tuning")
+EVERYWHERE = "A table takes those of the first of its metrics that has any."
+THERE = "They hold for this table alone, before those of the methods."
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def write(trials: Sequence[Trial], metric: str, table: str = "") -> Path:
     with FRAGMENT.open("w") as file:
         file.write(
             f"# The best values by {metric} on the validation split, which may not be so by another metric; put "
-            "them into params.yaml. A table takes those of the first of its metrics that has any.\n"
+            f"them into params.yaml. {THERE if table else EVERYWHERE}\n"
         )
         yaml.dump(fragment, file)
     for ends in at_the_end(trials, metric):

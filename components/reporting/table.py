@@ -292,7 +292,8 @@ def tuned_line(outcome: Outcome) -> str:
     by = "; ".join(f"{', '.join(dict.fromkeys(names))} by {METRICS[metric].label}" for metric, names in found.items())
     headline = outcome.experiment.metrics[0]
     rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
-    own = [tables.label(row) for row in outcome.params.tables.tuned.get(outcome.name, {})]
+    rows = {method.name: None for column in outcome.plan for method in column.methods}
+    own = [tables.label(row) for row in rows if row in outcome.params.tables.tuned.get(outcome.name, {})]
     here = f" Those of {', '.join(own)} are of this table's own models and measurements." if own else ""
     return f"Step sizes were tuned on the validation split: {by}{rest}.{here}"
 

@@ -66,12 +66,16 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = F
     speed = account.BACKWARD * forward_flops(denoiser.config) * batch_size / min(steps)
     machine = Machine.named(gpu) if gpu else Machine.this(speed, x.device)
     lines = account.account(params, sizes)
-    if not (tables or any(line.what == account.IMAGES for line in lines)):
+    if tables:
+        log.info("staging is not in it")
+    elif not any(line.what == account.IMAGES for line in lines):
         log.info("what staging the images takes is not in it: no dataset can be read in %s", params.data.shards)
+    if not (weights := params.evaluate.weights_dir / INCEPTION_FILE).is_file():
+        log.info(
+            "FID, CFID and KID, which can take hours, are not in it: there is no %s, so stand-ins are shown", weights
+        )
     for row in of_tables(params, machine, stand_in) if tables else account.table(lines, machine):
         log.info(row)
-    if not (weights := params.evaluate.weights_dir / INCEPTION_FILE).is_file():
-        log.info("what judging by Inception's features takes is not in it: there is no %s", weights)
     return lines
 
 

@@ -704,6 +704,9 @@ def test_the_published_codes_operators_are_evaluated(tmp_path: Path, monkeypatch
     )  # fmt: skip
     component.evaluate(params)
     records = json.loads(Path("reports/evaluation.json").read_text())
+    written = json.loads(Path("artifacts/evaluation/measurements/strided_motion_blur.json").read_text())
+    assert '"law": "official"' in json.dumps(written)
+    assert "published_blur" in json.dumps(written), "the operator that was drawn"
     values = {(r["degradation"], r["method"], r["metric"]): r["value"] for r in records}
     for kind in ("strided_motion_blur", "patch_inpainting"):
         for method in ("H_pinv y", "DDNM", "Palette", "InvFusion"):

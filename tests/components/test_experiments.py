@@ -740,7 +740,7 @@ class TestTunedByWhatIsReported:
         [
             ("table_99", "DPS", r"tables\.tuned: unknown experiment 'table_99'"),
             ("table_11", "DSP", r"tables\.tuned\.table_11: unknown row 'DSP'.*did you mean 'DPS'"),
-            ("table_11", "Wiener", r"tables\.tuned\.table_11\.Wiener: .*'zeta' is no setting that can be tuned"),
+            ("table_11", "Wiener", r"tables\.tuned\.table_11.*(\n.*)*'zeta' is no setting that can be tuned"),
         ],
     )
     def test_a_wrong_name_is_told(self, project: Path, experiment: str, row: str, message: str) -> None:
