@@ -180,7 +180,8 @@ class Experiment(Config):
                 raise ConfigError(f"tables.tuned: {unknown('experiment', experiment, experiment_names())}")
         tuned = params.tables.tuned.get(self.name, {})
         for row in tuned:
-            if row not in self.names:
+            # A method that was taken out of the experiment may keep its values.
+            if row not in (*self.names, *params.methods):
                 raise ConfigError(f"tables.tuned.{self.name}: {unknown('row', row, self.names)}")
         return tuned
 

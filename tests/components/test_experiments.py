@@ -76,7 +76,7 @@ def make_params(**evaluate: Any) -> Params:
             "methods": chosen,
             "recipes": base.recipes.model_copy(update=recipes),
             "evaluate": base.evaluate.model_copy(update=small | evaluate),
-            "tables": base.tables.model_copy(update={"max_images": N}),
+            "tables": base.tables.model_copy(update={"max_images": N, "tuned": {}}),
             "tune": base.tune.model_copy(update={"n_images": N}),
             "report": base.report.model_copy(update={"gallery_images": 1}),
         }
@@ -727,6 +727,9 @@ class TestTunedByWhatIsReported:
             params.model_copy(update={"methods": {**params.methods, "DPS": dps}})
         )
         assert changed.methods["DPS"].tuned == {"psnr": {"patch_inpainting": {"zeta": 0.7}, "matrix": {"zeta": 3.0}}}
+
+    def test_a_row_that_was_taken_out_may_keep_its_values(self, project: Path) -> None:
+        load_experiment("table_04").applied(for_table(make_params(), "table_04", "DPS"))
 
     def test_a_page_says_whose_step_sizes_are_its_own(self, project: Path) -> None:
         experiment = load_experiment("table_09")
