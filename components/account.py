@@ -304,17 +304,22 @@ def evaluation(
             yield _restoring(params, column, method, config, drawn, weights)
 
 
+def inception(params: Params) -> Path:
+    """Where Inception's weights lie, if they are at hand."""
+    return params.evaluate.weights_dir / INCEPTION_FILE
+
+
 def judging(params: Params, plan: Sequence[Column]) -> Iterator[Line]:
     """Inception's features, where its weights are at hand: of all images that follow a distribution, of these projected
     and of the real ones; then the distances between sets of them. Other metrics take next to nothing."""
-    if not (params.evaluate.weights_dir / INCEPTION_FILE).is_file():
+    if not inception(params).is_file():
         return
     n_images, seconds, most = 0, 0.0, 0
+    resamples = 1 + min(params.evaluate.bootstrap_resamples, MAX_SET_RESAMPLES)
     for column in plan:
         n, methods = _n_images(params, column), sum(method.is_generative for method in column.methods)
         # Where nothing is measured, or noise is, no image is projected: FID and KID alone.
         projected = column.family is not None and params.evaluate.noise.is_absent
-        resamples = 1 + min(params.evaluate.bootstrap_resamples, MAX_SET_RESAMPLES)
         kernels = 3 * _of_a_cube()[1] * FEATURES * n**2
         n_images += n * methods * (1 + projected)
         seconds += methods * ((1 + projected) * resamples * _frechet_distance(n) + kernels)

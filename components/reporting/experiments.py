@@ -175,9 +175,10 @@ class Experiment(Config):
 
     def _tuned(self, params: Params) -> dict[str, Tuned]:
         """Of this experiment's rows; an unknown experiment is refused whichever is made."""
+        known = experiment_names()
         for experiment in params.tables.tuned:
-            if experiment not in experiment_names():
-                raise ConfigError(f"tables.tuned: {unknown('experiment', experiment, experiment_names())}")
+            if experiment not in known:
+                raise ConfigError(f"tables.tuned: {unknown('experiment', experiment, known)}")
         tuned = params.tables.tuned.get(self.name, {})
         for row in tuned:
             # A method that was taken out of the experiment may keep its values.

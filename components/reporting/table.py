@@ -285,15 +285,16 @@ def caption(outcome: Outcome) -> str:
 def tuned_line(outcome: Outcome) -> str:
     """By which metric the step sizes were found, and on what; empty where all are the samplers' own."""
     found: dict[str, list[str]] = {}
-    for method in (method for column in outcome.plan for method in column.methods if method.tuned_by):
+    tuned = [method for column in outcome.plan for method in column.methods if method.tuned_by]
+    for method in tuned:
         found.setdefault(method.tuned_by or "", []).append(tables.label(method.name))
     if not found:
         return ""
     by = "; ".join(f"{', '.join(dict.fromkeys(names))} by {METRICS[metric].label}" for metric, names in found.items())
     headline = outcome.experiment.metrics[0]
     rest = "" if headline in found else f", as none were tuned by {METRICS[headline].label}"
-    rows = {method.name: None for column in outcome.plan for method in column.methods}
-    own = [tables.label(row) for row in rows if row in outcome.params.tables.tuned.get(outcome.name, {})]
+    of_table = outcome.params.tables.tuned.get(outcome.name, {})
+    own = dict.fromkeys(tables.label(method.name) for method in tuned if method.name in of_table)
     here = f" Those of {', '.join(own)} are of this table's own models and measurements." if own else ""
     return f"Step sizes were tuned on the validation split: {by}{rest}.{here}"
 

@@ -27,7 +27,6 @@ from invfusion.diffusion.losses import Condition
 from invfusion.errors import ConfigError
 from invfusion.gaussian import GaussianPrior
 from invfusion.measuring import Streams, measure_batch
-from invfusion.metrics.tools.features import INCEPTION_FILE
 from invfusion.models import Denoiser
 from invfusion.models.flops import forward_flops
 from invfusion.rng import generator, generators, randn
@@ -70,7 +69,7 @@ def dry_run(params: Params, batch_size: int = 1, gpu: str = "", tables: bool = F
         log.info("staging is not in it")
     elif not any(line.what == account.IMAGES for line in lines):
         log.info("what staging the images takes is not in it: no dataset can be read in %s", params.data.shards)
-    if not (weights := params.evaluate.weights_dir / INCEPTION_FILE).is_file():
+    if not (weights := account.inception(params)).is_file():
         log.info(
             "FID, CFID and KID, which can take hours, are not in it: there is no %s, so stand-ins are shown", weights
         )

@@ -399,7 +399,7 @@ class TestWhatIsMissing:
         with pytest.raises(DataError, match="stage step has not been run"):
             table.table(make_params(), "table_03")
 
-    def test_classes(self) -> None:
+    def test_classes(self, project: Path) -> None:
         with pytest.raises(ConfigError, match="class-conditional, but the dataset 'digits16' has no class labels"):
             Experiment.model_validate(
                 {"title": "t", "table": "2", "dataset": "ImageNet64", "class_conditional": True, "metrics": ["psnr"],
@@ -752,6 +752,10 @@ class TestTunedByWhatIsReported:
 
     def test_a_table_is_tuned_on_its_own_models_and_measurements(self, project: Path) -> None:
         params = make_params()
+        changed = zoo.Zoo.of(params, "table_11", "val").params
+        assert changed.evaluate.noise == GaussianNoise(sigma_y=0.1)
+        assert changed.tune.metrics == ["psnr", "fid"]
+        assert "DPS" in changed.methods
         with pytest.raises(
             CheckpointError, match=r"not trained; its place is artifacts/zoo/unc.*flows\.table --name table_11"
         ):
